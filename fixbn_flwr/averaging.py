@@ -1,0 +1,102 @@
+"""Averaging on the server: parameters' weighted mean, statistics by mean or pooled, counters.
+
+The kinds of array and the formulas are those of METHOD: a state dict's names tell statistics
+(``*.running_mean``, ``*.running_var``) and counters (``*.num_batches_tracked``) from parameters
+(all else). torch fixes those names, so on the server, which has arrays only, they are enough.
+
+Sums run in float64 in the order of the replies and are rounded once, to the arrays' own type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Arrays = Mapping[str, Array]
+
+
+class Kind(Enum):
+    """What an array of a model's state is."""
+
+    PARAMETER = "parameter"
+    STATISTIC = "statistic"
+    COUNTER = "counter"
+
+
+def kind_of(name: str) -> Kind:
+    """Tell the kind of an array from its name in the state dict."""
+    match name.rsplit(".", 1)[-1]:
+        case "running_mean" | "running_var":
+            return Kind.STATISTIC
+        case "num_batches_tracked":
+            return Kind.COUNTER
+        case _:
+            return Kind.PARAMETER
+
+
+def weighted_mean(updates: Sequence[Arrays], weights: Sequence[float]) -> dict[str, Array]:
+    """Return ``sum_k p_k x_k`` for every array, with ``p_k = weights[k] / sum(weights)``.
+
+    Args:
+        updates: one mapping a client, all with the same names and shapes.
+        weights: one positive number a client, such as its number of examples.
+
+    Returns:
+        Arrays of the shapes and types of the first client's.
+    """
+    return {
+        name: _round_to(_mean([update[name] for update in updates], weights), first.dtype)
+        for name, first in updates[0].items()
+    }
+
+
+def pooled_statistics(updates: Sequence[Arrays], weights: Sequence[float]) -> dict[str, Array]:
+    """Return mean and variance of the mixture of all clients' data.
+
+    ``mu = sum_k p_k mu_k`` and, by the law of total variance,
+    ``var = sum_k p_k (var_k + (mu_k - mu)^2)``, which counts the spread between the clients too.
+    It equals ``sum_k p_k (var_k + mu_k^2) - mu^2`` and, unlike that form, cannot fall below zero
+    by rounding.
+
+    Args and returns: as for :func:`weighted_mean`, the names being those of statistics.
+    """
+    pooled = weighted_mean(updates, weights)
+    for name in pooled:
+        if name.endswith("running_var"):
+            means = [update[name.removesuffix("var") + "mean"] for update in updates]
+            mean = _mean(means, weights)
+            spread = [
+                update[name].astype(np.float64) + (own_mean - mean) ** 2
+                for update, own_mean in zip(updates, means, strict=True)
+            ]
+            pooled[name] = _round_to(_mean(spread, weights), updates[0][name].dtype)
+    return pooled
+
+
+def merged_counters(updates: Sequence[Arrays]) -> dict[str, Array]:
+    """Return the largest count of each counter: an integer of the same shape and type.
+
+    An average of counts would be a float, which torch truncates on loading.
+    """
+    return {
+        name: np.asarray(np.max([update[name] for update in updates], axis=0), dtype=first.dtype)
+        for name, first in updates[0].items()
+    }
+
+
+def _mean(values: Sequence[Array], weights: Sequence[float]) -> NDArray[np.float64]:
+    total = float(sum(weights))
+    mean = np.zeros(values[0].shape)
+    for value, weight in zip(values, weights, strict=True):
+        mean += value.astype(np.float64) * (weight / total)
+    return mean
+
+
+def _round_to(value: NDArray[np.float64], dtype: np.dtype[Any]) -> Array:
+    # np.asarray: arithmetic on 0-d arrays gives scalars, which Flower's Array refuses.
+    return np.asarray(value).astype(dtype)

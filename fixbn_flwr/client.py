@@ -1,0 +1,108 @@
+"""The app's client: a NumPyClient, as Flower documents it, with FixBN added by one ``with``.
+
+It is an example as much as a product: all that FixBN needs of a client is the ``local_training``
+block in :meth:`FixBNClient.fit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.app import Context
+from flwr.client import NumPyClient
+from flwr.common import Config, NDArrays, Scalar
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fixbn_flwr.app.config import Settings
+from fixbn_flwr.local import local_training
+from fixbn_flwr.tasks import Split, Task, load_splits
+from fixbn_flwr.training import (
+    Workbench,
+    batches_by_epochs,
+    batches_by_steps,
+    evaluate,
+    seed_of,
+    train,
+    workbench,
+)
+from fixbn_flwr.wire import ROUND
+
+
+class FixBNClient(NumPyClient):
+    """One client of the app: trains a task's model on the images that it holds.
+
+    Args:
+        task: data, model, loss and metric.
+        partition: indices of this client's images among the task's training images, int64 ``[n]``.
+        settings: the validated run config.
+        context: Flower's context of this client; its state keeps the momentum buffers.
+    """
+
+    def __init__(
+        self, task: Task, partition: NDArray[np.int64], settings: Settings, context: Context
+    ) -> None:
+        self.task = task
+        self.partition = partition
+        self.settings = settings
+        self.context = context
+
+    def get_properties(self, config: Config) -> dict[str, Scalar]:
+        """Tell the server which partition this client trains on, and how many images it has."""
+        return {"partition-id": self._partition_id, "examples": len(self.partition)}
+
+    def fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        """Train for a round; return all arrays, the number of images and the training loss."""
+        settings, server_round = self.settings, int(config[ROUND])
+        bench = self._bench(parameters)
+        bench.set_learning_rate(settings.learning_rate_at(server_round))
+        # The same numbers whichever process trains this client, and in whatever order.
+        seed = seed_of(settings.seed, server_round, self._partition_id)
+        torch.manual_seed(seed)  # dropout draws from the global generator
+        random = torch.Generator().manual_seed(seed)
+        with local_training(bench.model, bench.optimizer, config, self.context) as local:
+            loss = train(
+                bench, self.task, self._data, self._batches(random), random, settings.precision
+            )
+        metrics: dict[str, Scalar] = {"train-loss": loss, **local.metrics}
+        return list(bench.arrays().values()), len(self.partition), metrics
+
+    def evaluate(
+        self, parameters: NDArrays, config: Config
+    ) -> tuple[float, int, dict[str, Scalar]]:
+        """Evaluate the global model on this client's own images."""
+        own = torch.from_numpy(self.partition)
+        data = Split(self._data.images[own], self._data.targets[own])
+        loss, accuracy = evaluate(self._bench(parameters), self.task, data)
+        return loss, len(data), {"accuracy": accuracy}
+
+    @property
+    def _partition_id(self) -> int:
+        return int(self.context.node_config.get("partition-id", 0))
+
+    @property
+    def _data(self) -> Split:
+        data_dir = self.settings.data_dir
+        return load_splits(self.task, Path(data_dir) if data_dir else None)[0]
+
+    def _bench(self, parameters: NDArrays) -> Workbench:
+        settings = self.settings
+        bench = workbench(
+            self.task,
+            settings.model,
+            settings.norm,
+            settings.momentum_coefficient,
+            settings.weight_decay,
+            settings.device,
+        )
+        bench.load(dict(zip(bench.model.state_dict(), parameters, strict=True)))
+        return bench
+
+    def _batches(self, random: torch.Generator) -> Iterator[Tensor]:
+        indices, size = torch.from_numpy(self.partition), self.settings.batch_size
+        if self.settings.local_steps:
+            return batches_by_steps(indices, size, self.settings.local_steps, random)
+        return batches_by_epochs(indices, size, self.settings.local_epochs, random)

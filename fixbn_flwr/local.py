@@ -1,0 +1,139 @@
+"""The client's side of FixBN: a context manager around any local training loop.
+
+    with local_training(model, optimizer, msg.content, context) as local:
+        train(model, loader, optimizer)                   # your loop, unchanged
+    content = RecordDict({"arrays": ..., "metrics": ..., **local.records})
+
+or, in ``NumPyClient.fit``,
+
+    with local_training(model, optimizer, config, context) as local:
+        train(model, loader, optimizer)
+    return arrays, num_examples, {**metrics, **local.metrics}
+
+What to do in a round the server says in the message's config; see :mod:`fixbn_flwr.strategy`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import safetensors.torch
+import torch
+from flwr.app import ArrayRecord, Context, RecordDict
+from torch import nn
+from torch.optim import Optimizer
+
+from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.momentum import Buffers, read_buffers, read_momentum, write_buffers
+from fixbn_flwr.normalization import freeze_statistics
+from fixbn_flwr.schedule import Phase
+from fixbn_flwr.store import load_buffers, save_buffers
+from fixbn_flwr.wire import MOMENTUM, PHASE, Momentum, RoundConfig
+
+
+@dataclass
+class LocalTraining:
+    """What ``local_training`` hands to the ``with`` block.
+
+    Attributes:
+        phase: the round's phase; None when the server does not use FixBN.
+        records: after the block, what a Message API reply must carry beside arrays and metrics.
+        metrics: after the block, what ``NumPyClient.fit`` must add to its metrics.
+    """
+
+    phase: Phase | None
+    records: dict[str, ArrayRecord] = field(default_factory=dict)
+    metrics: dict[str, bytes] = field(default_factory=dict)
+
+
+@contextmanager
+def local_training(
+    model: nn.Module,
+    optimizer: Optimizer,
+    received: RecordDict | Mapping[str, Any],
+    context: Context,
+) -> Iterator[LocalTraining]:
+    """Train under FixBN's rules for the length of a ``with`` block.
+
+    On entry the optimiser's buffers become those that the server's momentum mode asks for and, in
+    calibration, the statistics are frozen (:func:`~fixbn_flwr.normalization.freeze_statistics`) and
+    every learning rate is multiplied by the server's factor. On exit, by an exception too, the
+    statistics are thawed and the learning rates restored; the buffers are kept for the next round
+    unless there was an exception. With a server that does not use FixBN nothing happens at all.
+
+    Args:
+        model: the model, with the global arrays already loaded.
+        optimizer: an optimiser of this model's parameters; new or of an earlier round, no matter.
+        received: ``msg.content`` (Message API), or the ``config`` of ``NumPyClient.fit``.
+        context: the client's context, whose state keeps the buffers from round to round.
+
+    Raises:
+        ConfigError: ``received`` is neither.
+        NoStatisticsError: calibration of a model without running statistics.
+        StatisticsMovedError: the block wrote to frozen statistics.
+        MomentumError: kept or received buffers do not fit the model.
+    """
+    asked = RoundConfig.from_config(_config_of(received))
+    if asked is None:
+        yield LocalTraining(phase=None)
+        return
+    local = LocalTraining(asked.phase)
+    match asked.momentum:
+        case Momentum.RESET:
+            start: Buffers = {}
+        case Momentum.LOCAL:
+            start = load_buffers(context, asked.server_round)
+        case Momentum.GLOBAL:
+            start = _received_momentum(received)
+    write_buffers(model, optimizer, start)
+    with ExitStack() as stack:
+        if asked.phase is Phase.CALIBRATION:
+            stack.enter_context(freeze_statistics(model))
+            stack.enter_context(_multiplied_learning_rate(optimizer, asked.learning_rate_factor))
+        yield local
+    if asked.momentum is Momentum.LOCAL:
+        save_buffers(context, asked.server_round, read_buffers(model, optimizer))
+    elif asked.momentum is Momentum.GLOBAL:
+        buffers = read_momentum(model, optimizer)
+        if isinstance(received, RecordDict):
+            local.records[MOMENTUM] = ArrayRecord(buffers)
+        else:
+            local.metrics[MOMENTUM] = safetensors.torch.save(buffers)
+
+
+def _config_of(received: RecordDict | Mapping[str, Any]) -> Mapping[str, Any]:
+    if isinstance(received, RecordDict):
+        configs = received.config_records.values()
+        return next((config for config in configs if PHASE in config), {})
+    if isinstance(received, Mapping):
+        return received
+    raise ConfigError(
+        f"local_training got a {type(received).__name__} as its third argument: give it the "
+        "message's content (msg.content), or the config that NumPyClient.fit receives."
+    )
+
+
+def _received_momentum(received: RecordDict | Mapping[str, Any]) -> Buffers:
+    """Return the server's averaged buffers; empty before any client has returned some."""
+    if isinstance(received, RecordDict):
+        record = received.array_records.get(MOMENTUM, ArrayRecord())
+        return {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
+    blob = received[MOMENTUM]
+    return safetensors.torch.load(blob) if isinstance(blob, bytes) else {}
+
+
+@contextmanager
+def _multiplied_learning_rate(optimizer: Optimizer, factor: float) -> Iterator[None]:
+    """Multiply every group's learning rate; a change made inside the block survives it unscaled."""
+    before = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * factor
+    try:
+        yield
+    finally:
+        for group, learning_rate in zip(optimizer.param_groups, before, strict=True):
+            unchanged = group["lr"] == learning_rate * factor
+            group["lr"] = learning_rate if unchanged else group["lr"] / factor

@@ -1,0 +1,307 @@
+"""FixBN around any Message API strategy.
+
+    strategy = FixBN(FedAvg(fraction_train=0.5), freeze_after=50)
+    result = strategy.start(grid=grid, initial_arrays=arrays, num_rounds=100)
+
+Zhong, Chen, Chao, "Making Batch Normalization Great in Federated Deep Learning", arXiv 2303.06530.
+
+The wrapped strategy samples clients and averages parameters, as it always does. Statistics and
+counters are taken out of everything that goes into it and joined again to what comes out: a server
+optimiser, clipping or noise must not touch them (FedAdam's defaults turn a variance of 0.03 into
+-0.02 in one round). They are averaged in exploration and kept as they are in calibration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from flwr.app import Array as FlowerArray
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from fixbn_flwr.averaging import Array, Kind
+from fixbn_flwr.errors import (
+    ConfigError,
+    ReplyError,
+    RoundsFailedError,
+    StatisticsMovedError,
+)
+from fixbn_flwr.replies import arrays_of, only, read_reply
+from fixbn_flwr.schedule import Phase
+from fixbn_flwr.server_state import ServerState, Update, logger
+from fixbn_flwr.wire import MOMENTUM, Momentum
+
+FAILED_ROUNDS_IN_A_ROW = 3
+
+
+class FixBN(Strategy):
+    """FixBN's two stages and its momentum, around a strategy that does the rest.
+
+    Args:
+        strategy: any ``flwr.serverapp.strategy.Strategy`` that averages arrays by name.
+        freeze_after: T*, the last round of exploration. An int is a number of rounds, a float in
+            (0, 1] a share of ``num_rounds``; 1.0 never freezes, which is plain BN.
+        momentum: clients' SGD momentum at the start of a local training: "reset" (zero), "local"
+            (each client's own, the paper's proposal) or "global" (averaged; twice the payload).
+        statistics: "mean" averages means and variances (the paper); "pooled" counts the spread
+            between the clients' means into the variance as well.
+        learning_rate_factor: clients multiply every learning rate by it in calibration. A rate that
+            mini-batch statistics bear can be far too large for frozen ones; 0.1 is a safe choice.
+        strict: raise, instead of warning, when a client sends back frozen statistics changed.
+
+    Attributes:
+        phase: the phase of the current round.
+        frozen_statistics: S*, numpy arrays by name, from round T* + 1 on; None before.
+
+    Raises:
+        ConfigError: one of these values cannot work.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        *,
+        freeze_after: int | float,
+        momentum: str = "local",
+        statistics: str = "mean",
+        learning_rate_factor: float = 1.0,
+        strict: bool = False,
+    ) -> None:
+        if not isinstance(strategy, Strategy) or isinstance(strategy, FixBN):
+            raise ConfigError(
+                f"FixBN got {type(strategy).__name__} to wrap: give it a strategy of "
+                "flwr.serverapp.strategy, such as FedAvg(), that is not FixBN itself. Strategies "
+                "of flwr.server.strategy belong to Flower's older generation."
+            )
+        self.strategy = strategy
+        self.strict = strict
+        self._state = ServerState(freeze_after, momentum, statistics, learning_rate_factor)
+        self._rounds_before = 0
+        self._sent = ArrayRecord()
+        self._asked: list[int] = []
+        self._failed_in_a_row: int | None = None  # None until a round has succeeded
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of the current round."""
+        return self._state.phase
+
+    @property
+    def frozen_statistics(self) -> dict[str, Array] | None:
+        """The frozen statistics by name, None in exploration."""
+        return self._state.frozen_statistics
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+        first_round: int = 1,
+    ) -> Result:
+        """Run rounds ``first_round`` to ``num_rounds``; see ``Strategy.start`` for the rest.
+
+        Args:
+            first_round: the first round to run. With a later one than 1 a run goes on where a
+                checkpoint ended: ``initial_arrays`` are then the whole model at the end of the
+                round before, and beyond T* its statistics are the frozen ones.
+
+        Returns:
+            The run's result; ``arrays`` is the whole model, statistics and counters included.
+
+        Raises:
+            ConfigError: ``first_round`` is not one of the rounds.
+            NoStatisticsError: something is to be frozen and ``initial_arrays`` has no statistics.
+            RoundsFailedError: no usable reply in the first round, or in several in a row.
+            StatisticsMovedError: with ``strict``, a client thawed the frozen statistics.
+        """
+        if not 1 <= first_round <= max(num_rounds, 1):
+            raise ConfigError(
+                f"first_round={first_round} is not one of the rounds 1 to {num_rounds}: give the "
+                "round after the last one that is done."
+            )
+        self._state.start(num_rounds, list(initial_arrays))
+        self._failed_in_a_row = None
+        self._rounds_before = first_round - 1
+
+        def evaluate(round_of_this_start: int, arrays: ArrayRecord) -> MetricRecord | None:
+            assert evaluate_fn is not None
+            return evaluate_fn(self._rounds_before + round_of_this_start, arrays)
+
+        try:
+            # Flower's loop always counts from 1: it runs the rounds that are left, and every round
+            # number that leaves this class, or enters its result, is a round of the whole run.
+            result = super().start(
+                grid,
+                initial_arrays,
+                num_rounds - self._rounds_before,
+                timeout,
+                train_config,
+                evaluate_config,
+                evaluate if evaluate_fn else None,
+            )
+        finally:
+            offset, self._rounds_before = self._rounds_before, 0
+        result.arrays = result.arrays or initial_arrays
+        for metrics in (
+            result.train_metrics_clientapp,
+            result.evaluate_metrics_clientapp,
+            result.evaluate_metrics_serverapp,
+        ):
+            counted = {offset + number: record for number, record in metrics.items()}
+            metrics.clear()
+            metrics.update(counted)
+        return result
+
+    def summary(self) -> None:
+        """Log the method's choices, then the wrapped strategy's."""
+        state = self._state
+        logger.info(
+            "\t├──> FixBN: freeze_after %s | momentum %s | statistics %s | learning rate x %g",
+            state.freeze_after, state.momentum, state.statistics, state.learning_rate_factor,
+        )  # fmt: skip
+        self.strategy.summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Enter a round: the wrapped strategy's messages, with statistics and instructions."""
+        server_round += self._rounds_before
+        asked = self._state.begin_round(server_round, _without_parameters(arrays))
+        logger.info("FixBN: round %s is %s", server_round, asked.phase)
+        self._sent = arrays
+        extended = ConfigRecord({**config, **asked.as_config()})
+        parameters = only(arrays, Kind.PARAMETER)
+        messages = list(self.strategy.configure_train(server_round, parameters, extended, grid))
+        self._join(messages)
+        if self._state.global_momentum:
+            momentum = _record(self._state.global_momentum)
+            for message in messages:
+                message.content[MOMENTUM] = momentum
+        self._asked = [message.metadata.dst_node_id for message in messages]
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """End a round: check the replies, average parameters there and statistics here."""
+        server_round += self._rounds_before
+        updates: list[Update] = []
+        usable: list[Message] = []
+        problems: list[str] = []
+        for reply in self._in_order_of_asking(replies):
+            try:
+                updates.append(self._read(reply))
+                usable.append(reply)
+            except ReplyError as problem:
+                problems.append(f"client {reply.metadata.src_node_id}: {problem}")
+                logger.warning("round %s: reply dropped, %s", server_round, problems[-1])
+        counts = {"fixbn-clients": len(updates), "fixbn-dropped": len(self._asked) - len(updates)}
+        self._count_failures(server_round, bool(updates), problems)
+        if not updates:
+            return None, MetricRecord({**counts}) if self._asked else None
+        parameters, metrics = self.strategy.aggregate_train(server_round, usable)
+        if parameters is None:
+            return None, metrics
+        rest = self._state.end_round(updates, _without_parameters(self._sent))
+        return self._whole(parameters, rest), MetricRecord({**(metrics or {}), **counts})
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Let the wrapped strategy ask for evaluations of the whole model."""
+        self._sent = arrays
+        messages = list(
+            self.strategy.configure_evaluate(
+                server_round + self._rounds_before, only(arrays, Kind.PARAMETER), config, grid
+            )
+        )
+        self._join(messages)
+        self._asked = [message.metadata.dst_node_id for message in messages]
+        return messages
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Let the wrapped strategy average the evaluations."""
+        ordered = self._in_order_of_asking(replies)
+        return self.strategy.aggregate_evaluate(server_round + self._rounds_before, ordered)
+
+    def _join(self, messages: list[Message]) -> None:
+        """Put the whole model in place of the parameters in each message."""
+        parameters = only(self._sent, Kind.PARAMETER).keys()
+        rest = _without_parameters(self._sent)
+        for content in {id(message.content): message.content for message in messages}.values():
+            for key, record in content.array_records.items():
+                if record.keys() == parameters:
+                    content[key] = self._whole(record, rest)
+
+    def _whole(self, parameters: ArrayRecord, rest: dict[str, Array]) -> ArrayRecord:
+        """Join parameters with statistics and counters, in the model's order."""
+        others = _record(rest)
+        return ArrayRecord({name: (others.get(name) or parameters[name]) for name in self._sent})
+
+    def _in_order_of_asking(self, replies: Iterable[Message]) -> list[Message]:
+        """Sort replies: they arrive in any order, and sums of floats depend on it."""
+        position = {node_id: place for place, node_id in enumerate(self._asked)}
+        return sorted(replies, key=lambda m: position.get(m.metadata.src_node_id, len(position)))
+
+    def _read(self, reply: Message) -> Update:
+        """Check a reply and leave in it what the wrapped strategy may see."""
+        if reply.has_error():
+            raise ReplyError(f"it failed (code {reply.error.code}): {reply.error.reason}")
+        update, reply.content = read_reply(
+            reply,
+            self._sent,
+            weighted_by=_weighted_by(self.strategy),
+            with_momentum=self._state.momentum == Momentum.GLOBAL,
+        )
+        if moved := self._state.moved(update):
+            warning = (
+                f"client {reply.metadata.src_node_id} returned {len(moved)} of "
+                f"{len(self._state.frozen_statistics or {})} frozen statistics changed, first "
+                f"{moved[0]!r}: it trained with its own. Train inside `with local_training(...)`."
+            )
+            if self.strict:
+                raise StatisticsMovedError(warning)
+            logger.warning(warning)
+        return update
+
+    def _count_failures(self, server_round: int, succeeded: bool, problems: list[str]) -> None:
+        """Stop a run in which nothing is trained any more: Flower would call it completed."""
+        if succeeded:
+            self._failed_in_a_row = 0
+        elif self._asked:
+            never = self._failed_in_a_row is None
+            self._failed_in_a_row = (self._failed_in_a_row or 0) + 1
+            if never or self._failed_in_a_row >= FAILED_ROUNDS_IN_A_ROW:
+                reasons = "\n  ".join(problems) or "no reply arrived before the timeout"
+                raise RoundsFailedError(
+                    f"round {server_round}: none of the {len(self._asked)} clients delivered a "
+                    f"usable update ({self._failed_in_a_row} such rounds in a row); the global "
+                    f"model is as it was. Mend the clients and start again:\n  {reasons}"
+                )
+            logger.warning("round %s: no usable update, the model stays as it is", server_round)
+
+
+def _without_parameters(arrays: ArrayRecord) -> dict[str, Array]:
+    return {
+        **arrays_of(only(arrays, Kind.STATISTIC)),
+        **arrays_of(only(arrays, Kind.COUNTER)),
+    }
+
+
+def _record(arrays: dict[str, Array]) -> ArrayRecord:
+    return ArrayRecord({name: FlowerArray(array) for name, array in arrays.items()})
+
+
+def _weighted_by(strategy: Any) -> str:
+    """Return the metric that a strategy weights clients by, looking into wrappers around it."""
+    while not hasattr(strategy, "weighted_by_key") and hasattr(strategy, "strategy"):
+        strategy = strategy.strategy
+    return getattr(strategy, "weighted_by_key", "num-examples")

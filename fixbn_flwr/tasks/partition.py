@@ -1,0 +1,161 @@
+"""Dividing a data set's images among clients, at random or unevenly by class.
+
+`iid` and `dirichlet` are flwr-datasets' partitioners. The Dirichlet split by class is that of
+M. Yurochkin et al., "Bayesian Nonparametric Federated Learning of Neural Networks", ICML 2019,
+https://arxiv.org/abs/1905.12022. The split by classes per client follows B. McMahan et al.,
+"Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017,
+https://arxiv.org/abs/1602.05629.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fixbn_flwr.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
+
+Indices = npt.NDArray[np.int64]
+Scheme = Literal["iid", "dirichlet", "classes"]
+
+SCHEMES: tuple[Scheme, ...] = ("iid", "dirichlet", "classes")
+SMALLEST_CLIENT = 2  # images; batch normalisation cannot train on one
+
+
+def partition(
+    targets: npt.NDArray[np.int64],
+    clients: int,
+    scheme: Scheme,
+    *,
+    alpha: float,
+    classes_per_client: int,
+    seed: int,
+) -> list[Indices]:
+    """Which images each client holds. The same arguments give the same answer on every machine.
+
+    Args:
+        targets: the class of each image, `[n]`.
+        clients: how many clients share the images.
+        scheme: "iid" deals the images out at random, in equal shares; "dirichlet" divides each
+            class in shares drawn from a Dirichlet distribution; "classes" gives each client
+            `classes_per_client` classes and divides each class equally among its holders.
+        alpha: the Dirichlet distribution's concentration, for that scheme only: the smaller, the
+            more the clients differ.
+        classes_per_client: for the scheme "classes" only. Every class is held by somebody, and so
+            every image, if `clients * classes_per_client` is at least the number of classes.
+        seed: fixes every random choice.
+
+    Returns:
+        One sorted array of indices into `targets` a client. No image belongs to two clients.
+
+    Raises:
+        ConfigError: the images cannot be divided so.
+    """
+    if scheme not in SCHEMES:
+        raise ConfigError(
+            f"partition is {scheme!r}, which does not exist: choose one of {', '.join(SCHEMES)}."
+        )
+    if not 1 <= clients <= len(targets):
+        raise ConfigError(
+            f"The number of clients is {clients}, but with {len(targets)} images and at least one"
+            f" for each client it must be from 1 to {len(targets)}."
+        )
+    labels = np.ascontiguousarray(targets, dtype=np.int64).tobytes()
+    # An argument that the scheme does not read must not make the cache miss.
+    parts = _partition_once(
+        labels,
+        clients,
+        scheme,
+        alpha if scheme == "dirichlet" else 1.0,
+        classes_per_client if scheme == "classes" else 1,
+        seed,
+    )
+    return [part.copy() for part in parts]
+
+
+@lru_cache(maxsize=4)
+def _partition_once(
+    labels: bytes, clients: int, scheme: Scheme, alpha: float, classes_per_client: int, seed: int
+) -> list[Indices]:
+    targets = np.frombuffer(labels, dtype=np.int64)
+    if scheme == "iid":
+        return _by_chance(targets, clients, seed)
+    if scheme == "dirichlet":
+        return _by_dirichlet(targets, clients, alpha, seed)
+    return _by_classes(targets, clients, classes_per_client, seed)
+
+
+def _by_chance(targets: Indices, clients: int, seed: int) -> list[Indices]:
+    from flwr_datasets.partitioner import IidPartitioner
+
+    order = np.random.default_rng(seed).permutation(len(targets))
+    return _run(IidPartitioner(clients), targets, order)
+
+
+def _by_dirichlet(targets: Indices, clients: int, alpha: float, seed: int) -> list[Indices]:
+    from flwr_datasets.partitioner import DirichletPartitioner
+
+    if not 0 < alpha < np.inf:
+        raise ConfigError(
+            f"alpha is {alpha}: a Dirichlet distribution needs a finite number above 0."
+        )
+    partitioner = DirichletPartitioner(
+        clients, "label", alpha, min_partition_size=SMALLEST_CLIENT, shuffle=False, seed=seed
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of each draw that it repeats
+            return _run(partitioner, targets, np.arange(len(targets)))
+    except ValueError as error:
+        raise ConfigError(
+            f"With alpha {alpha} some of the {clients} clients got fewer than {SMALLEST_CLIENT}"
+            " images in every draw: choose a larger alpha or fewer clients."
+        ) from error
+
+
+def _run(partitioner: Partitioner, targets: Indices, order: Indices) -> list[Indices]:
+    """What a partitioner makes of the images in this order; each row carries its own index."""
+    from datasets import Dataset
+
+    partitioner.dataset = Dataset.from_dict({"label": targets[order], "index": order})
+    parts = (partitioner.load_partition(client) for client in range(partitioner.num_partitions))
+    return [np.sort(part["index"][:]) for part in parts]
+
+
+def _by_classes(
+    targets: Indices, clients: int, classes_per_client: int, seed: int
+) -> list[Indices]:
+    # Not flwr-datasets' PathologicalPartitioner: each of its modes leaves some classes to nobody
+    # when there are fewer clients than classes, as in the usual 5 clients with 2 of 10 classes.
+    labels, sizes = np.unique(targets, return_counts=True)
+    if not 1 <= classes_per_client <= len(labels):
+        raise ConfigError(
+            f"classes-per-client is {classes_per_client}, but there are {len(labels)} classes:"
+            f" choose a number from 1 to {len(labels)}."
+        )
+    random = np.random.default_rng(seed)
+    holders: list[list[int]] = [[] for _ in labels]
+    for client in range(clients):
+        # The classes with the fewest holders, equals in random order: so none is left out.
+        held = np.array([len(holder) for holder in holders])
+        order = np.lexsort((random.random(len(labels)), held))
+        for label in order[:classes_per_client]:
+            holders[label].append(client)
+    if any(len(holder) > size for holder, size in zip(holders, sizes, strict=True)):
+        raise ConfigError(
+            f"With {clients} clients of {classes_per_client} classes each, some class has more"
+            f" holders than images (the smallest class has {sizes.min()}): choose fewer clients or"
+            " fewer classes-per-client."
+        )
+    shards: list[list[Indices]] = [[] for _ in range(clients)]
+    for label, holder in zip(labels, holders, strict=True):
+        images = random.permutation(np.flatnonzero(targets == label))
+        for rank, client in enumerate(holder):
+            shards[client].append(images[rank :: len(holder)])
+    return [np.sort(np.concatenate(shard)) for shard in shards]

@@ -1,0 +1,92 @@
+"""Sizes of the residual networks, and FixUp's initial values."""
+
+import pytest
+import torch
+from torch import nn
+
+from fixbn_flwr.models.norm import NORMS
+from fixbn_flwr.models.resnet20 import BasicBlock, FixUpBlock, resnet20
+from fixbn_flwr.models.small_resnet import small_resnet
+from fixbn_flwr.tasks import get_task, load_splits, normalise
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+# 267,696 weights of convolutions, 650 of the classifier; 1,376 scales and shifts of 19 layers, or
+# 1 bias at the stem, 5 scalars in each of 9 blocks and 1 bias before the classifier.
+@pytest.mark.parametrize(
+    ("norm", "expected"),
+    [("bn", 269_722), ("gn", 269_722), ("ln", 269_722), ("in", 269_722), ("none", 268_393)],
+)
+def test_resnet20_parameters(norm: str, expected: int) -> None:
+    assert parameters(resnet20(norm)) == expected
+
+
+def test_resnet20_has_20_layers() -> None:
+    layers = [m for m in resnet20().modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(layers) == 20
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_feature_maps_shrink_by_stage(norm: str) -> None:
+    model, shapes = resnet20(norm), []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _module, _inputs, out: shapes.append(out.shape[1:]))
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert shapes == [(16, 32, 32)] * 3 + [(32, 16, 16)] * 3 + [(64, 8, 8)] * 3
+
+
+@pytest.mark.parametrize(("norm", "expected"), [("bn", 19_130), ("none", 18_918)])
+def test_small_resnet_parameters(norm: str, expected: int) -> None:
+    model = small_resnet(norm)
+    assert parameters(model) == expected
+    assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_convolutions_start_with_the_scale_of_he() -> None:
+    torch.manual_seed(0)
+    block = resnet20().blocks[8]
+    assert isinstance(block, BasicBlock)
+    assert block.conv2.weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.01)
+
+
+def test_shortcut_subsamples_and_appends_zeros() -> None:
+    block = BasicBlock(1, 2, 2, nn.BatchNorm2d)
+    nn.init.zeros_(block.conv2.weight)  # leaves the shortcut alone
+    image = torch.arange(16.0).view(1, 1, 4, 4)
+    expected = torch.tensor([[[[0.0, 2.0], [8.0, 10.0]], [[0.0, 0.0], [0.0, 0.0]]]])
+    assert torch.equal(block(image), expected)
+
+
+def test_fixup_block_starts_as_the_shortcut() -> None:
+    block = FixUpBlock(2, 2, 1, depth=4)
+    image = torch.rand(1, 2, 3, 3)
+    assert torch.equal(block(image), image)
+
+
+def test_fixup_scales_the_first_convolution_by_the_depth() -> None:
+    torch.manual_seed(0)
+    alone = FixUpBlock(2, 2, 1, depth=1)
+    torch.manual_seed(0)
+    deep = FixUpBlock(2, 2, 1, depth=4)
+    torch.testing.assert_close(deep.conv1.weight, alone.conv1.weight / 2)
+
+
+def test_fixup_trains() -> None:
+    torch.manual_seed(0)
+    model = small_resnet("none")
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    task = get_task("digits")
+    train, _ = load_splits(task)
+    images, targets = normalise(task, train.images[:100]), train.targets[:100]
+    losses = []
+    for _ in range(60):
+        loss = nn.functional.cross_entropy(model(images), targets)
+        optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(2.302585, abs=1e-5)  # log 10: the classifier starts at zero
+    assert losses[-1] < 0.5

@@ -1,0 +1,172 @@
+"""How images are divided: who holds what, that nothing is lost or shared, and repeatability."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.tasks.partition import SCHEMES, Scheme, partition
+
+TARGETS = np.arange(1_000) % 10  # 100 images of each of 10 classes
+
+
+def divide(scheme: Scheme, clients: int = 10, **changes: float) -> list[np.ndarray]:
+    arguments = {"alpha": 0.5, "classes_per_client": 2, "seed": 0, **changes}
+    return partition(TARGETS, clients, scheme, **arguments)  # type: ignore[arg-type]
+
+
+def counts(parts: list[np.ndarray]) -> list[list[int]]:
+    return [np.bincount(TARGETS[part], minlength=10).tolist() for part in parts]
+
+
+@pytest.mark.parametrize("clients", [1, 5, 10, 30])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_image_belongs_to_one_client(scheme: Scheme, clients: int) -> None:
+    parts = divide(scheme, clients, classes_per_client=10 if clients == 1 else 2)
+    assert len(parts) == clients
+    assert all(part.dtype == np.int64 and (np.diff(part) > 0).all() for part in parts)
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(1_000))
+
+
+def test_iid() -> None:
+    parts = divide("iid", 3)
+    assert [len(part) for part in parts] == [334, 333, 333]
+    assert counts(parts) == [
+        [34, 37, 29, 38, 42, 25, 33, 25, 36, 35],
+        [30, 32, 39, 29, 28, 42, 30, 40, 32, 31],
+        [36, 31, 32, 33, 30, 33, 37, 35, 32, 34],
+    ]
+
+
+def test_dirichlet() -> None:
+    assert counts(divide("dirichlet", 3)) == [
+        [30, 22, 39, 15, 26, 3, 39, 5, 81, 23],
+        [0, 18, 20, 0, 37, 52, 42, 1, 7, 73],
+        [70, 60, 41, 85, 37, 45, 19, 94, 12, 4],
+    ]
+
+
+def test_dirichlet_evens_out_with_a_large_alpha() -> None:
+    table = np.array(counts(divide("dirichlet", 5, alpha=1e6)))
+    assert table.min() >= 19
+    assert table.max() <= 21
+
+
+def test_classes() -> None:
+    table = np.array(counts(divide("classes")))
+    held = [np.flatnonzero(row).tolist() for row in table]
+    assert held == [[2, 3], [1, 5], [0, 4], [6, 9], [7, 8], [3, 9], [1, 2], [4, 5], [6, 8], [0, 7]]
+    assert set(table[table > 0]) == {50}
+
+
+def test_fewer_clients_than_classes_still_hold_every_class() -> None:
+    table = np.array(counts(divide("classes", 5)))
+    assert ((table > 0).sum(1) == 2).all()
+    assert table.sum(0).tolist() == [100] * 10
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(("clients", "classes_per_client"), [(7, 3), (10, 2), (13, 7)])
+def test_holders_of_a_class_are_as_many_as_of_another(
+    clients: int, classes_per_client: int, seed: int
+) -> None:
+    parts = divide("classes", clients, classes_per_client=classes_per_client, seed=seed)
+    table = np.array(counts(parts))
+    holders = (table > 0).sum(0)
+    assert ((table > 0).sum(1) == classes_per_client).all()
+    assert holders.max() - holders.min() <= 1
+    for label in range(10):
+        shards = table[:, label][table[:, label] > 0]
+        assert shards.max() - shards.min() <= 1
+
+
+def test_classes_that_nobody_holds_are_left_out() -> None:
+    table = np.array(counts(divide("classes", 2, classes_per_client=2)))
+    assert sorted(table.sum(0).tolist()) == [0] * 6 + [100] * 4
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_another_seed_divides_otherwise(scheme: Scheme) -> None:
+    first, second = divide(scheme), divide(scheme, seed=1)
+    assert not all(map(np.array_equal, first, second))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_what_a_caller_does_to_a_result_stays_there(scheme: Scheme) -> None:
+    first = divide(scheme)
+    kept = first[0].copy()
+    first[0][:] = 0
+    assert np.array_equal(divide(scheme)[0], kept)
+
+
+PROGRAM = """
+import hashlib, numpy as np
+from fixbn_flwr.tasks.partition import SCHEMES, partition
+targets = np.arange(1_000) % 10
+for scheme in SCHEMES:
+    parts = partition(targets, 10, scheme, alpha=0.5, classes_per_client=2, seed=0)
+    print(hashlib.sha256(b"|".join(part.tobytes() for part in parts)).hexdigest())
+"""
+
+
+def test_every_process_divides_alike_and_leaves_no_trace(tmp_path: Path) -> None:
+    here = "".join(
+        hashlib.sha256(b"|".join(part.tobytes() for part in divide(scheme))).hexdigest() + "\n"
+        for scheme in SCHEMES
+    )
+    for hash_seed in ("1", "2"):
+        environment = {
+            **os.environ,
+            "PYTHONHASHSEED": hash_seed,
+            "HF_HOME": str(tmp_path),
+            "HF_DATASETS_CACHE": str(tmp_path),
+        }
+        run = subprocess.run(
+            [sys.executable, "-c", PROGRAM],
+            cwd=Path(__file__).parents[2],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert (run.stdout, run.stderr) == (here, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_scheme() -> None:
+    with pytest.raises(ConfigError, match="choose one of iid, dirichlet, classes"):
+        divide("shards")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("clients", [0, 1_001])
+def test_impossible_number_of_clients(scheme: Scheme, clients: int) -> None:
+    with pytest.raises(ConfigError, match=rf"clients is {clients}.*from 1 to 1000"):
+        divide(scheme, clients)
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf")])
+def test_impossible_alpha(alpha: float) -> None:
+    with pytest.raises(ConfigError, match=r"alpha is .* above 0"):
+        divide("dirichlet", alpha=alpha)
+
+
+def test_alpha_too_small_for_so_many_clients() -> None:
+    with pytest.raises(ConfigError, match=r"alpha 0.01 .* 500 clients .* fewer than 2 images"):
+        divide("dirichlet", 500, alpha=0.01)
+
+
+@pytest.mark.parametrize("classes_per_client", [0, 11])
+def test_impossible_classes_per_client(classes_per_client: int) -> None:
+    with pytest.raises(ConfigError, match="choose a number from 1 to 10"):
+        divide("classes", classes_per_client=classes_per_client)
+
+
+def test_more_holders_of_a_class_than_images() -> None:
+    with pytest.raises(ConfigError, match=r"smallest class has 100\): choose fewer"):
+        divide("classes", 600, classes_per_client=2)
