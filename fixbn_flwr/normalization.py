@@ -105,7 +105,7 @@ def freeze_statistics(model: nn.Module) -> Iterator[None]:
             "without it set freeze_after=1.0, or leave FixBN out."
         )
     before = statistics(model)
-    own_classes = {
+    own_classes: dict[nn.Module, type[Any]] = {
         layer: type(layer) for layer in layers.values() if not isinstance(layer, _Frozen)
     }
     for layer, own_class in own_classes.items():

@@ -2,7 +2,7 @@
 
 Both generations of Flower carry the same keys in a message's config. Global momentum travels beside
 the arrays, as an ArrayRecord in the Message API; the older generation has no room for a second list
-of arrays, so one safetensors blob stands under the same key there, in the config and in the metrics.
+of arrays, so one safetensors blob stands under the same key there, in config and metrics.
 """
 
 from __future__ import annotations
