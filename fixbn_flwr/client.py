@@ -52,12 +52,18 @@ class FixBNClient(NumPyClient):
 
     def get_properties(self, config: Config) -> dict[str, Scalar]:
         """Tell the server which partition this client trains on, and how many images it has."""
-        return {"partition-id": self._partition_id, "examples": len(self.partition)}
+        return {
+            "partition-id": self._partition_id,
+            "num-partitions": int(self.context.node_config.get("num-partitions", 1)),
+            "examples": len(self.partition),
+        }
 
     def fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, dict[str, Scalar]]:
         """Train for a round; return all arrays, the number of images and the training loss."""
         settings, server_round = self.settings, int(config[ROUND])
         bench = self._bench(parameters)
+        # What the process's last client left there; local_training brings this client's own.
+        bench.optimizer.state.clear()
         bench.set_learning_rate(settings.learning_rate_at(server_round))
         # The same numbers whichever process trains this client, and in whatever order.
         seed = seed_of(settings.seed, server_round, self._partition_id)

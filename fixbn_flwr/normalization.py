@@ -109,7 +109,7 @@ def freeze_statistics(model: nn.Module) -> Iterator[None]:
         layer: type(layer) for layer in layers.values() if not isinstance(layer, _Frozen)
     }
     for layer, own_class in own_classes.items():
-        layer.__class__ = _frozen_class(own_class)
+        layer.__class__ = _frozen_class(own_class)  # type: ignore[arg-type]  # a class is hashable
     try:
         yield
     finally:

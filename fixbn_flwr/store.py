@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 from pathlib import Path
 from typing import cast
 
@@ -22,6 +20,7 @@ import safetensors.torch
 from flwr.app import ConfigRecord, Context
 from safetensors import SafetensorError
 
+from fixbn_flwr.files import write_atomically
 from fixbn_flwr.momentum import Buffers
 
 KEY = "fixbn-momentum"
@@ -80,18 +79,3 @@ def _file_of(context: Context) -> Path | None:
     partition = context.node_config.get("partition-id")
     client = f"node-{context.node_id}" if partition is None else f"partition-{partition}"
     return Path(str(directory)) / str(context.run_id) / f"{client}.safetensors"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that whoever opens it, at any moment, finds the old or the new one whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

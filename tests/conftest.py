@@ -1,8 +1,14 @@
 """What tests of several modules share."""
 
+import warnings
 from pathlib import Path
 
 import pytest
+
+with warnings.catch_warnings():
+    # flwr imports typer, and typer names of click that click calls deprecated: not ours to mend.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import flwr.app  # noqa: F401
 
 
 @pytest.fixture(scope="session")

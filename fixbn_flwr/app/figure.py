@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from fixbn_flwr.app.config import Settings
-    from fixbn_flwr.app.run_folder import RoundMetrics
+    from fixbn_flwr.app.summary import RoundMetrics
 
 # Colour, line style, marker: by the order of the runs.
 _STYLES = (

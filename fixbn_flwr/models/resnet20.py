@@ -41,6 +41,7 @@ class BasicBlock(nn.Module):
         self.norm2 = norm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """`[n, channels_in, h, w]` to `[n, channels, h / stride, w / stride]`."""
         branch = relu(self.norm1(self.conv1(x)))
         branch = self.norm2(self.conv2(branch))
         return relu(branch + _shortcut(x, self.channels, self.stride))
@@ -54,6 +55,7 @@ class Bias(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Any shape to the same."""
         return x + self.bias
 
 
@@ -78,6 +80,7 @@ class FixUpBlock(nn.Module):
             self.conv2.weight.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
+        """`[n, channels_in, h, w]` to `[n, channels, h / stride, w / stride]`."""
         x = self.before_conv1(x)
         branch = relu(self.before_relu1(self.conv1(x)))
         branch = self.before_sum(self.multiplier * self.conv2(self.before_conv2(branch)))
@@ -95,9 +98,6 @@ class ResidualNetwork(nn.Module):
         widths: channels of each stage; every stage but the first halves height and width.
         blocks: residual blocks in each stage.
         norm: the normalisation, one of `fixbn_flwr.models.norm.NORMS`; "none" is FixUp.
-
-    Shape:
-        images `[n, channels_in, height, width]` to logits `[n, classes]`.
 
     Raises:
         ConfigError: there is no such normalisation.
@@ -129,6 +129,7 @@ class ResidualNetwork(nn.Module):
             nn.init.zeros_(self.classifier.bias)
 
     def forward(self, images: Tensor) -> Tensor:
+        """`[n, channels_in, height, width]` to logits `[n, classes]`."""
         features: Tensor = self.blocks(relu(self.norm(self.conv(images)))).mean((2, 3))
         logits: Tensor = self.classifier(self.before_classifier(features))
         return logits

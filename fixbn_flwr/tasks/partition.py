@@ -103,7 +103,7 @@ def _by_dirichlet(targets: Indices, clients: int, alpha: float, seed: int) -> li
 
     if not 0 < alpha < np.inf:
         raise ConfigError(
-            f"alpha is {alpha}: a Dirichlet distribution needs a finite number above 0."
+            f"partition-alpha is {alpha}: a Dirichlet distribution needs a finite number above 0."
         )
     partitioner = DirichletPartitioner(
         clients, "label", alpha, min_partition_size=SMALLEST_CLIENT, shuffle=False, seed=seed
@@ -114,8 +114,8 @@ def _by_dirichlet(targets: Indices, clients: int, alpha: float, seed: int) -> li
             return _run(partitioner, targets, np.arange(len(targets)))
     except ValueError as error:
         raise ConfigError(
-            f"With alpha {alpha} some of the {clients} clients got fewer than {SMALLEST_CLIENT}"
-            " images in every draw: choose a larger alpha or fewer clients."
+            f"With partition-alpha {alpha} some of the {clients} clients got fewer than"
+            f" {SMALLEST_CLIENT} images in every draw: choose a larger alpha or fewer clients."
         ) from error
 
 
@@ -136,7 +136,7 @@ def _by_classes(
     labels, sizes = np.unique(targets, return_counts=True)
     if not 1 <= classes_per_client <= len(labels):
         raise ConfigError(
-            f"classes-per-client is {classes_per_client}, but there are {len(labels)} classes:"
+            f"partition-classes is {classes_per_client}, but there are {len(labels)} classes:"
             f" choose a number from 1 to {len(labels)}."
         )
     random = np.random.default_rng(seed)
@@ -151,7 +151,7 @@ def _by_classes(
         raise ConfigError(
             f"With {clients} clients of {classes_per_client} classes each, some class has more"
             f" holders than images (the smallest class has {sizes.min()}): choose fewer clients or"
-            " fewer classes-per-client."
+            " a smaller partition-classes."
         )
     shards: list[list[Indices]] = [[] for _ in range(clients)]
     for label, holder in zip(labels, holders, strict=True):

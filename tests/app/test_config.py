@@ -89,6 +89,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"freeze-after": 0.99}, "this share leaves none of 40 rounds to calibrate in"),
     ({"num-server-rounds": 1}, "this share leaves none of 1 rounds to calibrate in"),
     ({"norm": "gn"}, "freeze-after = 0.5: norm gn has no running statistics to freeze; write "),
+    ({"norm": "gn", "freeze-after": 1}, "freeze-after = 1: norm gn has no running statistics"),
     ({"norm": "none", "freeze-after": 40}, "norm none has no running statistics"),
     # keys that go together
     (

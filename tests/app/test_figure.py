@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from fixbn_flwr.app.config import Settings
 from fixbn_flwr.app.figure import draw_curves, figure_title
-from fixbn_flwr.app.run_folder import RoundMetrics
+from fixbn_flwr.app.summary import RoundMetrics
 from fixbn_flwr.schedule import Phase
 
 

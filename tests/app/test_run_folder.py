@@ -15,14 +15,8 @@ import pytest
 import safetensors.numpy
 
 from fixbn_flwr.app.config import Settings
-from fixbn_flwr.app.run_folder import (
-    RoundMetrics,
-    RunFolder,
-    Summary,
-    read_metrics,
-    summarize,
-    summary_table,
-)
+from fixbn_flwr.app.run_folder import RunFolder, read_metrics
+from fixbn_flwr.app.summary import RoundMetrics, Summary, summarize, summary_table
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.schedule import Phase
 
@@ -46,7 +40,7 @@ def metrics(server_round: int, accuracy: float | None, **changes: Any) -> RoundM
 
 def test_config_json_holds_settings_versions_and_hardware(tmp_path: Path) -> None:
     given = settings(tmp_path, run_name="one")
-    folder = RunFolder.create(given, clients=10, when=WHEN)
+    folder = RunFolder.create(given, method="FixBN", clients=10, when=WHEN)
     assert folder.path == tmp_path / "one"
     config = json.loads((folder.path / "config.json").read_text())
     assert Settings.from_run_config(config["run_config"]) == given
@@ -61,7 +55,9 @@ def test_config_json_holds_settings_versions_and_hardware(tmp_path: Path) -> Non
 
 def test_a_name_is_made_from_time_task_and_method_and_never_taken_twice(tmp_path: Path) -> None:
     norm = settings(tmp_path, norm="none", freeze_after=1.0)
-    names = [RunFolder.create(norm, clients=2, when=WHEN).path.name for _ in range(3)]
+    names = [
+        RunFolder.create(norm, method=norm.method, clients=2, when=WHEN).path.name for _ in range(3)
+    ]
     first = "20240506-070809-digits-no-norm"
     assert names == [first, f"{first}-2", f"{first}-3"]
 
@@ -71,17 +67,17 @@ def test_an_empty_output_dir_means_fixbn_runs_at_home(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     given = settings(tmp_path, output_dir="", run_name="x")
-    assert RunFolder.create(given, clients=2).path == tmp_path / "fixbn-runs" / "x"
+    assert RunFolder.create(given, method="FixBN", clients=2).path == tmp_path / "fixbn-runs" / "x"
     given = settings(tmp_path, output_dir="~/mine", run_name="x")
-    assert RunFolder.create(given, clients=2).path == tmp_path / "mine" / "x"
+    assert RunFolder.create(given, method="FixBN", clients=2).path == tmp_path / "mine" / "x"
 
 
 def test_an_existing_run_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     given = settings(tmp_path, run_name="one")
-    config = RunFolder.create(given, clients=10, when=WHEN).path / "config.json"
+    config = RunFolder.create(given, method="FixBN", clients=10, when=WHEN).path / "config.json"
     before = config.read_bytes()
     with pytest.raises(ConfigError, match=r'run-name = "one": .*/one is there already'):
-        RunFolder.create(given, clients=99)
+        RunFolder.create(given, method="FixBN", clients=99)
     assert config.read_bytes() == before
 
 
@@ -89,7 +85,9 @@ def test_an_existing_run_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
 def test_a_place_that_is_no_directory_is_refused(tmp_path: Path, output_dir: str) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ConfigError, match=r"output-dir = .*cannot make a run folder in .*; name a"):
-        RunFolder.create(settings(tmp_path, output_dir=f"{tmp_path}/{output_dir}"), clients=2)
+        RunFolder.create(
+            settings(tmp_path, output_dir=f"{tmp_path}/{output_dir}"), method="FixBN", clients=2
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -103,7 +101,9 @@ def test_nothing_is_left_when_config_json_cannot_be_written(
     monkeypatch.setattr(os, "fsync", fail)
     (tmp_path / "there").mkdir()
     with pytest.raises(ConfigError, match="the disk says no"):
-        RunFolder.create(settings(tmp_path, output_dir=f"{tmp_path}/there/a/b"), clients=2)
+        RunFolder.create(
+            settings(tmp_path, output_dir=f"{tmp_path}/there/a/b"), method="FixBN", clients=2
+        )
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["there"]
 
 
@@ -116,11 +116,11 @@ def test_a_folder_without_permission_is_refused(
 
     monkeypatch.setattr(Path, "mkdir", fail)
     with pytest.raises(ConfigError, match=r"output-dir = .*Permission denied.*can be written"):
-        RunFolder.create(settings(tmp_path), clients=2)
+        RunFolder.create(settings(tmp_path), method="FixBN", clients=2)
 
 
 def test_every_round_is_one_line_on_the_disk_at_once(tmp_path: Path) -> None:
-    folder = RunFolder.create(settings(tmp_path), clients=10)
+    folder = RunFolder.create(settings(tmp_path), method="FixBN", clients=10)
     first, second = metrics(1, 0.5), metrics(2, None, train_loss=None, dropped=3)
     folder.append(first)
     lines = (folder.path / "metrics.jsonl").read_text().splitlines()
@@ -137,7 +137,7 @@ def test_every_round_is_one_line_on_the_disk_at_once(tmp_path: Path) -> None:
 
 
 def test_a_diverged_run_stays_valid_json_and_comes_back(tmp_path: Path) -> None:
-    folder = RunFolder.create(settings(tmp_path), clients=10)
+    folder = RunFolder.create(settings(tmp_path), method="FixBN", clients=10)
     folder.append(metrics(1, 0.1, train_loss=math.nan, test_loss=math.inf))
     line = (folder.path / "metrics.jsonl").read_text()
     assert '"train_loss": "nan", "test_loss": "inf"' in line
@@ -148,7 +148,7 @@ def test_a_diverged_run_stays_valid_json_and_comes_back(tmp_path: Path) -> None:
 
 
 def test_append_says_which_round_is_the_best_so_far(tmp_path: Path) -> None:
-    folder = RunFolder.create(settings(tmp_path), clients=10)
+    folder = RunFolder.create(settings(tmp_path), method="FixBN", clients=10)
     accuracies = [None, 0.0, 0.5, 0.5, None, 0.4, 0.6]
     answers = [folder.append(metrics(t, a)) for t, a in enumerate(accuracies, start=1)]
     assert answers == [False, True, True, False, False, False, True]
@@ -159,7 +159,7 @@ def test_metrics_that_are_not_there_or_damaged_are_named(tmp_path: Path) -> None
         ConfigError, match=r"is not the folder of a run: cannot read metrics\.jsonl"
     ):
         read_metrics(tmp_path)
-    folder = RunFolder.create(settings(tmp_path), clients=10)
+    folder = RunFolder.create(settings(tmp_path), method="FixBN", clients=10)
     folder.append(metrics(1, 0.5))
     for damaged in ('{"round": 2, "pha', '{"round": 2}', "[]", '{"phase": "exploration"}'):
         whole = (folder.path / "metrics.jsonl").read_text()
@@ -170,7 +170,7 @@ def test_metrics_that_are_not_there_or_damaged_are_named(tmp_path: Path) -> None
 
 
 def test_a_model_keeps_dtypes_shapes_and_values(tmp_path: Path) -> None:
-    folder = RunFolder.create(settings(tmp_path), clients=10)
+    folder = RunFolder.create(settings(tmp_path), method="FixBN", clients=10)
     arrays: dict[str, npt.NDArray[Any]] = {
         "weight": np.arange(6, dtype=np.float32).reshape(2, 3).T,  # in memory the other way round
         "every_other": np.arange(6, dtype=np.float64)[::2],
@@ -186,7 +186,7 @@ def test_a_model_keeps_dtypes_shapes_and_values(tmp_path: Path) -> None:
 
 
 def test_the_same_arrays_give_the_same_bytes_in_any_order(tmp_path: Path) -> None:
-    folder = RunFolder.create(settings(tmp_path), clients=10)
+    folder = RunFolder.create(settings(tmp_path), method="FixBN", clients=10)
     arrays = {name: np.full((3, 5), i, np.float32) for i, name in enumerate("dacb")}
     final = folder.save_model("final", arrays).read_bytes()
     best = folder.save_model("best", dict(sorted(arrays.items()))).read_bytes()
@@ -196,7 +196,7 @@ def test_the_same_arrays_give_the_same_bytes_in_any_order(tmp_path: Path) -> Non
 def test_a_model_that_cannot_be_written_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = RunFolder.create(settings(tmp_path), clients=10)
+    folder = RunFolder.create(settings(tmp_path), method="FixBN", clients=10)
     path = folder.save_model("best", {"a": np.zeros(3)})
     before = path.read_bytes()
 
@@ -211,7 +211,7 @@ def test_a_model_that_cannot_be_written_leaves_the_one_before(
 
 
 def test_finish_writes_the_summary_and_the_figure(tmp_path: Path) -> None:
-    folder = RunFolder.create(settings(tmp_path), clients=10)
+    folder = RunFolder.create(settings(tmp_path), method="FixBN", clients=10)
     for server_round, accuracy in enumerate([0.3, 0.6, 0.7, 0.65], start=1):
         folder.append(metrics(server_round, accuracy))
     summary = folder.finish()

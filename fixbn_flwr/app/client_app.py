@@ -1,0 +1,47 @@
+"""The client's half of the Flower app: a NumPyClient for the partition that the node was given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.client import Client
+from flwr.clientapp import ClientApp
+
+from fixbn_flwr.app.config import Settings
+from fixbn_flwr.bridge import numpy_client_mod
+from fixbn_flwr.client import FixBNClient
+from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.tasks import get_task, load_splits
+from fixbn_flwr.tasks.partition import partition
+
+
+def client_fn(context: Context) -> Client:
+    """Make the client of a node; data, model and partition are built once a process.
+
+    Raises:
+        ConfigError: the run config cannot work, or the node was given no partition.
+    """
+    settings = Settings.from_run_config(context.run_config)
+    try:
+        own = int(context.node_config["partition-id"])
+        partitions = int(context.node_config["num-partitions"])
+    except KeyError as missing:
+        raise ConfigError(
+            f"this node has no {missing} in its node config: start the SuperNode with "
+            '--node-config "partition-id=0 num-partitions=2", numbered from 0.'
+        ) from missing
+    task = get_task(settings.task)
+    train, _ = load_splits(task, Path(settings.data_dir) if settings.data_dir else None)
+    parts = partition(
+        train.targets.numpy(),
+        partitions,
+        settings.partition,
+        alpha=settings.partition_alpha,
+        classes_per_client=settings.partition_classes,
+        seed=settings.seed,
+    )
+    return FixBNClient(task, parts[own], settings, context).to_client()
+
+
+app = ClientApp(client_fn=client_fn, mods=[numpy_client_mod])

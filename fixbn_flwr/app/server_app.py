@@ -1,0 +1,85 @@
+"""The server's half of the Flower app: FixBN around FedAvg, and a run folder with what came out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+
+from fixbn_flwr.app.config import Settings
+from fixbn_flwr.app.federation import Federation
+from fixbn_flwr.app.recorder import RecordedFixBN, Recorder
+from fixbn_flwr.app.run_folder import RunFolder
+from fixbn_flwr.app.summary import summary_table
+from fixbn_flwr.replies import arrays_of
+from fixbn_flwr.tasks import get_task, load_splits
+from fixbn_flwr.training import seed_of
+
+ROUND_TIMEOUT = 3600.0  # seconds
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run a federation by its run config.
+
+    Raises:
+        FixBNError: what is wrong and what to do about it; Flower then reports the run as failed.
+    """
+    settings = Settings.from_run_config(context.run_config)
+    task = get_task(settings.task)
+    _, test = load_splits(task, Path(settings.data_dir) if settings.data_dir else None)
+    federation = Federation(grid)
+    members = federation.assemble()
+    settings.check_partitions([member.examples for member in members])
+    federation.need(settings.clients_per_round(len(members)))
+    folder = RunFolder.create(settings, method=settings.method, clients=len(members))
+    print(f"Run folder: {folder.path}")
+
+    torch.manual_seed(settings.seed)
+    model = task.models[settings.model](settings.norm)
+    strategy = RecordedFixBN(
+        ReproducibleFedAvg(settings, len(members)),
+        freeze_after=settings.freeze_after,
+        momentum=settings.momentum,
+        statistics=settings.statistics,
+        learning_rate_factor=settings.learning_rate_factor,
+    )
+    recorder = Recorder(settings, task, test, federation, strategy, folder)
+    result = strategy.start(
+        federation,
+        ArrayRecord(model.state_dict()),
+        num_rounds=settings.num_server_rounds,
+        timeout=ROUND_TIMEOUT,
+        evaluate_fn=recorder,
+    )
+    folder.save_model("final", arrays_of(result.arrays))
+    print(summary_table({settings.method: folder.finish()}))
+    print(f"Run folder: {folder.path}")
+
+
+class ReproducibleFedAvg(FedAvg):
+    """FedAvg whose sample of clients depends on seed and round alone; evaluates on the server."""
+
+    def __init__(self, settings: Settings, clients: int) -> None:
+        sample = settings.clients_per_round(clients)
+        super().__init__(
+            fraction_train=settings.fraction_train,
+            fraction_evaluate=0.0,
+            min_train_nodes=sample,
+            min_available_nodes=sample,
+        )
+        self._seed = settings.seed
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Sample clients for a round."""
+        random.seed(seed_of(self._seed, server_round))  # FedAvg draws from the global generator
+        return super().configure_train(server_round, arrays, config, grid)

@@ -1,0 +1,229 @@
+"""A small real federation in one process: the strategy and the ClientApp are those of a real run.
+
+    grid = InMemoryGrid(client_app, nodes=4)
+    result = FixBN(FedAvg(), freeze_after=1).start(grid, initial_arrays(model), num_rounds=3)
+
+Each node keeps one ``Context`` for its whole life. Messages pass as protobuf bytes and contexts as
+pickles, as they do between SuperLink and SuperNode or between Ray's processes, so nothing is shared
+by reference. A client that raises answers with the error reply that Flower's simulation would send,
+and what it did to its context is discarded, as there.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from fixbn_flwr import local_training
+from fixbn_flwr.momentum import Buffers
+from fixbn_flwr.store import load_buffers
+
+FIRST_NODE_ID = 1000
+
+logging.getLogger("flwr").setLevel(logging.WARNING)  # its tables of every round
+
+
+class InMemoryGrid(Grid):
+    """Calls a ClientApp for each message, one node after the other.
+
+    Args:
+        client_app: what every node runs.
+        nodes: the number of nodes; node ``FIRST_NODE_ID + i`` holds partition ``i``.
+        shuffle_seed: replies come back in an order drawn from it; None keeps the order of asking.
+        lost: tells of a message that its reply never arrives.
+        run_id: of all contexts; another run is another federation of the same nodes.
+        run_config: of all contexts.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        nodes: int,
+        *,
+        shuffle_seed: int | None = None,
+        lost: Callable[[Message], bool] = lambda _: False,
+        run_id: int = 1,
+        run_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        TaskIdentity.task_id = TaskIdentity.node_id = 1
+        TaskIdentity.run_id = run_id
+        self.client_app = client_app
+        self.lost = lost
+        self.contexts = {
+            FIRST_NODE_ID + partition: Context(
+                run_id=run_id,
+                node_id=FIRST_NODE_ID + partition,
+                node_config={"partition-id": partition, "num-partitions": nodes},
+                state=RecordDict(),
+                run_config=dict(run_config or {}),
+            )
+            for partition in range(nodes)
+        }
+        self._order = None if shuffle_seed is None else random.Random(shuffle_seed)
+        self._sent = 0
+        self._run = Run.create_empty(run_id)
+
+    def set_run(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        raise NotImplementedError("strategies use send_and_receive")
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        raise NotImplementedError("strategies use send_and_receive")
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        wires = [self._to_wire(message) for message in messages]  # all before any client runs
+        answered = [wire for wire in wires if not self.lost(_from_wire(wire))]
+        replies = [self._answer(wire) for wire in answered]
+        if self._order is not None:
+            self._order.shuffle(replies)
+        return [_from_wire(reply) for reply in replies]
+
+    def _to_wire(self, message: Message) -> bytes:
+        self._sent += 1
+        message.metadata.__dict__["_message_id"] = f"message-{self._sent}"
+        content: bytes = message_to_proto(message).SerializeToString()
+        return content
+
+    def _answer(self, wire: bytes) -> bytes:
+        message = _from_wire(wire)
+        node_id = message.metadata.dst_node_id
+        context = pickle.loads(pickle.dumps(self.contexts[node_id]))
+        try:
+            reply = self.client_app(message, context)
+        except Exception as error:
+            reason = f"{type(error)}:<'{error}'>"
+            code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+            return self._to_wire(Message(Error(code, reason), reply_to=_from_wire(wire)))
+        self.contexts[node_id] = pickle.loads(pickle.dumps(context))
+        return self._to_wire(reply)
+
+    def momentum(self, server_round: int) -> list[Buffers]:
+        """What each client has kept by the beginning of a round, in the order of partitions."""
+        return [load_buffers(context, server_round) for context in self.contexts.values()]
+
+
+def _from_wire(wire: bytes) -> Message:
+    proto = ProtoMessage()
+    proto.ParseFromString(wire)
+    return message_from_proto(proto)
+
+
+def initial_arrays(model: nn.Module) -> ArrayRecord:
+    return ArrayRecord(model.state_dict())
+
+
+def partition_of(context: Context) -> int:
+    return int(context.node_config["partition-id"])
+
+
+Batch = tuple[Tensor, Tensor]
+TrainStep = Callable[[nn.Module, Optimizer, Batch], None]
+
+
+def sgd_step(model: nn.Module, optimizer: Optimizer, batch: Batch) -> None:
+    """One step of an ordinary training loop, `model.train()` included."""
+    images, targets = batch
+    model.train()
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(images), targets).backward()
+    optimizer.step()
+
+
+def training_app(
+    build: Callable[[], nn.Module],
+    batches: Callable[[int, int], Sequence[Batch]],
+    *,
+    learning_rate: float = 0.05,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    step: TrainStep = sgd_step,
+    optimizer_of: Callable[[nn.Module], Optimizer] | None = None,
+    examples: Sequence[int] | None = None,
+    on_reply: Callable[[int, int, nn.Module, RecordDict], None] = lambda *_: None,
+) -> ClientApp:
+    """A Message API client as a user writes one: new model, new SGD, its own loop, one ``with``.
+
+    Args:
+        build: makes the model; its initial weights are not used.
+        batches: a client's batches by partition and round; each is one step.
+        learning_rate: of SGD.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        step: one step on one batch.
+        optimizer_of: another optimiser than SGD.
+        examples: the client's number of examples by partition; all alike by default.
+        on_reply: called with partition, round, model and reply's content before it is sent.
+    """
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        partition = partition_of(context)
+        server_round = int(message.content.config_records["config"]["server-round"])  # type: ignore[arg-type]
+        model = build()
+        model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
+        optimizer = (
+            optimizer_of(model)
+            if optimizer_of
+            else SGD(model.parameters(), learning_rate, momentum, weight_decay=weight_decay)
+        )
+        torch.manual_seed(dropout_seed(partition, server_round))
+        with local_training(model, optimizer, message.content, context) as local:
+            for batch in batches(partition, server_round):
+                step(model, optimizer, batch)
+        content = RecordDict(
+            {
+                "arrays": ArrayRecord(model.state_dict()),
+                "metrics": MetricRecord({"num-examples": examples[partition] if examples else 8}),
+                **local.records,
+            }
+        )
+        on_reply(partition, server_round, model, content)
+        return Message(content, reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        metrics = MetricRecord({"num-examples": 8, "partition": partition_of(context)})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    return app
+
+
+def dropout_seed(partition: int, server_round: int) -> int:
+    return 1000 * server_round + partition
