@@ -60,7 +60,7 @@ def test_dirichlet_evens_out_with_a_large_alpha() -> None:
 def test_classes() -> None:
     table = np.array(counts(divide("classes")))
     held = [np.flatnonzero(row).tolist() for row in table]
-    assert held == [[2, 3], [1, 5], [0, 4], [6, 9], [7, 8], [3, 9], [1, 2], [4, 5], [6, 8], [0, 7]]
+    assert held == 2 * [[7, 9], [2, 4], [0, 5], [1, 3], [6, 8]]
     assert set(table[table > 0]) == {50}
 
 
@@ -169,5 +169,5 @@ def test_impossible_classes_per_client(classes_per_client: int) -> None:
 
 
 def test_more_holders_of_a_class_than_images() -> None:
-    with pytest.raises(ConfigError, match=r"smallest class has 100\): choose fewer"):
+    with pytest.raises(ConfigError, match=r"more holders than images: choose fewer"):
         divide("classes", 600, classes_per_client=2)
