@@ -3,6 +3,8 @@
 The kinds of array and the formulas are those of METHOD: a state dict's names tell statistics
 (``*.running_mean``, ``*.running_var``) and counters (``*.num_batches_tracked``) from parameters
 (all else). torch fixes those names, so on the server, which has arrays only, they are enough.
+Arrays of whole numbers that are no counters, such as a transformer's table of positions, are
+treated as counters are: no optimiser trains them, and fractions of them mean nothing.
 
 Sums run in float64 in the order of the replies and are rounded once, to the arrays' own type.
 """
@@ -14,7 +16,7 @@ from enum import Enum
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -28,15 +30,20 @@ class Kind(Enum):
     COUNTER = "counter"
 
 
-def kind_of(name: str) -> Kind:
-    """Tell the kind of an array from its name in the state dict."""
+def kind_of(name: str, dtype: DTypeLike = np.float32) -> Kind:
+    """Tell the kind of an array from its name in the state dict, and its type."""
     match name.rsplit(".", 1)[-1]:
         case "running_mean" | "running_var":
             return Kind.STATISTIC
         case "num_batches_tracked":
             return Kind.COUNTER
         case _:
-            return Kind.PARAMETER
+            return Kind.PARAMETER if np.dtype(dtype).kind in "fc" else Kind.COUNTER
+
+
+def of_kind(arrays: Arrays, *kinds: Kind) -> dict[str, Array]:
+    """Return the arrays of these kinds, in their order."""
+    return {name: array for name, array in arrays.items() if kind_of(name, array.dtype) in kinds}
 
 
 def weighted_mean(updates: Sequence[Arrays], weights: Sequence[float]) -> dict[str, Array]:

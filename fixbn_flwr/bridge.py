@@ -24,6 +24,7 @@ from flwr.app import (
 )
 from flwr.app.typing import MetricRecordValues
 from flwr.clientapp.typing import ClientAppCallable
+from flwr.common.constant import SType
 
 from fixbn_flwr.errors import ReplyError
 from fixbn_flwr.replies import arrays_of
@@ -86,10 +87,15 @@ def _translated(content: RecordDict, res: str, names: list[str]) -> RecordDict:
 
 
 def _named(parameters: ArrayRecord, names: list[str]) -> ArrayRecord:
-    arrays = list(arrays_of(parameters).values())
+    arrays = arrays_of(parameters)
     if len(arrays) != len(names):
         raise ReplyError(
             f"the client was sent {len(names)} arrays and returned {len(arrays)}: return all of "
             "model.state_dict(), in its order, from fit()."
         )
-    return ArrayRecord({name: Array(a) for name, a in zip(names, arrays, strict=True)})
+    return ArrayRecord(
+        {  # a NumPyClient's arrays are serialised already, and lack only type and shape
+            name: Array(str(array.dtype), array.shape, SType.NUMPY, parameters[key].data)
+            for name, (key, array) in zip(names, arrays.items(), strict=True)
+        }
+    )

@@ -134,6 +134,7 @@ def _multiplied_learning_rate(optimizer: Optimizer, factor: float) -> Iterator[N
     try:
         yield
     finally:
-        for group, learning_rate in zip(optimizer.param_groups, before, strict=True):
+        # Not strict: a group that the block added has the rate that its maker gave it.
+        for group, learning_rate in zip(optimizer.param_groups, before, strict=False):
             unchanged = group["lr"] == learning_rate * factor
             group["lr"] = learning_rate if unchanged else group["lr"] / factor

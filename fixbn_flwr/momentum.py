@@ -21,6 +21,7 @@ from fixbn_flwr.errors import MomentumError
 Buffers = dict[str, Tensor]
 
 _SGD_SLOT = "momentum_buffer"
+_STEP_SLOT = "step"
 
 
 def read_buffers(model: nn.Module, optimizer: Optimizer) -> Buffers:
@@ -67,12 +68,18 @@ def write_buffers(model: nn.Module, optimizer: Optimizer, buffers: Mapping[str, 
 
     Parameters without a buffer start from zero; ``write_buffers(model, optimizer, {})`` resets
     all. Values are copied to each parameter's device, type and memory format (a step count, which
-    is a single number, keeps its type and stays on the CPU).
+    is a single number, keeps its type and stays on the CPU unless the optimiser is fused).
 
     Raises:
         MomentumError: a buffer's name or shape fits no parameter. The optimiser is then unchanged.
     """
     parameters = _trained_parameters(model, optimizer)
+    steps_on_device = {
+        parameter
+        for group in optimizer.param_groups
+        if group.get("fused") or group.get("capturable")
+        for parameter in group["params"]
+    }
     state: dict[Tensor, dict[str, Tensor]] = {}
     for key, buffer in buffers.items():
         name, slot = (key, _SGD_SLOT) if key in parameters else (*key.rsplit(".", 1), "")[:2]
@@ -82,10 +89,12 @@ def write_buffers(model: nn.Module, optimizer: Optimizer, buffers: Mapping[str, 
                 'that name. If the model changed on purpose, use momentum="reset" or a new run.'
             )
         parameter = parameters[name]
-        if buffer.shape == parameter.shape:
+        if buffer.shape == parameter.shape and slot != _STEP_SLOT:
             value = torch.empty_like(parameter, requires_grad=False).copy_(buffer)
         elif buffer.dim() == 0:
             value = buffer.clone()
+            if slot == _STEP_SLOT and parameter in steps_on_device:
+                value = value.to(parameter.device)
         else:
             raise MomentumError(
                 f"the kept momentum of {name!r} has shape {tuple(buffer.shape)}, the parameter has "

@@ -42,8 +42,9 @@ class _Frozen:
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
         # Copies and pickles are of the layer's own class: one made inside the block is an ordinary
-        # layer afterwards, instead of staying frozen with nobody left to thaw it.
-        create, arguments, *rest = cast(tuple[Any, ...], super().__reduce_ex__(protocol))
+        # layer afterwards, instead of staying frozen with nobody left to thaw it. Protocol 1 names
+        # the class freely; from 2 on pickle insists on the class that the layer has now.
+        create, arguments, *rest = cast(tuple[Any, ...], super().__reduce_ex__(1))
         own_class = type(self).__bases__[1]
         return (create, (own_class, *arguments[1:]), *rest)
 
@@ -122,7 +123,8 @@ def _check_unmoved(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
     moved = [
         name
         for name, value in before.items()
-        if name not in after or not torch.equal(value, after[name])
+        # The loop may have moved the model to another device.
+        if name not in after or not torch.equal(value, after[name].to(value))
     ]
     if moved:
         raise StatisticsMovedError(

@@ -19,6 +19,7 @@ from fixbn_flwr.averaging import (
     Kind,
     kind_of,
     merged_counters,
+    of_kind,
     pooled_statistics,
     weighted_mean,
 )
@@ -133,9 +134,7 @@ class ServerState:
             )
         self.phase = phase_of(server_round, self._freeze_round)
         if self.phase is Phase.CALIBRATION and self.frozen_statistics is None:
-            self.frozen_statistics = {
-                name: array for name, array in arrays.items() if kind_of(name) is Kind.STATISTIC
-            }
+            self.frozen_statistics = of_kind(arrays, Kind.STATISTIC)
         calibrating = self.phase is Phase.CALIBRATION
         return RoundConfig(
             server_round=server_round,
@@ -171,7 +170,4 @@ class ServerState:
 
 
 def _only(updates: Sequence[Update], kind: Kind) -> list[dict[str, Array]]:
-    return [
-        {name: array for name, array in update.arrays.items() if kind_of(name) is kind}
-        for update in updates
-    ]
+    return [of_kind(update.arrays, kind) for update in updates]

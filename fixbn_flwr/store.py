@@ -52,7 +52,7 @@ def load_buffers(context: Context, server_round: int) -> Buffers:
             return {}
         buffers = safetensors.torch.load(content)
         run, kept_round = _stamp_of(content)
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         _logger.warning("kept momentum dropped, unreadable (%s): starting from zero", error)
         return {}
     if run != context.run_id or kept_round >= server_round:

@@ -13,22 +13,24 @@ optimiser, clipping or noise must not touch them (FedAdam's defaults turn a vari
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fixbn_flwr.averaging import Array, Kind
+from fixbn_flwr.averaging import Array, Arrays, Kind, of_kind
 from fixbn_flwr.errors import (
     ConfigError,
     ReplyError,
     RoundsFailedError,
     StatisticsMovedError,
 )
-from fixbn_flwr.replies import arrays_of, only, read_reply
+from fixbn_flwr.replies import arrays_of, form_of, read_reply
 from fixbn_flwr.schedule import Phase
 from fixbn_flwr.server_state import ServerState, Update, logger
 from fixbn_flwr.wire import MOMENTUM, Momentum
@@ -79,7 +81,8 @@ class FixBN(Strategy):
         self.strict = strict
         self._state = ServerState(freeze_after, momentum, statistics, learning_rate_factor)
         self._rounds_before = 0
-        self._sent = ArrayRecord()
+        self._global = ArrayRecord()
+        self._global_arrays: dict[str, Array] = {}
         self._asked: list[int] = []
         self._failed_in_a_row: int | None = None  # None until a round has succeeded
 
@@ -172,18 +175,17 @@ class FixBN(Strategy):
     ) -> Iterable[Message]:
         """Enter a round: the wrapped strategy's messages, with statistics and instructions."""
         server_round += self._rounds_before
-        asked = self._state.begin_round(server_round, _without_parameters(arrays))
+        parameters = self._take(arrays)
+        asked = self._state.begin_round(server_round, self._rest())
         logger.info("FixBN: round %s is %s", server_round, asked.phase)
-        self._sent = arrays
         extended = ConfigRecord({**config, **asked.as_config()})
-        parameters = only(arrays, Kind.PARAMETER)
         messages = list(self.strategy.configure_train(server_round, parameters, extended, grid))
         self._join(messages)
         if self._state.global_momentum:
             momentum = _record(self._state.global_momentum)
             for message in messages:
                 message.content[MOMENTUM] = momentum
-        self._asked = [message.metadata.dst_node_id for message in messages]
+        self._asked = _in_order_of_nodes(messages, grid)
         return messages
 
     def aggregate_train(
@@ -191,62 +193,87 @@ class FixBN(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """End a round: check the replies, average parameters there and statistics here."""
         server_round += self._rounds_before
-        updates: list[Update] = []
-        usable: list[Message] = []
-        problems: list[str] = []
-        for reply in self._in_order_of_asking(replies):
+        usable: dict[int, tuple[Message, Update]] = {}
+        problems: dict[int, str] = {}
+        for reply in self._in_order(replies):
+            client = reply.metadata.src_node_id
             try:
-                updates.append(self._read(reply))
-                usable.append(reply)
+                usable[client] = (reply, self._read(reply))
             except ReplyError as problem:
-                problems.append(f"client {reply.metadata.src_node_id}: {problem}")
-                logger.warning("round %s: reply dropped, %s", server_round, problems[-1])
-        counts = {"fixbn-clients": len(updates), "fixbn-dropped": len(self._asked) - len(updates)}
-        self._count_failures(server_round, bool(updates), problems)
-        if not updates:
+                problems[client] = str(problem)
+        for client in _unlike_the_others(usable):
+            problems[client] = (
+                "the names of its records, metrics or momentum buffers are not those of most "
+                "replies, so they cannot be averaged together."
+            )
+            del usable[client]
+        for client, why in problems.items():
+            logger.warning("round %s: reply dropped, client %s: %s", server_round, client, why)
+        counts = {"fixbn-clients": len(usable), "fixbn-dropped": len(self._asked) - len(usable)}
+        self._count_failures(server_round, bool(usable), problems)
+        if not usable:
             return None, MetricRecord({**counts}) if self._asked else None
-        parameters, metrics = self.strategy.aggregate_train(server_round, usable)
+        accepted = [reply for reply, _ in usable.values()]
+        parameters, metrics = self.strategy.aggregate_train(server_round, accepted)
         if parameters is None:
             return None, metrics
-        rest = self._state.end_round(updates, _without_parameters(self._sent))
+        rest = self._state.end_round([update for _, update in usable.values()], self._rest())
         return self._whole(parameters, rest), MetricRecord({**(metrics or {}), **counts})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the wrapped strategy ask for evaluations of the whole model."""
-        self._sent = arrays
-        messages = list(
-            self.strategy.configure_evaluate(
-                server_round + self._rounds_before, only(arrays, Kind.PARAMETER), config, grid
-            )
-        )
+        server_round += self._rounds_before
+        parameters = self._take(arrays)
+        messages = list(self.strategy.configure_evaluate(server_round, parameters, config, grid))
         self._join(messages)
-        self._asked = [message.metadata.dst_node_id for message in messages]
+        self._asked = _in_order_of_nodes(messages, grid)
         return messages
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Let the wrapped strategy average the evaluations."""
-        ordered = self._in_order_of_asking(replies)
+        ordered = self._in_order(replies)
         return self.strategy.aggregate_evaluate(server_round + self._rounds_before, ordered)
+
+    def _take(self, arrays: ArrayRecord) -> ArrayRecord:
+        """Remember the global model, and return its parameters, for the wrapped strategy."""
+        if arrays is not self._global:
+            self._global, self._global_arrays = arrays, arrays_of(arrays)
+        return ArrayRecord(
+            {name: arrays[name] for name in of_kind(self._global_arrays, Kind.PARAMETER)}
+        )
+
+    def _rest(self) -> dict[str, Array]:
+        """Return all of the global model that the wrapped strategy does not see."""
+        return of_kind(self._global_arrays, Kind.STATISTIC, Kind.COUNTER)
 
     def _join(self, messages: list[Message]) -> None:
         """Put the whole model in place of the parameters in each message."""
-        parameters = only(self._sent, Kind.PARAMETER).keys()
-        rest = _without_parameters(self._sent)
+        parameters = of_kind(self._global_arrays, Kind.PARAMETER).keys()
+        rest = self._rest()
         for content in {id(message.content): message.content for message in messages}.values():
             for key, record in content.array_records.items():
                 if record.keys() == parameters:
                     content[key] = self._whole(record, rest)
 
     def _whole(self, parameters: ArrayRecord, rest: dict[str, Array]) -> ArrayRecord:
-        """Join parameters with statistics and counters, in the model's order."""
-        others = _record(rest)
-        return ArrayRecord({name: (others.get(name) or parameters[name]) for name in self._sent})
+        """Join parameters with statistics and counters, in the model's order and types."""
+        joined = _record(rest)
+        for name, sent in self._global_arrays.items():
+            if name not in rest:
+                # Flower's FedAdam, for one, turns float32 into float64.
+                same_type = parameters[name].dtype == str(sent.dtype)
+                joined[name] = (
+                    parameters[name]
+                    if same_type
+                    else FlowerArray(np.asarray(parameters[name].numpy()).astype(sent.dtype))
+                )
+        return ArrayRecord({name: joined[name] for name in self._global_arrays})
 
-    def _in_order_of_asking(self, replies: Iterable[Message]) -> list[Message]:
+    def _in_order(self, replies: Iterable[Message]) -> list[Message]:
         """Sort replies: they arrive in any order, and sums of floats depend on it."""
         position = {node_id: place for place, node_id in enumerate(self._asked)}
         return sorted(replies, key=lambda m: position.get(m.metadata.src_node_id, len(position)))
@@ -257,7 +284,7 @@ class FixBN(Strategy):
             raise ReplyError(f"it failed (code {reply.error.code}): {reply.error.reason}")
         update, reply.content = read_reply(
             reply,
-            self._sent,
+            self._global_arrays,
             weighted_by=_weighted_by(self.strategy),
             with_momentum=self._state.momentum == Momentum.GLOBAL,
         )
@@ -272,7 +299,7 @@ class FixBN(Strategy):
             logger.warning(warning)
         return update
 
-    def _count_failures(self, server_round: int, succeeded: bool, problems: list[str]) -> None:
+    def _count_failures(self, server_round: int, succeeded: bool, problems: dict[int, str]) -> None:
         """Stop a run in which nothing is trained any more: Flower would call it completed."""
         if succeeded:
             self._failed_in_a_row = 0
@@ -280,7 +307,8 @@ class FixBN(Strategy):
             never = self._failed_in_a_row is None
             self._failed_in_a_row = (self._failed_in_a_row or 0) + 1
             if never or self._failed_in_a_row >= FAILED_ROUNDS_IN_A_ROW:
-                reasons = "\n  ".join(problems) or "no reply arrived before the timeout"
+                reasons = "\n  ".join(f"client {c}: {why}" for c, why in problems.items())
+                reasons = reasons or "no reply arrived before the timeout"
                 raise RoundsFailedError(
                     f"round {server_round}: none of the {len(self._asked)} clients delivered a "
                     f"usable update ({self._failed_in_a_row} such rounds in a row); the global "
@@ -289,14 +317,28 @@ class FixBN(Strategy):
             logger.warning("round %s: no usable update, the model stays as it is", server_round)
 
 
-def _without_parameters(arrays: ArrayRecord) -> dict[str, Array]:
-    return {
-        **arrays_of(only(arrays, Kind.STATISTIC)),
-        **arrays_of(only(arrays, Kind.COUNTER)),
+def _in_order_of_nodes(messages: list[Message], grid: Grid) -> list[int]:
+    """Return who was asked, in the order in which the grid lists its nodes.
+
+    Strategies ask in an order that they draw anew each round; the grid's own order lasts, and the
+    app's grid lists nodes by partition.
+    """
+    place = {node_id: place for place, node_id in enumerate(grid.get_node_ids())}
+    asked = [message.metadata.dst_node_id for message in messages]
+    return sorted(asked, key=lambda node_id: place.get(node_id, len(place)))
+
+
+def _unlike_the_others(usable: dict[int, tuple[Message, Update]]) -> list[int]:
+    """Return the clients whose replies have another form than most; Flower would stop the run."""
+    forms = {
+        client: form_of(reply.content, update.momentum)
+        for client, (reply, update) in usable.items()
     }
+    common = Counter(forms.values()).most_common(1)
+    return [client for client, form in forms.items() if form != common[0][0]]
 
 
-def _record(arrays: dict[str, Array]) -> ArrayRecord:
+def _record(arrays: Arrays) -> ArrayRecord:
     return ArrayRecord({name: FlowerArray(array) for name, array in arrays.items()})
 
 

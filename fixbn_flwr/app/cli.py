@@ -8,9 +8,13 @@ fixbn centralised                         # the yardstick: no federation, as man
 
 from __future__ import annotations
 
+import re
+import signal
 import sys
 import tomllib
+from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -29,7 +33,18 @@ from fixbn_flwr.errors import ConfigError, FixBNError
 
 APP = Path(__file__).resolve().parents[2]  # the directory with pyproject.toml, a Flower app
 
-cli = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+_DEFAULTS = Settings().as_run_config()
+_RECORD = re.compile(
+    r"(\x1b\[36m\(ClientAppActor.*?\)\x1b\[0m )?\x1b\[\d+m(?P<level>[A-Z]+) *\x1b\[0m: *(?P<text>.*)"
+)
+_HARMLESS = (
+    "Since flwr 1.32, default simulated SuperNodes changed",
+    "fraction_evaluate is set to 0.0",
+    "Manually terminating ClientAppActor",
+)
+
+_HELP = __doc__.replace("\n\n", "\n\n\b\n")  # \b: the lines of the examples stay as they are
+cli = typer.Typer(help=_HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
 Overrides = Annotated[
     list[str] | None,
@@ -83,6 +98,7 @@ def centralised(overrides: Overrides = None, clients: Clients = 10) -> None:
 
 def main() -> None:
     """Run the command line; an error of ours is a message and exit code 1, not a traceback."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: ends what was started
     try:
         cli()
     except FixBNError as error:
@@ -91,12 +107,13 @@ def main() -> None:
 
 
 def _settings(overrides: list[str] | None) -> Settings:
-    """Read KEY=VALUE arguments and settle what the app would choose later: folder and name."""
+    """Read KEY=VALUE arguments and settle what the app would choose later: folders and name."""
     settings = Settings.from_run_config(dict(map(_key_and_value, overrides or [])))
     directory = Path(settings.output_dir or "runs").expanduser().absolute()
     chosen: dict[str, Value] = {"output-dir": str(directory)}
-    if settings.data_dir:
-        chosen["data-dir"] = str(Path(settings.data_dir).expanduser().absolute())
+    for key in ("data-dir", "state-dir"):
+        if given := settings.as_run_config()[key]:
+            chosen[key] = str(Path(str(given)).expanduser().absolute())
     if not settings.run_name:
         method = settings.method.replace(" ", "-")
         chosen["run-name"] = f"{datetime.now():%Y%m%d-%H%M%S}-{settings.task}-{method}"
@@ -111,10 +128,13 @@ def _key_and_value(argument: str) -> tuple[str, Value]:
     key, equals, text = argument.partition("=")
     if not equals:
         raise ConfigError(f"{argument!r} is not a setting: write KEY=VALUE, such as task=cifar10.")
-    try:
-        value: Value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text  # a word, as in task=cifar10
+    value: Value = text  # a word, as in task=cifar10
+    with suppress(ValueError):
+        value = float(text)  # also .5, which TOML does not know
+    with suppress(tomllib.TOMLDecodeError):
+        value = tomllib.loads(f"value = {text}")["value"]
+    if isinstance(_DEFAULTS.get(key), str) and not isinstance(value, str):
+        value = text  # a name, as in run-name=2026
     return key, value
 
 
@@ -133,15 +153,29 @@ def _federate(link: SuperLink, settings: Settings, clients: int, workers: int | 
     }
     if torch.cuda.is_available() and settings.device != "cpu":
         federation["client-resources-num-gpus"] = torch.cuda.device_count() / cores
-    defaults = Settings().as_run_config()
-    changed = {k: v for k, v in settings.as_run_config().items() if v != defaults[k]}
-    failure = link.run(APP, changed, federation, _show)
+    changed = {k: v for k, v in settings.as_run_config().items() if v != _DEFAULTS[k]}
+    log = _Log()
+    failure = link.run(APP, changed, federation, log.show)
     if failure is not None:
-        raise FixBNError(f"the run did not complete ({failure}).")
+        if not any(line.startswith("fixbn_flwr.") for line in log.errors):
+            print(*log.errors, sep="\n")  # no error of ours, whose message says it all
+        raise FixBNError(f"the run failed: {failure}")
     return Path(settings.output_dir) / settings.run_name
 
 
-def _show(line: str) -> None:
-    """Print a line of a run's log, but not Flower's INFO lines: the app prints a line a round."""
-    if "INFO " not in line[:12]:
-        print(line, flush=True)
+class _Log:
+    """Shows of a run's log the app's own lines, one a round, and warnings; keeps the errors."""
+
+    def __init__(self) -> None:
+        self.errors: deque[str] = deque(maxlen=60)
+        self._in_error = False
+
+    def show(self, line: str) -> None:
+        """Print a line, unless Flower says it in every run or it belongs to a traceback."""
+        record = _RECORD.match(line)
+        if record:
+            self._in_error = record["level"] == "ERROR"
+        if self._in_error:
+            self.errors.append(line)
+        elif not record or (record["level"] != "INFO" and not record["text"].startswith(_HARMLESS)):
+            print(line, flush=True)

@@ -14,15 +14,17 @@ from fixbn_flwr.client import FixBNClient
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.tasks import get_task, load_splits
 from fixbn_flwr.tasks.partition import partition
+from fixbn_flwr.training import find_device
 
 
 def client_fn(context: Context) -> Client:
     """Make the client of a node; data, model and partition are built once a process.
 
     Raises:
-        ConfigError: the run config cannot work, or the node was given no partition.
+        ConfigError: the run config cannot work here, or the node was given no partition.
     """
     settings = Settings.from_run_config(context.run_config)
+    find_device(settings.device)
     try:
         own = int(context.node_config["partition-id"])
         partitions = int(context.node_config["num-partitions"])

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
@@ -94,10 +94,8 @@ class Federation(Grid):
     ) -> list[Message]:
         """Exchange messages for replies, as Flower does, and count the arrays' bytes."""
         messages = list(messages)
-        if not messages:
-            return []
         self.bytes_sent += sum(_bytes_of(message) for message in messages)
-        replies = list(self._grid.send_and_receive(messages, timeout=timeout))
+        replies = self._exchange(messages, timeout)
         self.bytes_received += sum(_bytes_of(reply) for reply in replies)
         return replies
 
@@ -133,13 +131,22 @@ class Federation(Grid):
         """Ask nodes not seen before which partition they train on; return all connected nodes."""
         connected = list(self._grid.get_node_ids())
         strangers = [node_id for node_id in connected if node_id not in self._members]
+        if not self._members:
+            # What stops one client mostly stops them all: it is heard once, not a thousand times.
+            self._meet(strangers[:1])
+            del strangers[:1]
+        self._meet(strangers)
+        known = [node_id for node_id in connected if node_id in self._members]
+        self._check_distinct(known)
+        return known
+
+    def _meet(self, strangers: list[int]) -> None:
         question = RecordDict({"getpropertiesins.config": ConfigRecord()})
         asked = [
             Message(question, dst_node_id=node_id, message_type="get_properties")
             for node_id in strangers
         ]
-        answers = self._grid.send_and_receive(asked, timeout=ANSWER) if asked else []
-        for answer in answers:
+        for answer in self._exchange(asked, ANSWER):
             node_id = answer.metadata.src_node_id
             if answer.has_error():
                 raise ConfigError(f"client {node_id} cannot start: {answer.error.reason}")
@@ -149,9 +156,13 @@ class Federation(Grid):
                 partitions=int(str(properties["num-partitions"])),
                 examples=int(str(properties["examples"])),
             )
-        known = [node_id for node_id in connected if node_id in self._members]
-        self._check_distinct(known)
-        return known
+
+    def _exchange(self, messages: list[Message], timeout: float | None) -> list[Message]:
+        replies = list(self._grid.send_and_receive(messages, timeout=timeout)) if messages else []
+        for reply in replies:
+            if reply.has_error():
+                reply.error = Error(reply.error.code, _last_words(reply.error.reason))
+        return replies
 
     def _check_distinct(self, node_ids: list[int]) -> None:
         holders: dict[int, int] = {}
@@ -171,6 +182,11 @@ class Federation(Grid):
             "Start the missing SuperNodes, or ask for fewer: num-partitions in their "
             "--node-config, or a smaller fraction-train."
         )
+
+
+def _last_words(reason: str) -> str:
+    """What a client's exception said, without the traceback that Flower's simulation puts first."""
+    return reason.rpartition("Message: ")[2].removesuffix("'>").strip()
 
 
 def _bytes_of(message: Message) -> int:

@@ -18,7 +18,7 @@ from fixbn_flwr.app.run_folder import RunFolder
 from fixbn_flwr.app.summary import summary_table
 from fixbn_flwr.replies import arrays_of
 from fixbn_flwr.tasks import get_task, load_splits
-from fixbn_flwr.training import seed_of
+from fixbn_flwr.training import find_device, seed_of
 
 ROUND_TIMEOUT = 3600.0  # seconds
 
@@ -33,6 +33,7 @@ def main(grid: Grid, context: Context) -> None:
         FixBNError: what is wrong and what to do about it; Flower then reports the run as failed.
     """
     settings = Settings.from_run_config(context.run_config)
+    find_device(settings.device)  # of the evaluation
     task = get_task(settings.task)
     _, test = load_splits(task, Path(settings.data_dir) if settings.data_dir else None)
     federation = Federation(grid)

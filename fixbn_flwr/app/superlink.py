@@ -26,7 +26,7 @@ from fixbn_flwr.app.validation import Value
 from fixbn_flwr.errors import FixBNError
 
 _START = 60.0  # seconds for the SuperLink to answer
-_STOP = 20.0  # seconds for it to end before it is killed
+_STOP = 10.0  # seconds for its processes to end before they are killed
 _NAME = "simulation"
 
 
@@ -66,6 +66,8 @@ class SuperLink:
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             # Every client's lines, not "repeated 9x across cluster".
             "RAY_DEDUP_LOGS": "0",
+            # A Ray cluster of its own, also where another one runs.
+            "RAY_ADDRESS": "local",
             # Ray's notice of a default that will change; nothing here depends on it.
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         }
@@ -106,12 +108,17 @@ class SuperLink:
         """End the SuperLink and every process that it started."""
         if self._process is None:
             return
-        _signal(self._process.pid, signal.SIGTERM)
-        try:
-            self._process.wait(_STOP)
-        except subprocess.TimeoutExpired:
-            _signal(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        self._process.terminate()
+        # SuperExec, simulation and Ray have sessions of their own, and outlive a run cut short.
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for process in _processes_with(self._home):
+                with suppress(ProcessLookupError):
+                    os.kill(process, number)
+            end = time.monotonic() + _STOP
+            while _processes_with(self._home) and time.monotonic() < end:
+                time.sleep(0.1)
+        self._process.kill()
+        self._process.wait()
         self._process = None
 
     def run(
@@ -166,12 +173,14 @@ class SuperLink:
             env=self._environment,
             capture_output=True,
             text=True,
-            check=True,
         )
+        if listing.returncode:
+            return f"the SuperLink has stopped: {listing.stderr.strip() or self._log.read_text()}"
         (run,) = json.loads(listing.stdout)["runs"]
         if run["status"] == "finished:completed":
             return None
-        return f"{run['status']}: {run['status-details']}"
+        details = str(run["status-details"]).removeprefix("Simulation failed with exception: ")
+        return details or str(run["status"])
 
     def _answers(self) -> bool:
         try:
@@ -192,6 +201,11 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _signal(session: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(session, number)
+def _processes_with(home: Path) -> list[int]:
+    """Return the processes whose environment has this home: all that its SuperLink has started."""
+    entry, found = f"FLWR_HOME={home}".encode(), []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # it has ended meanwhile, or is another user's
+            if entry in environment.read_bytes().split(b"\0"):
+                found.append(int(environment.parent.name))
+    return found

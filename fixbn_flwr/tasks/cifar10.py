@@ -61,7 +61,7 @@ def _read(folder: Path, *, train: bool) -> Split:
     # torchvision draws a progress bar, which would be torn by the log lines around it.
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         dataset = CIFAR10(str(folder), train=train, download=True)
-    images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
+    images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2)
     return Split(images, torch.tensor(dataset.targets))
 
 

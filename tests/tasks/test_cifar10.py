@@ -1,5 +1,6 @@
 """CIFAR-10: the real files, the errors without them, and the augmentation number by number."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ def test_splits(shared_data: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert train.images.dtype == torch.uint8
     assert train.images.is_contiguous()
     assert train.images[0, :, 0, 0].tolist() == [59, 62, 63]
+    assert train.images[0, 0, :2, :3].tolist() == [[59, 43, 50], [16, 0, 18]]
     assert train.targets[:8].tolist() == [6, 9, 9, 4, 1, 1, 2, 7]
     assert train.targets.bincount().tolist() == [5_000] * 10
     assert test.targets.bincount().tolist() == [1_000] * 10
@@ -34,13 +36,22 @@ def test_missing_folder(tmp_path: Path) -> None:
         load(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("error", [OSError("no route"), RuntimeError("wrong checksum")])
 def test_failed_download(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    error: Exception,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     from torchvision.datasets import CIFAR10
 
-    monkeypatch.setattr(CIFAR10, "url", (tmp_path / "missing.tar.gz").as_uri())
-    with pytest.raises(ConfigError, match=r"download failed .* put .* cifar-10-batches-py of"):
+    def download(_self: CIFAR10) -> None:
+        print("9%")
+        print("10%", file=sys.stderr)
+        raise error
+
+    monkeypatch.setattr(CIFAR10, "download", download)
+    with pytest.raises(ConfigError, match=rf"{error}\): put .* cifar-10-batches-py of"):
         load(tmp_path)
     assert capfd.readouterr() == ("", "")
 

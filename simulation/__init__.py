@@ -1,0 +1,1 @@
+"""Experiments and measurements, run from the repository's root: `python -m simulation.benchmark`."""

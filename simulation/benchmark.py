@@ -1,0 +1,308 @@
+"""How fast and how large a simulation is on this machine, beside PyTorch alone.
+
+python -m simulation.benchmark             # images per second: bare loop, our app, a quickstart
+python -m simulation.benchmark memory      # peak memory with 10 and with 1,000 clients
+
+Speed times the same local steps (ResNet-20 on CIFAR-10, 10 clients x 400 images a round in batches
+of 20, float32) three ways, in turn, several times over: (a) in a bare PyTorch loop that uses all
+cores, (b) in our app through `flwr run`, (c) through `flwr run` in a client written as Flower's
+PyTorch quickstart writes it. Of (b) and (c) warm rounds count: neither the first, nor one in which
+the model is evaluated. Close other programs first; the load average is part of the report.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fixbn_flwr.app.machine import hardware, versions
+from fixbn_flwr.app.superlink import SuperLink, local_superlink
+from fixbn_flwr.app.validation import Value
+from fixbn_flwr.errors import ConfigError, FixBNError
+from simulation.bare import BareLoops, variants
+from simulation.watch import Watch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+QUICKSTART = REPOSITORY / "simulation" / "quickstart"
+CLIENTS, STEPS, BATCH = 10, 20, 20
+OURS, QUICK = "our app (b)", "quickstart (c)"
+
+# Ray would put its workers behind all other programs of the machine; the bare loop is not there.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+cli = typer.Typer(help=__doc__, add_completion=False, rich_markup_mode=None)
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder with cifar-10-batches-py. Default: ../shared/data if there."),
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes. Default: one a core.")]
+Output = Annotated[Path | None, typer.Option(help="Write the report as JSON, too.")]
+
+
+@dataclass
+class Measurement:
+    """One run of an app.
+
+    Attributes:
+        warm_rounds: seconds of each.
+        first_round: seconds from submission to the end of round 1.
+        peak_megabytes: by role, see ``simulation.watch``.
+    """
+
+    warm_rounds: list[float]
+    first_round: float
+    peak_megabytes: dict[str, float]
+
+
+@dataclass
+class Machine:
+    """What a measurement was made on, and how busy that was before and after."""
+
+    command: str = field(default_factory=lambda: " ".join(sys.orig_argv))
+    date: str = field(default_factory=lambda: datetime.now().astimezone().isoformat("T", "seconds"))
+    hardware: dict[str, Any] = field(default_factory=hardware)
+    versions: dict[str, str] = field(default_factory=versions)
+    load_before: tuple[float, float, float] = field(default_factory=os.getloadavg)
+    load_after: tuple[float, float, float] | None = None
+
+    def show(self) -> str:
+        """Return the machine in one line."""
+        loads = [f"{load[0]:.1f}" for load in (self.load_before, self.load_after) if load]
+        names = " ".join(f"{name} {version}" for name, version in self.versions.items())
+        return (
+            f"{self.hardware['cpu']}, {self.hardware['cores']} cores; {names}; "
+            f"load {' -> '.join(loads)}; {self.date}"
+        )
+
+
+@cli.callback(invoke_without_command=True)
+def speed(
+    context: typer.Context,
+    data_dir: DataDir = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Warm rounds a repetition.")] = 3,
+    repetitions: Annotated[int, typer.Option(min=1, help="How often all take turns.")] = 2,
+    local_steps: Annotated[int, typer.Option(min=1, help="Of a client in a round.")] = STEPS,
+    workers: Workers = None,
+    output: Output = None,
+) -> None:
+    """Compare images per second; the default takes about five minutes on two idle cores."""
+    if context.invoked_subcommand is not None:
+        return
+    machine, cores = Machine(), workers or os.cpu_count() or 1
+    data = find_data(data_dir)
+    samples: dict[str, list[float]] = {}
+    runs: dict[str, list[Measurement]] = {OURS: [], QUICK: []}
+    images = CLIENTS * local_steps * BATCH
+    with tempfile.TemporaryDirectory() as scratch, BareLoops(cores, data) as loops:
+        for repetition in range(1, repetitions + 1):
+            for variant in variants(cores):
+                speed_now = loops.images_per_second(variant, CLIENTS * local_steps, BATCH)
+                samples.setdefault(variant.name, []).append(speed_now)
+                _progress(f"{repetition}/{repetitions} {variant.name}: {speed_now:.0f} images/s")
+            for name in (OURS, QUICK):
+                folder = Path(scratch) / f"{name[:3]}-{repetition}"
+                with local_superlink() as link:
+                    measure = _our_app if name == OURS else _quickstart
+                    run = measure(link, folder, data, rounds, cores, steps=local_steps)
+                runs[name].append(run)
+                speeds = [images / seconds for seconds in run.warm_rounds]
+                samples.setdefault(name, []).extend(speeds)
+                shown = ", ".join(f"{value:.0f}" for value in speeds)
+                _progress(f"{repetition}/{repetitions} {name}: {shown} images/s")
+    machine.load_after = os.getloadavg()
+    medians = {name: statistics.median(values) for name, values in samples.items()}
+    report = {
+        **asdict(machine),
+        "job": {
+            "clients": CLIENTS,
+            "local-steps": local_steps,
+            "batch-size": BATCH,
+            "workers": cores,
+        },
+        "images_per_second": medians,
+        "samples": samples,
+        "ratios": ratios(medians),
+        "runs": {name: [asdict(run) for run in of] for name, of in runs.items()},
+    }
+    print(f"\n{speed_table(medians, runs)}\n\n{machine.show()}")
+    _write(output, report)
+
+
+@cli.command()
+def memory(
+    data_dir: DataDir = None,
+    clients: Annotated[
+        list[int] | None, typer.Option(help="Federations to compare. Default: 10 and 1000.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1)] = 20,
+    workers: Workers = None,
+    output: Output = None,
+) -> None:
+    """Compare peak memory of federations of different sizes; 10 clients train in each round."""
+    machine, cores = Machine(), workers or os.cpu_count() or 1
+    data = find_data(data_dir)
+    runs: dict[int, Measurement] = {}
+    for number in clients or [10, 1000]:
+        _progress(f"{number} clients, {rounds} rounds")
+        with tempfile.TemporaryDirectory() as scratch, local_superlink() as link:
+            runs[number] = _our_app(
+                link, Path(scratch) / "memory", data, rounds, cores, clients=number, steps=1
+            )
+    machine.load_after = os.getloadavg()
+    print(f"\n{memory_table(runs)}\n\n{machine.show()}")
+    _write(output, {**asdict(machine), "runs": {n: asdict(run) for n, run in runs.items()}})
+
+
+def find_data(data_dir: Path | None) -> Path:
+    """Return the folder that holds CIFAR-10.
+
+    Raises:
+        ConfigError: it is not there; the message says how to get it.
+    """
+    folder = (data_dir or REPOSITORY.parent / "shared" / "data").expanduser().resolve()
+    if not (folder / "cifar-10-batches-py").is_dir():
+        raise ConfigError(
+            f"{folder} has no cifar-10-batches-py, and this benchmark trains on the real CIFAR-10: "
+            "give --data-dir. `fixbn run task=cifar10 num-server-rounds=2` downloads it to "
+            "~/.cache/fixbn-flwr."
+        )
+    return folder
+
+
+def ratios(medians: Mapping[str, float]) -> dict[str, float]:
+    """Our app against the fastest bare loop, and against the quickstart."""
+    bare = max(speed for name, speed in medians.items() if name not in (OURS, QUICK))
+    return {"b/a": medians[OURS] / bare, "b/c": medians[OURS] / medians[QUICK]}
+
+
+def speed_table(medians: Mapping[str, float], runs: Mapping[str, list[Measurement]]) -> str:
+    """Return images per second, the ratios, start-up and memory as text."""
+    lines = [f"{name:<40}{speed:>8.0f} images/s" for name, speed in medians.items()]
+    found = ratios(medians)
+    lines += [
+        "",
+        f"our app / fastest bare loop  {found['b/a']:.2f}   (aim: at least 0.87)",
+        f"our app / quickstart         {found['b/c']:.2f}   (aim: at least 1.5)",
+        "",
+    ]
+    for name, of in runs.items():
+        start = statistics.median(run.first_round for run in of)
+        lines.append(f"{name:<16}submission to round 2 {start:5.1f} s   {_peaks(of)}")
+    return "\n".join(lines)
+
+
+def memory_table(runs: Mapping[int, Measurement]) -> str:
+    """Return peak memory by number of clients as text."""
+    return "\n".join(
+        f"{clients:>6} clients   submission to round 2 {run.first_round:5.1f} s   {_peaks([run])}"
+        for clients, run in runs.items()
+    )
+
+
+def _peaks(runs: list[Measurement]) -> str:
+    roles = ("server", "worker", "ray")
+    peaks = {role: max(run.peak_megabytes.get(role, 0.0) for run in runs) for role in roles}
+    return "peak MB: " + ", ".join(f"{role} {peaks[role]:.0f}" for role in roles)
+
+
+def _our_app(
+    link: SuperLink,
+    folder: Path,
+    data: Path,
+    rounds: int,
+    workers: int,
+    *,
+    steps: int,
+    clients: int = CLIENTS,
+    state_dir: str = "",
+) -> Measurement:
+    """Run our app; the round after the warm ones is the last, which is always evaluated."""
+    run_config: dict[str, Value] = {
+        "task": "cifar10",
+        "data-dir": str(data),
+        "partition": "iid",
+        "fraction-train": CLIENTS / clients,
+        "local-steps": steps,
+        "batch-size": BATCH,
+        "learning-rate": 0.05,
+        "num-server-rounds": rounds + 2,
+        "freeze-after": 1.0,  # statistics of the batch in every round, as in the bare loop
+        "evaluate-every": rounds + 3,
+        "device": "cpu",
+        "state-dir": state_dir,
+        "output-dir": str(folder.parent),
+        "run-name": folder.name,
+    }
+    return _run(link, REPOSITORY, run_config, clients, workers, folder / "metrics.jsonl", rounds)
+
+
+def _quickstart(
+    link: SuperLink, folder: Path, data: Path, rounds: int, workers: int, *, steps: int
+) -> Measurement:
+    file = folder.with_suffix(".jsonl")
+    run_config: dict[str, Value] = {
+        "data-dir": str(data),
+        "rounds-file": str(file),
+        "local-steps": steps,
+        "batch-size": BATCH,
+        "num-server-rounds": rounds + 1,
+    }
+    return _run(link, QUICKSTART, run_config, CLIENTS, workers, file, rounds)
+
+
+def _run(
+    link: SuperLink,
+    app: Path,
+    run_config: Mapping[str, Value],
+    clients: int,
+    workers: int,
+    rounds_file: Path,
+    rounds: int,
+) -> Measurement:
+    federation: dict[str, Value] = {
+        "num-supernodes": clients,
+        "client-resources-num-cpus": 1,
+        "init-args-num-cpus": workers,
+    }
+    log: list[str] = []
+    with Watch(rounds_file) as watch:
+        failure = link.run(app, run_config, federation, log.append)
+    if failure is not None or watch.first_round is None:
+        raise FixBNError("\n".join([*log, f"the run did not complete ({failure})."]))
+    seconds = [json.loads(line)["seconds"] for line in rounds_file.read_text().splitlines()]
+    return Measurement(seconds[1 : rounds + 1], watch.first_round, watch.peaks)
+
+
+def _progress(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+
+
+def _write(output: Path | None, report: Mapping[str, Any]) -> None:
+    if output is not None:
+        output.write_text(json.dumps(report, indent=2) + "\n")
+        print(f"Report: {output}")
+
+
+def main() -> None:
+    """Run the command line; an error of ours is a message and exit code 1."""
+    try:
+        cli()
+    except FixBNError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

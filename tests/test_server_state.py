@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fixbn_flwr import Phase
+from fixbn_flwr.averaging import Array
+from fixbn_flwr.errors import ConfigError, NoStatisticsError
+from fixbn_flwr.server_state import ServerState, Update
+from fixbn_flwr.wire import Momentum, RoundConfig
+
+NAMES = ["w", "n.weight", "n.running_mean", "n.running_var", "n.num_batches_tracked"]
+
+
+def state(freeze_after: int | float = 2, **choices: Any) -> ServerState:
+    defaults = {"momentum": "local", "statistics": "mean", "learning_rate_factor": 0.5}
+    return ServerState(freeze_after, **{**defaults, **choices})
+
+
+def rest(mean: float, var: float = 1.0, count: int = 0) -> dict[str, Array]:
+    return {
+        "n.running_mean": np.float32([mean]),
+        "n.running_var": np.float32([var]),
+        "n.num_batches_tracked": np.asarray(count),
+    }
+
+
+def update(mean: float, weight: float, *, count: int = 0, momentum: float | None = None) -> Update:
+    buffers: dict[str, Array] = {} if momentum is None else {"w": np.float32([momentum])}
+    return Update(rest(mean, count=count), buffers, weight)
+
+
+def test_two_stages_of_a_run() -> None:
+    server = state()
+    server.start(3, NAMES)
+    arrays = rest(0)
+    assert server.begin_round(1, arrays) == RoundConfig(1, Phase.EXPLORATION, Momentum.LOCAL, 1.0)
+    arrays = server.end_round([update(0, 1, count=4), update(4, 3, count=2)], arrays)
+    assert arrays == rest(3, 1, 4)
+    assert server.frozen_statistics is None
+    server.begin_round(2, arrays)
+    arrays = server.end_round([update(5, 1, count=6)], arrays)
+    assert server.begin_round(3, arrays) == RoundConfig(3, Phase.CALIBRATION, Momentum.LOCAL, 0.5)
+    assert server.frozen_statistics == {"n.running_mean": 5, "n.running_var": 1}
+    assert server.end_round([update(9, 1, count=99)], arrays) == rest(5, 1, 6)
+
+
+def test_pooled() -> None:
+    server = state(statistics="pooled")
+    server.start(3, NAMES)
+    server.begin_round(1, rest(0))
+    assert server.end_round([update(0, 1), update(4, 3)], rest(0)) == rest(3, 4)
+
+
+def test_moved_statistics_are_named_in_calibration_only() -> None:
+    server = state(1)
+    server.start(3, NAMES)
+    server.begin_round(1, rest(0))
+    assert server.moved(update(1, 1)) == []
+    server.begin_round(2, rest(0))
+    assert server.moved(update(0, 1)) == []
+    assert server.moved(update(1, 1)) == ["n.running_mean"]
+    assert server.moved(update(float(np.nextafter(np.float32(0), 1)), 1)) == ["n.running_mean"]
+
+
+def test_global_momentum_is_the_weighted_mean_in_both_stages() -> None:
+    server = state(1, momentum="global")
+    server.start(3, NAMES)
+    for server_round in (1, 2):
+        server.begin_round(server_round, rest(0))
+        server.end_round([update(0, 1, momentum=0), update(0, 3, momentum=4)], rest(0))
+        assert server.global_momentum == {"w": 3}
+
+
+@pytest.mark.parametrize("mode", ["reset", "local"])
+def test_other_modes_keep_no_momentum(mode: str) -> None:
+    server = state(1, momentum=mode)
+    server.start(3, NAMES)
+    server.begin_round(1, rest(0))
+    server.end_round([update(0, 1, momentum=1)], rest(0))
+    assert server.global_momentum == {}
+
+
+def test_start_forgets_the_run_before() -> None:
+    server = state(1, momentum="global")
+    server.start(2, NAMES)
+    server.begin_round(2, rest(1))
+    server.end_round([update(1, 1, momentum=1)], rest(1))
+    server.start(2, NAMES)
+    assert server.frozen_statistics is None
+    assert server.global_momentum == {}
+    assert server.phase is Phase.EXPLORATION
+    server.begin_round(2, rest(7))
+    assert server.frozen_statistics is not None
+    assert server.frozen_statistics["n.running_mean"] == 7
+
+
+def test_beginning_in_calibration_freezes_what_is_there() -> None:
+    server = state(5)
+    server.start(10, NAMES)
+    server.begin_round(8, rest(3))
+    assert server.frozen_statistics == {"n.running_mean": 3, "n.running_var": 1}
+
+
+def test_a_share_needs_the_number_of_rounds() -> None:
+    with pytest.raises(ConfigError, match=r"freeze_after=0\.5"):
+        state(0.5).begin_round(1, rest(0))
+    assert state(2).begin_round(3, rest(0)).phase is Phase.CALIBRATION  # an int does not
+
+
+def test_no_statistics() -> None:
+    names = ["w", "my_running_mean", "n.num_batches_tracked"]
+    with pytest.raises(NoStatisticsError, match="none of the 3 arrays"):
+        state(1).start(3, names)
+    state(1.0).start(3, names)  # nothing is to be frozen
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"momentum": "Local"},
+        {"momentum": None},
+        {"statistics": ""},
+        {"learning_rate_factor": -1.0},
+        {"learning_rate_factor": float("inf")},
+        {"learning_rate_factor": "0.1"},
+    ],
+)
+def test_refused(wrong: dict[str, Any]) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(ConfigError, match=f"{name}={value!r}"):
+        state(**wrong)
