@@ -26,8 +26,8 @@ from flwr.app.typing import MetricRecordValues
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.common.constant import SType
 
+from fixbn_flwr.arrays import arrays_of
 from fixbn_flwr.errors import ReplyError
-from fixbn_flwr.replies import arrays_of
 from fixbn_flwr.wire import MOMENTUM
 
 _ARRAYS, _CONFIG, _METRICS = "arrays", "config", "metrics"

@@ -8,30 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping
-from functools import lru_cache
-from io import BytesIO
-from typing import Any
 
 import numpy as np
-from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord, Message, RecordDict
-from flwr.common.constant import SType
 
+from fixbn_flwr.arrays import arrays_of
 from fixbn_flwr.averaging import Array, Arrays, Kind, kind_of, of_kind
 from fixbn_flwr.errors import ReplyError
 from fixbn_flwr.server_state import Update
 from fixbn_flwr.wire import MOMENTUM
-
-_NPY_1_0 = b"\x93NUMPY\x01\x00"  # how the files of np.save begin, but for odd ones
-
-
-def arrays_of(record: ArrayRecord) -> dict[str, Array]:
-    """Return a record's arrays as numpy arrays, by name.
-
-    Raises:
-        ValueError: an array's bytes are not those of a numpy array.
-    """
-    return {name: _decoded(array) for name, array in record.items()}
 
 
 def read_reply(
@@ -75,29 +60,6 @@ def read_reply(
     return update, RecordDict(
         {str(key): parameters, **content.metric_records, **content.config_records}
     )
-
-
-def _decoded(array: FlowerArray) -> Array:
-    """Return what ``array.numpy()`` does, many times faster: headers are parsed once and kept."""
-    data = array.data
-    try:
-        if array.stype != SType.NUMPY or not data.startswith(_NPY_1_0):
-            return array.numpy()
-        start = 10 + int.from_bytes(data[8:10], "little")
-        shape, fortran_order, dtype = _header(data[:start])
-        view = np.ndarray(shape, dtype, data, start, order="F" if fortran_order else "C")
-    except Exception as error:  # numpy's parser raises errors of a dozen types
-        raise ValueError(f"{type(error).__name__}: {error}") from error
-    return view.copy(order="K")  # bytes cannot be written to, and torch wants what can
-
-
-@lru_cache(maxsize=4096)
-def _header(beginning: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Parse the beginning of an npy file, up to its data; a model's arrays have few different."""
-    file = BytesIO(beginning)
-    np.lib.format.read_magic(file)
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-    return shape, fortran_order, dtype
 
 
 def form_of(content: RecordDict, momentum: Mapping[str, Array]) -> Hashable:

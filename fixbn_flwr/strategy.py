@@ -17,25 +17,23 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
-from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fixbn_flwr.averaging import Array, Arrays, Kind, of_kind
+from fixbn_flwr.arrays import record_of
+from fixbn_flwr.averaging import Array
 from fixbn_flwr.errors import (
     ConfigError,
     ReplyError,
-    RoundsFailedError,
     StatisticsMovedError,
 )
-from fixbn_flwr.replies import arrays_of, form_of, read_reply
+from fixbn_flwr.failures import FailedRounds
+from fixbn_flwr.global_model import GlobalModel
+from fixbn_flwr.replies import form_of, read_reply
 from fixbn_flwr.schedule import Phase
 from fixbn_flwr.server_state import ServerState, Update, logger
 from fixbn_flwr.wire import MOMENTUM, Momentum
-
-FAILED_ROUNDS_IN_A_ROW = 3
 
 
 class FixBN(Strategy):
@@ -81,10 +79,9 @@ class FixBN(Strategy):
         self.strict = strict
         self._state = ServerState(freeze_after, momentum, statistics, learning_rate_factor)
         self._rounds_before = 0
-        self._global = ArrayRecord()
-        self._global_arrays: dict[str, Array] = {}
+        self._model = GlobalModel(ArrayRecord())
         self._asked: list[int] = []
-        self._failed_in_a_row: int | None = None  # None until a round has succeeded
+        self._failures = FailedRounds()
 
     @property
     def phase(self) -> Phase:
@@ -129,7 +126,7 @@ class FixBN(Strategy):
                 "round after the last one that is done."
             )
         self._state.start(num_rounds, list(initial_arrays))
-        self._failed_in_a_row = None
+        self._failures = FailedRounds()
         self._rounds_before = first_round - 1
 
         def evaluate(round_of_this_start: int, arrays: ArrayRecord) -> MetricRecord | None:
@@ -175,14 +172,16 @@ class FixBN(Strategy):
     ) -> Iterable[Message]:
         """Enter a round: the wrapped strategy's messages, with statistics and instructions."""
         server_round += self._rounds_before
-        parameters = self._take(arrays)
-        asked = self._state.begin_round(server_round, self._rest())
+        self._model = GlobalModel(arrays)
+        asked = self._state.begin_round(server_round, self._model.rest)
         logger.info("FixBN: round %s is %s", server_round, asked.phase)
         extended = ConfigRecord({**config, **asked.as_config()})
-        messages = list(self.strategy.configure_train(server_round, parameters, extended, grid))
-        self._join(messages)
+        messages = list(
+            self.strategy.configure_train(server_round, self._model.parameters, extended, grid)
+        )
+        self._model.put_into(messages)
         if self._state.global_momentum:
-            momentum = _record(self._state.global_momentum)
+            momentum = record_of(self._state.global_momentum)
             for message in messages:
                 message.content[MOMENTUM] = momentum
         self._asked = _in_order_of_nodes(messages, grid)
@@ -210,24 +209,27 @@ class FixBN(Strategy):
         for client, why in problems.items():
             logger.warning("round %s: reply dropped, client %s: %s", server_round, client, why)
         counts = {"fixbn-clients": len(usable), "fixbn-dropped": len(self._asked) - len(usable)}
-        self._count_failures(server_round, bool(usable), problems)
+        if self._asked:
+            self._failures.count(server_round, len(usable), problems)
         if not usable:
             return None, MetricRecord({**counts}) if self._asked else None
         accepted = [reply for reply, _ in usable.values()]
         parameters, metrics = self.strategy.aggregate_train(server_round, accepted)
         if parameters is None:
             return None, metrics
-        rest = self._state.end_round([update for _, update in usable.values()], self._rest())
-        return self._whole(parameters, rest), MetricRecord({**(metrics or {}), **counts})
+        rest = self._state.end_round([update for _, update in usable.values()], self._model.rest)
+        return self._model.joined(parameters, rest), MetricRecord({**(metrics or {}), **counts})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the wrapped strategy ask for evaluations of the whole model."""
         server_round += self._rounds_before
-        parameters = self._take(arrays)
-        messages = list(self.strategy.configure_evaluate(server_round, parameters, config, grid))
-        self._join(messages)
+        self._model = GlobalModel(arrays)
+        messages = list(
+            self.strategy.configure_evaluate(server_round, self._model.parameters, config, grid)
+        )
+        self._model.put_into(messages)
         self._asked = _in_order_of_nodes(messages, grid)
         return messages
 
@@ -237,41 +239,6 @@ class FixBN(Strategy):
         """Let the wrapped strategy average the evaluations."""
         ordered = self._in_order(replies)
         return self.strategy.aggregate_evaluate(server_round + self._rounds_before, ordered)
-
-    def _take(self, arrays: ArrayRecord) -> ArrayRecord:
-        """Remember the global model, and return its parameters, for the wrapped strategy."""
-        if arrays is not self._global:
-            self._global, self._global_arrays = arrays, arrays_of(arrays)
-        return ArrayRecord(
-            {name: arrays[name] for name in of_kind(self._global_arrays, Kind.PARAMETER)}
-        )
-
-    def _rest(self) -> dict[str, Array]:
-        """Return all of the global model that the wrapped strategy does not see."""
-        return of_kind(self._global_arrays, Kind.STATISTIC, Kind.COUNTER)
-
-    def _join(self, messages: list[Message]) -> None:
-        """Put the whole model in place of the parameters in each message."""
-        parameters = of_kind(self._global_arrays, Kind.PARAMETER).keys()
-        rest = self._rest()
-        for content in {id(message.content): message.content for message in messages}.values():
-            for key, record in content.array_records.items():
-                if record.keys() == parameters:
-                    content[key] = self._whole(record, rest)
-
-    def _whole(self, parameters: ArrayRecord, rest: dict[str, Array]) -> ArrayRecord:
-        """Join parameters with statistics and counters, in the model's order and types."""
-        joined = _record(rest)
-        for name, sent in self._global_arrays.items():
-            if name not in rest:
-                # Flower's FedAdam, for one, turns float32 into float64.
-                same_type = parameters[name].dtype == str(sent.dtype)
-                joined[name] = (
-                    parameters[name]
-                    if same_type
-                    else FlowerArray(np.asarray(parameters[name].numpy()).astype(sent.dtype))
-                )
-        return ArrayRecord({name: joined[name] for name in self._global_arrays})
 
     def _in_order(self, replies: Iterable[Message]) -> list[Message]:
         """Sort replies: they arrive in any order, and sums of floats depend on it."""
@@ -284,7 +251,7 @@ class FixBN(Strategy):
             raise ReplyError(f"it failed (code {reply.error.code}): {reply.error.reason}")
         update, reply.content = read_reply(
             reply,
-            self._global_arrays,
+            self._model.arrays,
             weighted_by=_weighted_by(self.strategy),
             with_momentum=self._state.momentum == Momentum.GLOBAL,
         )
@@ -298,23 +265,6 @@ class FixBN(Strategy):
                 raise StatisticsMovedError(warning)
             logger.warning(warning)
         return update
-
-    def _count_failures(self, server_round: int, succeeded: bool, problems: dict[int, str]) -> None:
-        """Stop a run in which nothing is trained any more: Flower would call it completed."""
-        if succeeded:
-            self._failed_in_a_row = 0
-        elif self._asked:
-            never = self._failed_in_a_row is None
-            self._failed_in_a_row = (self._failed_in_a_row or 0) + 1
-            if never or self._failed_in_a_row >= FAILED_ROUNDS_IN_A_ROW:
-                reasons = "\n  ".join(f"client {c}: {why}" for c, why in problems.items())
-                reasons = reasons or "no reply arrived before the timeout"
-                raise RoundsFailedError(
-                    f"round {server_round}: none of the {len(self._asked)} clients delivered a "
-                    f"usable update ({self._failed_in_a_row} such rounds in a row); the global "
-                    f"model is as it was. Mend the clients and start again:\n  {reasons}"
-                )
-            logger.warning("round %s: no usable update, the model stays as it is", server_round)
 
 
 def _in_order_of_nodes(messages: list[Message], grid: Grid) -> list[int]:
@@ -336,10 +286,6 @@ def _unlike_the_others(usable: dict[int, tuple[Message, Update]]) -> list[int]:
     }
     common = Counter(forms.values()).most_common(1)
     return [client for client, form in forms.items() if form != common[0][0]]
-
-
-def _record(arrays: Arrays) -> ArrayRecord:
-    return ArrayRecord({name: FlowerArray(array) for name, array in arrays.items()})
 
 
 def _weighted_by(strategy: Any) -> str:

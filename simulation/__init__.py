@@ -1,1 +1,1 @@
-"""Experiments and measurements, run from the repository's root: `python -m simulation.benchmark`."""
+"""Experiments and measurements; run them from the repository's root."""

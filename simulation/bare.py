@@ -89,8 +89,12 @@ class BareLoops:
             process.terminate()
             process.join()
 
-    def images_per_second(self, variant: Variant, steps: int, batch_size: int) -> float:
-        """Take ``steps`` steps in all, shared equally by the variant's processes."""
+    def run(self, variant: Variant, steps: int, batch_size: int) -> tuple[float, float]:
+        """Take ``steps`` steps in all, shared equally by the variant's processes.
+
+        Returns:
+            Images per second, and images per second of processor time.
+        """
         job = _Job(variant.threads, variant.channels_last, steps // variant.processes, batch_size)
         pipes = self._pipes[: variant.processes]
         for pipe in pipes:
@@ -99,9 +103,10 @@ class BareLoops:
             pipe.recv()
         for pipe in pipes:
             pipe.send("go")
-        intervals: list[tuple[float, float]] = [pipe.recv() for pipe in pipes]
-        seconds = max(end for _, end in intervals) - min(start for start, _ in intervals)
-        return job.steps * variant.processes * batch_size / seconds
+        answers: list[tuple[float, float, float]] = [pipe.recv() for pipe in pipes]
+        starts, ends, processor = zip(*answers, strict=True)
+        images = job.steps * variant.processes * batch_size
+        return images / (max(ends) - min(starts)), images / sum(processor)
 
 
 def _serve(pipe: Connection, data_dir: Path) -> None:
@@ -122,16 +127,16 @@ def _serve(pipe: Connection, data_dir: Path) -> None:
         model = task.models["resnet20"]("bn").to(memory_format=memory)
         model.train()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
-        began = 0.0
+        began = worked = 0.0
         for step in range(WARM_UP + job.steps):
             if step == WARM_UP:
                 pipe.send("warm")
                 pipe.recv()
-                began = time.monotonic()
+                began, worked = time.monotonic(), time.process_time()
             batch = torch.randint(len(data), (job.batch_size,), generator=random)
             images = task.augment(normalise(task, data.images[batch]), random)
             loss = task.loss(model(images.contiguous(memory_format=memory)), data.targets[batch])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        pipe.send((began, time.monotonic()))
+        pipe.send((began, time.monotonic(), time.process_time() - worked))

@@ -57,11 +57,13 @@ class Measurement:
 
     Attributes:
         warm_rounds: seconds of each.
+        processor: seconds of processor time of all processes together in the warm rounds.
         first_round: seconds from submission to the end of round 1.
         peak_megabytes: by role, see ``simulation.watch``.
     """
 
     warm_rounds: list[float]
+    processor: float
     first_round: float
     peak_megabytes: dict[str, float]
 
@@ -102,27 +104,34 @@ def speed(
         return
     machine, cores = Machine(), workers or os.cpu_count() or 1
     data = find_data(data_dir)
-    samples: dict[str, list[float]] = {}
+    speeds: dict[str, list[float]] = {}
+    efficiencies: dict[str, list[float]] = {}
     runs: dict[str, list[Measurement]] = {OURS: [], QUICK: []}
     images = CLIENTS * local_steps * BATCH
+
+    def record(name: str, speed: list[float], efficiency: float) -> None:
+        speeds.setdefault(name, []).extend(speed)
+        efficiencies.setdefault(name, []).append(efficiency)
+        values = ", ".join(f"{value:.0f}" for value in speed)
+        _progress(f"{name}: {values} images/s, load {os.getloadavg()[0]:.1f}")
+
     with tempfile.TemporaryDirectory() as scratch, BareLoops(cores, data) as loops:
         for repetition in range(1, repetitions + 1):
+            _progress(f"repetition {repetition} of {repetitions}")
             for variant in variants(cores):
-                speed_now = loops.images_per_second(variant, CLIENTS * local_steps, BATCH)
-                samples.setdefault(variant.name, []).append(speed_now)
-                _progress(f"{repetition}/{repetitions} {variant.name}: {speed_now:.0f} images/s")
+                speed_now, efficiency = loops.run(variant, CLIENTS * local_steps, BATCH)
+                record(variant.name, [speed_now], efficiency)
             for name in (OURS, QUICK):
                 folder = Path(scratch) / f"{name[:3]}-{repetition}"
+                measure = _our_app if name == OURS else _quickstart
                 with local_superlink() as link:
-                    measure = _our_app if name == OURS else _quickstart
                     run = measure(link, folder, data, rounds, cores, steps=local_steps)
                 runs[name].append(run)
-                speeds = [images / seconds for seconds in run.warm_rounds]
-                samples.setdefault(name, []).extend(speeds)
-                shown = ", ".join(f"{value:.0f}" for value in speeds)
-                _progress(f"{repetition}/{repetitions} {name}: {shown} images/s")
+                of_rounds = [images / seconds for seconds in run.warm_rounds]
+                record(name, of_rounds, images * rounds / run.processor)
     machine.load_after = os.getloadavg()
-    medians = {name: statistics.median(values) for name, values in samples.items()}
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    efficiency_medians = {name: statistics.median(v) for name, v in efficiencies.items()}
     report = {
         **asdict(machine),
         "job": {
@@ -132,36 +141,44 @@ def speed(
             "workers": cores,
         },
         "images_per_second": medians,
-        "samples": samples,
+        "images_per_processor_second": efficiency_medians,
         "ratios": ratios(medians),
+        "ratios_by_processor_time": ratios(efficiency_medians),
+        "samples": {"images_per_second": speeds, "images_per_processor_second": efficiencies},
         "runs": {name: [asdict(run) for run in of] for name, of in runs.items()},
     }
-    print(f"\n{speed_table(medians, runs)}\n\n{machine.show()}")
+    print(f"\n{speed_table(medians, efficiency_medians, runs)}\n\n{machine.show()}")
     _write(output, report)
 
 
 @cli.command()
 def memory(
     data_dir: DataDir = None,
-    clients: Annotated[
-        list[int] | None, typer.Option(help="Federations to compare. Default: 10 and 1000.")
-    ] = None,
-    rounds: Annotated[int, typer.Option(min=1)] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="Warm rounds.")] = 20,
+    clients: Annotated[int, typer.Option(min=CLIENTS, help="Of the large federation.")] = 1000,
     workers: Workers = None,
     output: Output = None,
 ) -> None:
-    """Compare peak memory of federations of different sizes; 10 clients train in each round."""
+    """Compare peak memory of a federation of 10 clients and a large one; 10 train in a round.
+
+    The large one runs twice: with momentum buffers in Flower's state, which the server's process
+    holds for every client that has trained, and in files (state-dir).
+    """
     machine, cores = Machine(), workers or os.cpu_count() or 1
     data = find_data(data_dir)
-    runs: dict[int, Measurement] = {}
-    for number in clients or [10, 1000]:
-        _progress(f"{number} clients, {rounds} rounds")
+    runs: dict[str, Measurement] = {}
+    for number, in_files in ((CLIENTS, False), (clients, False), (clients, True)):
+        name = f"{number} clients, buffers in {'files' if in_files else 'state'}"
+        _progress(name)
         with tempfile.TemporaryDirectory() as scratch, local_superlink() as link:
-            runs[number] = _our_app(
-                link, Path(scratch) / "memory", data, rounds, cores, clients=number, steps=1
-            )
+            folder = Path(scratch)
+            state_dir = str(folder / "state") if in_files else ""
+            runs[name] = _our_app(
+                link, folder / "run", data, rounds, cores,
+                steps=1, clients=number, state_dir=state_dir,
+            )  # fmt: skip
     machine.load_after = os.getloadavg()
-    print(f"\n{memory_table(runs)}\n\n{machine.show()}")
+    print(f"\n{start_table({name: [run] for name, run in runs.items()})}\n\n{machine.show()}")
     _write(output, {**asdict(machine), "runs": {n: asdict(run) for n, run in runs.items()}})
 
 
@@ -187,34 +204,33 @@ def ratios(medians: Mapping[str, float]) -> dict[str, float]:
     return {"b/a": medians[OURS] / bare, "b/c": medians[OURS] / medians[QUICK]}
 
 
-def speed_table(medians: Mapping[str, float], runs: Mapping[str, list[Measurement]]) -> str:
-    """Return images per second, the ratios, start-up and memory as text."""
-    lines = [f"{name:<40}{speed:>8.0f} images/s" for name, speed in medians.items()]
-    found = ratios(medians)
-    lines += [
-        "",
-        f"our app / fastest bare loop  {found['b/a']:.2f}   (aim: at least 0.87)",
-        f"our app / quickstart         {found['b/c']:.2f}   (aim: at least 1.5)",
-        "",
-    ]
+def speed_table(
+    speeds: Mapping[str, float],
+    efficiencies: Mapping[str, float],
+    runs: Mapping[str, list[Measurement]],
+) -> str:
+    """Return speeds, their ratios, start-up and memory as text."""
+    lines = [f"{'images':<38}{'a second':>14}{'a second of processor time':>30}"]
+    lines += [f"{name:<38}{speeds[name]:>14.0f}{efficiencies[name]:>30.0f}" for name in speeds]
+    found, by_processor = ratios(speeds), ratios(efficiencies)
+    for ratio, label, aim in (
+        ("b/a", "our app / fastest bare loop", 0.87),
+        ("b/c", "our app / quickstart", 1.5),
+    ):
+        label_and_aim = f"{label} (aim: {aim})"
+        lines.append(f"{label_and_aim:<38}{found[ratio]:>14.2f}{by_processor[ratio]:>30.2f}")
+    return "\n".join([*lines, "", start_table(runs)])
+
+
+def start_table(runs: Mapping[str, list[Measurement]]) -> str:
+    """Return seconds from submission to round 2, and peak memory, as text."""
+    roles = ("server", "worker", "ray")
+    lines = [f"{'':<38}{'to round 2':>14}" + "".join(f"{role + ' MB':>12}" for role in roles)]
     for name, of in runs.items():
         start = statistics.median(run.first_round for run in of)
-        lines.append(f"{name:<16}submission to round 2 {start:5.1f} s   {_peaks(of)}")
+        peaks = [max(run.peak_megabytes.get(role, 0.0) for run in of) for role in roles]
+        lines.append(f"{name:<38}{start:>12.1f} s" + "".join(f"{peak:>12.0f}" for peak in peaks))
     return "\n".join(lines)
-
-
-def memory_table(runs: Mapping[int, Measurement]) -> str:
-    """Return peak memory by number of clients as text."""
-    return "\n".join(
-        f"{clients:>6} clients   submission to round 2 {run.first_round:5.1f} s   {_peaks([run])}"
-        for clients, run in runs.items()
-    )
-
-
-def _peaks(runs: list[Measurement]) -> str:
-    roles = ("server", "worker", "ray")
-    peaks = {role: max(run.peak_megabytes.get(role, 0.0) for run in runs) for role in roles}
-    return "peak MB: " + ", ".join(f"{role} {peaks[role]:.0f}" for role in roles)
 
 
 def _our_app(
@@ -282,7 +298,8 @@ def _run(
     if failure is not None or watch.first_round is None:
         raise FixBNError("\n".join([*log, f"the run did not complete ({failure})."]))
     seconds = [json.loads(line)["seconds"] for line in rounds_file.read_text().splitlines()]
-    return Measurement(seconds[1 : rounds + 1], watch.first_round, watch.peaks)
+    processor = watch.processor[rounds] - watch.processor[0]
+    return Measurement(seconds[1 : rounds + 1], processor, watch.first_round, watch.peaks)
 
 
 def _progress(line: str) -> None:

@@ -1,4 +1,4 @@
-"""Watching a run from outside: peak memory of its processes, and when its first round ended."""
+"""Watching a run from outside: the memory and the processor time of its processes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,26 @@ from types import TracebackType
 
 MEMORY_EVERY = 1.0  # seconds
 FILE_EVERY = 0.1  # seconds
+TICKS = os.sysconf("SC_CLK_TCK")  # of processor time in a second
 
 
 @dataclass(frozen=True)
 class Process:
-    """What /proc tells of a process; memory is the most that was ever resident, in megabytes."""
+    """What /proc tells of a process.
+
+    Attributes:
+        pid: its number.
+        parent: its parent's number.
+        command: the command line.
+        peak_megabytes: the most memory that was ever resident.
+        seconds: of processor time so far.
+    """
 
     pid: int
     parent: int
     command: str
     peak_megabytes: float
+    seconds: float
 
     @property
     def role(self) -> str:
@@ -43,11 +53,13 @@ class Watch:
         rounds_file: a file that the run writes a line into at the end of every round.
         peaks: megabytes by role; for "worker" of the largest one, for "ray" of all its processes.
         first_round: seconds from the start of the block to the end of round 1; None before.
+        processor: seconds of processor time of all processes at the end of each round.
     """
 
     rounds_file: Path
     peaks: dict[str, float] = field(default_factory=dict)
     first_round: float | None = None
+    processor: list[float] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Watch:
@@ -68,11 +80,19 @@ class Watch:
         started, looked = time.monotonic(), 0.0
         while not self._stop.wait(FILE_EVERY):
             now = time.monotonic()
-            if self.first_round is None and self.rounds_file.is_file():
+            done = self._rounds_done()
+            if done and self.first_round is None:
                 self.first_round = now - started
-            if now - looked > MEMORY_EVERY:
-                looked = now
-                merge_peaks(self.peaks, descendants(os.getpid(), processes()))
+            if done > len(self.processor) or now - looked > MEMORY_EVERY:
+                looked, seen = now, descendants(os.getpid(), processes())
+                merge_peaks(self.peaks, seen)
+                total = sum(process.seconds for process in seen)
+                self.processor += [total] * (done - len(self.processor))
+
+    def _rounds_done(self) -> int:
+        with suppress(FileNotFoundError):
+            return self.rounds_file.read_bytes().count(b"\n")
+        return 0
 
 
 def merge_peaks(peaks: dict[str, float], seen: list[Process]) -> None:
@@ -100,20 +120,25 @@ def processes() -> list[Process]:
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             with suppress(OSError):  # it has just ended
-                process = parse((folder / "status").read_text(), (folder / "cmdline").read_text())
+                status, stat, command = (
+                    (folder / name).read_text() for name in ("status", "stat", "cmdline")
+                )
+                process = parse(status, stat, command)
                 if process is not None:
                     found.append(process)
     return found
 
 
-def parse(status: str, command: str) -> Process | None:
-    """Read a process's two files in /proc; None for one without memory (kernel, zombie)."""
+def parse(status: str, stat: str, command: str) -> Process | None:
+    """Read a process's files in /proc; None for one without memory (kernel, zombie)."""
     fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
     if "VmHWM" not in fields:
         return None
+    user, system = stat.rpartition(")")[2].split()[11:13]
     return Process(
         pid=int(fields["Pid"]),
         parent=int(fields["PPid"]),
         command=command.replace("\0", " ").strip(),
         peak_megabytes=int(fields["VmHWM"].split()[0]) * 1024 / 1e6,
+        seconds=(int(user) + int(system)) / TICKS,
     )

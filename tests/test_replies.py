@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.supercore.task_identity import TaskIdentity
 
 from fixbn_flwr.errors import ReplyError
-from fixbn_flwr.replies import arrays_of, form_of, read_reply
+from fixbn_flwr.replies import form_of, read_reply
 
 SENT: dict[str, np.ndarray[Any, Any]] = {
     "w": np.float32([1, 2]),
@@ -141,9 +141,3 @@ def test_the_form_of_a_reply() -> None:
     assert form != form_of(content(metrics=None, other=MetricRecord({"num-examples": 1})), {})
     assert form != form_of(content(arrays=None, weights=record()), {})
     assert form != form_of(content(), {"w": np.zeros(2)})
-
-
-def test_arrays_of() -> None:
-    arrays = arrays_of(record())
-    assert list(arrays) == list(SENT)
-    assert all(arrays[name].dtype == SENT[name].dtype for name in SENT)

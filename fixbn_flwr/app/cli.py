@@ -35,7 +35,8 @@ APP = Path(__file__).resolve().parents[2]  # the directory with pyproject.toml, 
 
 _DEFAULTS = Settings().as_run_config()
 _RECORD = re.compile(
-    r"(\x1b\[36m\(ClientAppActor.*?\)\x1b\[0m )?\x1b\[\d+m(?P<level>[A-Z]+) *\x1b\[0m: *(?P<text>.*)"
+    r"(\x1b\[36m\(ClientAppActor.*?\)\x1b\[0m )?"  # what a client logs
+    r"\x1b\[\d+m(?P<level>[A-Z]+) *\x1b\[0m: *(?P<text>.*)"
 )
 _HARMLESS = (
     "Since flwr 1.32, default simulated SuperNodes changed",

@@ -161,7 +161,7 @@ class Federation(Grid):
         replies = list(self._grid.send_and_receive(messages, timeout=timeout)) if messages else []
         for reply in replies:
             if reply.has_error():
-                reply.error = Error(reply.error.code, _last_words(reply.error.reason))
+                reply.error = Error(reply.error.code, _last_words(reply.error.reason or ""))
         return replies
 
     def _check_distinct(self, node_ids: list[int]) -> None:

@@ -12,7 +12,7 @@ from fixbn_flwr.app.config import Settings
 from fixbn_flwr.app.federation import Federation
 from fixbn_flwr.app.run_folder import RunFolder
 from fixbn_flwr.app.summary import RoundMetrics, round_line
-from fixbn_flwr.replies import arrays_of
+from fixbn_flwr.arrays import arrays_of
 from fixbn_flwr.strategy import FixBN
 from fixbn_flwr.tasks import Split, Task
 from fixbn_flwr.training import evaluate, workbench

@@ -16,7 +16,7 @@ from fixbn_flwr.app.federation import Federation
 from fixbn_flwr.app.recorder import RecordedFixBN, Recorder
 from fixbn_flwr.app.run_folder import RunFolder
 from fixbn_flwr.app.summary import summary_table
-from fixbn_flwr.replies import arrays_of
+from fixbn_flwr.arrays import arrays_of
 from fixbn_flwr.tasks import get_task, load_splits
 from fixbn_flwr.training import find_device, seed_of
 

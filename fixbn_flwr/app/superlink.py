@@ -173,6 +173,7 @@ class SuperLink:
             env=self._environment,
             capture_output=True,
             text=True,
+            check=False,
         )
         if listing.returncode:
             return f"the SuperLink has stopped: {listing.stderr.strip() or self._log.read_text()}"

@@ -1,0 +1,39 @@
+"""One SuperLink for all real federations: each run on it is a `flwr run` with Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from real_runs import Outcome, Simulate
+from whole_app import SMALL
+
+from fixbn_flwr.app.cli import APP
+from fixbn_flwr.app.superlink import SuperLink, local_superlink
+
+
+@pytest.fixture(scope="session")
+def link() -> Iterator[SuperLink]:
+    with local_superlink() as link:
+        yield link
+
+
+@pytest.fixture(scope="session")
+def simulate(link: SuperLink, tmp_path_factory: pytest.TempPathFactory) -> Simulate:
+    """Run the app with whole_app's SMALL config and what differs from it."""
+
+    def simulate(run_config: dict[str, Any], *, clients: int = 4, workers: int = 1) -> Outcome:
+        folder: Path = tmp_path_factory.mktemp("runs") / "run"
+        where = {"output-dir": str(folder.parent), "run-name": folder.name}
+        federation = {
+            "num-supernodes": clients,
+            "client-resources-num-cpus": 1,
+            "init-args-num-cpus": workers,
+        }
+        lines: list[str] = []
+        failure = link.run(APP, SMALL | where | run_config, federation, lines.append)
+        return Outcome(failure, "\n".join(lines), folder)
+
+    return simulate

@@ -1,0 +1,38 @@
+"""What the tests of real federations share beside their fixtures."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+PROGRAMS = Path(sys.executable).parent  # where fixbn and flwr are
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: None or its failure, all that it said, and where its folder is to be."""
+
+    failure: str | None
+    log: str
+    folder: Path
+
+
+Simulate = Callable[..., Outcome]
+
+
+def processes_of(home: Path) -> dict[int, str]:
+    """The processes that have a FLWR_HOME in their arguments or environment, and what they are."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command, environment = (
+                (process / name).read_bytes() for name in ("cmdline", "environ")
+            )
+        except OSError:
+            continue  # it has ended meanwhile
+        if os.fsencode(home) in command + environment:
+            found[int(process.name)] = command.replace(b"\0", b" ").decode()
+    return found

@@ -1,0 +1,91 @@
+"""Real runs that cannot work: they end, say why in one message, and leave nothing behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from real_runs import PROGRAMS, Simulate, processes_of
+
+from fixbn_flwr.app.superlink import SuperLinkError, local_superlink
+
+pytestmark = pytest.mark.slow
+
+FIXBN = str(PROGRAMS / "fixbn")
+
+
+def test_a_batch_larger_than_the_smallest_client_is_one_message_and_exit_code_1(
+    tmp_path: Path,
+) -> None:
+    runs = tmp_path / "runs"
+    answer = subprocess.run(
+        [FIXBN, "run", f"output-dir={runs}", "batch-size=500", "--clients=4", "--workers=1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 1
+    (message,) = answer.stderr.splitlines()
+    assert message.startswith("Error: the run failed: batch-size = 500: client ")
+    assert message.endswith(
+        " images, fewer than one batch; use batch-size=287 or less, or fewer clients"
+    )
+    for noise in ("Traceback", "INFO", "WARNING", "ERROR", 'File "'):
+        assert noise not in answer.stdout
+    assert not runs.exists()
+
+
+def test_more_clients_than_images_are_refused_by_the_first_that_is_asked(
+    simulate: Simulate,
+) -> None:
+    run = simulate({}, clients=1500)
+    assert run.failure is not None
+    reason = "cannot start: The number of clients is 1500, but with 1437 images and at least one"
+    assert reason in run.failure
+    assert "\n" not in run.failure
+    # Flower logs the traceback of every client that raises.
+    assert run.log.count("An exception was raised when processing a message") == 1
+    assert not run.folder.exists()
+
+
+def test_a_key_that_the_app_does_not_have_starts_no_run(simulate: Simulate) -> None:
+    with pytest.raises(SuperLinkError, match="the run was not started:\n(.*\n)*.*learning-rat"):
+        simulate({"learning-rat": 0.1})
+
+
+def test_nothing_outlives_a_run_that_is_cut_short(tmp_path: Path) -> None:
+    home = None
+    with subprocess.Popen(
+        [FIXBN, "run", f"output-dir={tmp_path}", "num-server-rounds=100000", "--workers=1"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            if line.startswith("Successfully installed"):
+                home = Path(line.split(" to ")[1]).parents[1]
+            if line.startswith("round "):
+                break
+        assert home is not None
+        assert len(processes_of(home)) > 5  # SuperLink, SuperExec, flwr run, simulation, Ray's
+        run.send_signal(signal.SIGTERM)
+    assert run.returncode == 1
+    assert processes_of(home) == {}
+    assert not home.exists()
+
+
+def test_a_superlink_that_does_not_start_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "flower-superlink"
+    program.write_text("#!/bin/sh\necho no room for me\nexit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))  # programs are beside it
+    with pytest.raises(SuperLinkError, match="did not start:\nno room for me"), local_superlink():
+        pytest.fail("it started")
