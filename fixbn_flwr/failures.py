@@ -40,8 +40,9 @@ class FailedRounds:
             logger.warning("round %s: no usable update, the model stays as it is", server_round)
             return
         reasons = [f"client {client}: {why}" for client, why in problems.items()]
+        reasons = reasons or ["no reply arrived before the timeout"]
         raise RoundsFailedError(
             f"round {server_round}: no client delivered a usable update ({self._in_a_row} such "
-            "rounds in a row); the global model is as it was. Mend the clients and start again:"
-            + "".join(f"\n  {reason}" for reason in reasons or ["no reply arrived before the timeout"])
+            "rounds in a row); the global model is as it was. Mend the clients and start again:\n  "
+            + "\n  ".join(reasons)
         )

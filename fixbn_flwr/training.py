@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -25,16 +24,35 @@ from fixbn_flwr.tasks import Split, Task, normalise
 EVALUATION_BATCH = 500  # images; the result does not depend on it, memory does
 
 
-@dataclass(frozen=True)
 class Workbench:
     """A model and its SGD optimiser, used again and again by all clients of a process.
 
-    Whoever takes it loads arrays and sets learning rate and momentum buffers before training.
+    Whoever takes it loads arrays, and sets learning rate and momentum buffers before training.
+
+    Args:
+        model: the model, on its device already.
+        device: that device.
+        momentum: SGD's momentum coefficient.
+        weight_decay: SGD's L2 penalty.
     """
 
-    model: nn.Module
-    optimizer: SGD
-    device: torch.device
+    def __init__(
+        self, model: nn.Module, device: torch.device, momentum: float, weight_decay: float
+    ) -> None:
+        self.model = model
+        self.device = device
+        self._momentum = momentum
+        self._weight_decay = weight_decay
+
+    @cached_property
+    def optimizer(self) -> SGD:
+        """The optimiser; a process that only evaluates is spared torch's 4 s of imports for it."""
+        return SGD(
+            self.model.parameters(),
+            lr=0.0,
+            momentum=self._momentum,
+            weight_decay=self._weight_decay,
+        )
 
     def load(self, arrays: dict[str, Array]) -> None:
         """Load a whole state dict given as numpy arrays."""
@@ -72,8 +90,7 @@ def workbench(
     """
     place = find_device(device)
     network = task.models[model](norm).to(place).to(memory_format=torch.channels_last)
-    optimizer = SGD(network.parameters(), lr=0.0, momentum=momentum, weight_decay=weight_decay)
-    return Workbench(network, optimizer, place)
+    return Workbench(network, place, momentum, weight_decay)
 
 
 def find_device(name: str) -> torch.device:

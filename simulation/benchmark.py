@@ -7,7 +7,8 @@ Speed times the same local steps (ResNet-20 on CIFAR-10, 10 clients x 400 images
 of 20, float32) three ways, in turn, several times over: (a) in a bare PyTorch loop that uses all
 cores, (b) in our app through `flwr run`, (c) through `flwr run` in a client written as Flower's
 PyTorch quickstart writes it. Of (b) and (c) warm rounds count: neither the first, nor one in which
-the model is evaluated. Close other programs first; the load average is part of the report.
+the model is evaluated. Close other programs first: the load average is part of the report, and so
+are images per second of processor time, which a busy machine distorts less.
 """
 
 from __future__ import annotations
@@ -27,19 +28,12 @@ from typing import Annotated, Any
 import typer
 
 from fixbn_flwr.app.machine import hardware, versions
-from fixbn_flwr.app.superlink import SuperLink, local_superlink
-from fixbn_flwr.app.validation import Value
+from fixbn_flwr.app.superlink import local_superlink
 from fixbn_flwr.errors import ConfigError, FixBNError
 from simulation.bare import BareLoops, variants
-from simulation.watch import Watch
+from simulation.federated import BATCH, CLIENTS, REPOSITORY, STEPS, Measurement, our_app, quickstart
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-QUICKSTART = REPOSITORY / "simulation" / "quickstart"
-CLIENTS, STEPS, BATCH = 10, 20, 20
 OURS, QUICK = "our app (b)", "quickstart (c)"
-
-# Ray would put its workers behind all other programs of the machine; the bare loop is not there.
-os.environ.setdefault("RAY_worker_niceness", "0")
 
 cli = typer.Typer(help=__doc__, add_completion=False, rich_markup_mode=None)
 
@@ -49,23 +43,6 @@ DataDir = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes. Default: one a core.")]
 Output = Annotated[Path | None, typer.Option(help="Write the report as JSON, too.")]
-
-
-@dataclass
-class Measurement:
-    """One run of an app.
-
-    Attributes:
-        warm_rounds: seconds of each.
-        processor: seconds of processor time of all processes together in the warm rounds.
-        first_round: seconds from submission to the end of round 1.
-        peak_megabytes: by role, see ``simulation.watch``.
-    """
-
-    warm_rounds: list[float]
-    processor: float
-    first_round: float
-    peak_megabytes: dict[str, float]
 
 
 @dataclass
@@ -123,7 +100,7 @@ def speed(
                 record(variant.name, [speed_now], efficiency)
             for name in (OURS, QUICK):
                 folder = Path(scratch) / f"{name[:3]}-{repetition}"
-                measure = _our_app if name == OURS else _quickstart
+                measure = our_app if name == OURS else quickstart
                 with local_superlink() as link:
                     run = measure(link, folder, data, rounds, cores, steps=local_steps)
                 runs[name].append(run)
@@ -173,7 +150,7 @@ def memory(
         with tempfile.TemporaryDirectory() as scratch, local_superlink() as link:
             folder = Path(scratch)
             state_dir = str(folder / "state") if in_files else ""
-            runs[name] = _our_app(
+            runs[name] = our_app(
                 link, folder / "run", data, rounds, cores,
                 steps=1, clients=number, state_dir=state_dir,
             )  # fmt: skip
@@ -231,75 +208,6 @@ def start_table(runs: Mapping[str, list[Measurement]]) -> str:
         peaks = [max(run.peak_megabytes.get(role, 0.0) for run in of) for role in roles]
         lines.append(f"{name:<38}{start:>12.1f} s" + "".join(f"{peak:>12.0f}" for peak in peaks))
     return "\n".join(lines)
-
-
-def _our_app(
-    link: SuperLink,
-    folder: Path,
-    data: Path,
-    rounds: int,
-    workers: int,
-    *,
-    steps: int,
-    clients: int = CLIENTS,
-    state_dir: str = "",
-) -> Measurement:
-    """Run our app; the round after the warm ones is the last, which is always evaluated."""
-    run_config: dict[str, Value] = {
-        "task": "cifar10",
-        "data-dir": str(data),
-        "partition": "iid",
-        "fraction-train": CLIENTS / clients,
-        "local-steps": steps,
-        "batch-size": BATCH,
-        "learning-rate": 0.05,
-        "num-server-rounds": rounds + 2,
-        "freeze-after": 1.0,  # statistics of the batch in every round, as in the bare loop
-        "evaluate-every": rounds + 3,
-        "device": "cpu",
-        "state-dir": state_dir,
-        "output-dir": str(folder.parent),
-        "run-name": folder.name,
-    }
-    return _run(link, REPOSITORY, run_config, clients, workers, folder / "metrics.jsonl", rounds)
-
-
-def _quickstart(
-    link: SuperLink, folder: Path, data: Path, rounds: int, workers: int, *, steps: int
-) -> Measurement:
-    file = folder.with_suffix(".jsonl")
-    run_config: dict[str, Value] = {
-        "data-dir": str(data),
-        "rounds-file": str(file),
-        "local-steps": steps,
-        "batch-size": BATCH,
-        "num-server-rounds": rounds + 1,
-    }
-    return _run(link, QUICKSTART, run_config, CLIENTS, workers, file, rounds)
-
-
-def _run(
-    link: SuperLink,
-    app: Path,
-    run_config: Mapping[str, Value],
-    clients: int,
-    workers: int,
-    rounds_file: Path,
-    rounds: int,
-) -> Measurement:
-    federation: dict[str, Value] = {
-        "num-supernodes": clients,
-        "client-resources-num-cpus": 1,
-        "init-args-num-cpus": workers,
-    }
-    log: list[str] = []
-    with Watch(rounds_file) as watch:
-        failure = link.run(app, run_config, federation, log.append)
-    if failure is not None or watch.first_round is None:
-        raise FixBNError("\n".join([*log, f"the run did not complete ({failure})."]))
-    seconds = [json.loads(line)["seconds"] for line in rounds_file.read_text().splitlines()]
-    processor = watch.processor[rounds] - watch.processor[0]
-    return Measurement(seconds[1 : rounds + 1], processor, watch.first_round, watch.peaks)
 
 
 def _progress(line: str) -> None:

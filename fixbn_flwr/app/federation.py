@@ -45,9 +45,9 @@ class Federation(Grid):
         bytes_received: of all arrays in their replies.
     """
 
-    def __init__(self, grid: Grid, patience: float = PATIENCE) -> None:
+    def __init__(self, grid: Grid, patience: float | None = None) -> None:
         self._grid = grid
-        self._patience = patience
+        self._patience = PATIENCE if patience is None else patience
         self._members: dict[int, Member] = {}
         self._needed = 1
         self._short_since: float | None = None
