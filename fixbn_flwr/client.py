@@ -32,6 +32,18 @@ from fixbn_flwr.training import (
 from fixbn_flwr.wire import ROUND
 
 
+def workbench_of(task: Task, settings: Settings) -> Workbench:
+    """Return this process's model and optimiser for a run config."""
+    return workbench(
+        task,
+        settings.model,
+        settings.norm,
+        settings.momentum_coefficient,
+        settings.weight_decay,
+        settings.device,
+    )
+
+
 class FixBNClient(NumPyClient):
     """One client of the app: trains a task's model on the images that it holds.
 
@@ -95,15 +107,7 @@ class FixBNClient(NumPyClient):
         return load_splits(self.task, Path(data_dir) if data_dir else None)[0]
 
     def _bench(self, parameters: NDArrays) -> Workbench:
-        settings = self.settings
-        bench = workbench(
-            self.task,
-            settings.model,
-            settings.norm,
-            settings.momentum_coefficient,
-            settings.weight_decay,
-            settings.device,
-        )
+        bench = workbench_of(self.task, self.settings)
         bench.load(dict(zip(bench.model.state_dict(), parameters, strict=True)))
         return bench
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from flwr.app import Context, RecordDict
 from in_memory_grid import InMemoryGrid
 
@@ -45,6 +48,16 @@ def serve(grid: InMemoryGrid, config: Mapping[str, Any]) -> None:
         run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(config)
     )
     server_app.app(grid, context)
+
+
+def weight_of(arrays: Mapping[str, npt.NDArray[Any]]) -> int:
+    """The bytes of arrays as Flower sends them: each a .npy file, and its name."""
+    total = 0
+    for name, array in arrays.items():
+        file = io.BytesIO()
+        np.save(file, array)
+        total += len(file.getvalue()) + len(name)
+    return total
 
 
 def rounds_of(folder: Path) -> list[dict[str, Any]]:

@@ -16,9 +16,10 @@ import torch
 from fixbn_flwr.app.config import Settings
 from fixbn_flwr.app.run_folder import RunFolder
 from fixbn_flwr.app.summary import RoundMetrics, round_line, summary_table
+from fixbn_flwr.client import workbench_of
 from fixbn_flwr.schedule import Phase
 from fixbn_flwr.tasks import get_task, load_splits
-from fixbn_flwr.training import batches_by_steps, evaluate, seed_of, train, workbench
+from fixbn_flwr.training import batches_by_steps, evaluate, seed_of, train
 
 METHOD = "centralised"
 
@@ -38,14 +39,7 @@ def train_centrally(settings: Settings, clients: int) -> Path:
     folder = RunFolder.create(settings, method=METHOD, clients=clients)
     print(f"Run folder: {folder.path}")
     torch.manual_seed(settings.seed)
-    bench = workbench(
-        task,
-        settings.model,
-        settings.norm,
-        settings.momentum_coefficient,
-        settings.weight_decay,
-        settings.device,
-    )
+    bench = workbench_of(task, settings)
     steps = settings.local_steps or settings.local_epochs * -(
         -len(data) // (clients * settings.batch_size)
     )

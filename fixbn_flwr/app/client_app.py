@@ -33,6 +33,11 @@ def client_fn(context: Context) -> Client:
             f"this node has no {missing} in its node config: start the SuperNode with "
             '--node-config "partition-id=0 num-partitions=2", numbered from 0.'
         ) from missing
+    if not 0 <= own < partitions:
+        raise ConfigError(
+            f"partition-id={own} is not one of 0 to {partitions - 1}: number the SuperNodes from 0 "
+            "in --node-config, and give all the same num-partitions."
+        )
     task = get_task(settings.task)
     train, _ = load_splits(task, Path(settings.data_dir) if settings.data_dir else None)
     parts = partition(

@@ -13,9 +13,10 @@ from fixbn_flwr.app.federation import Federation
 from fixbn_flwr.app.run_folder import RunFolder
 from fixbn_flwr.app.summary import RoundMetrics, round_line
 from fixbn_flwr.arrays import arrays_of
+from fixbn_flwr.client import workbench_of
 from fixbn_flwr.strategy import FixBN
 from fixbn_flwr.tasks import Split, Task
-from fixbn_flwr.training import evaluate, workbench
+from fixbn_flwr.training import evaluate
 
 
 class RecordedFixBN(FixBN):
@@ -100,14 +101,6 @@ class Recorder:
         )
 
     def _evaluate(self, arrays: ArrayRecord) -> tuple[float, float]:
-        settings = self._settings
-        bench = workbench(
-            self._task,
-            settings.model,
-            settings.norm,
-            settings.momentum_coefficient,
-            settings.weight_decay,
-            settings.device,
-        )
+        bench = workbench_of(self._task, self._settings)
         bench.load(arrays_of(arrays))
         return evaluate(bench, self._task, self._test)

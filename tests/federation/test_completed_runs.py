@@ -14,7 +14,7 @@ import pytest
 import torch
 from real_runs import PROGRAMS, Outcome, Simulate, processes_of
 from safetensors.numpy import load_file
-from whole_app import rounds_of, run_app
+from whole_app import rounds_of, run_app, weight_of
 
 from fixbn_flwr.app.cli import APP
 from fixbn_flwr.app.run_folder import read_metrics
@@ -80,7 +80,7 @@ def test_group_normalisation_with_global_momentum(simulate: Simulate) -> None:
     assert run.failure is None, run.log
     rounds = rounds_of(run.folder)
     assert [line["phase"] for line in rounds] == ["exploration"] * 3
-    model = sum(array.nbytes for array in load_file(run.folder / "final.safetensors").values())
+    model = weight_of(load_file(run.folder / "final.safetensors"))
     # Two clients get the model, and momentum as large as it from the second round on.
     assert [line["bytes_sent"] for line in rounds] == [2 * model, 4 * model, 4 * model]
     assert [line["bytes_received"] for line in rounds] == [4 * model] * 3

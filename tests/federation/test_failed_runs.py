@@ -27,13 +27,12 @@ def test_a_batch_larger_than_the_smallest_client_is_one_message_and_exit_code_1(
         capture_output=True,
         text=True,
         check=False,
+        timeout=300,
     )
     assert answer.returncode == 1
     (message,) = answer.stderr.splitlines()
     assert message.startswith("Error: the run failed: batch-size = 500: client ")
-    assert message.endswith(
-        " images, fewer than one batch; use batch-size=287 or less, or fewer clients"
-    )
+    assert message.endswith("fewer than one batch; use batch-size=287 or less, or fewer clients")
     for noise in ("Traceback", "INFO", "WARNING", "ERROR", 'File "'):
         assert noise not in answer.stdout
     assert not runs.exists()
@@ -53,7 +52,7 @@ def test_more_clients_than_images_are_refused_by_the_first_that_is_asked(
 
 
 def test_a_key_that_the_app_does_not_have_starts_no_run(simulate: Simulate) -> None:
-    with pytest.raises(SuperLinkError, match="the run was not started:\n(.*\n)*.*learning-rat"):
+    with pytest.raises(SuperLinkError, match=r"the run was not started:(\n.*)*Invalid run config"):
         simulate({"learning-rat": 0.1})
 
 
@@ -75,7 +74,7 @@ def test_nothing_outlives_a_run_that_is_cut_short(tmp_path: Path) -> None:
         assert home is not None
         assert len(processes_of(home)) > 5  # SuperLink, SuperExec, flwr run, simulation, Ray's
         run.send_signal(signal.SIGTERM)
-    assert run.returncode == 1
+    assert run.returncode == 130  # as after Ctrl-C
     assert processes_of(home) == {}
     assert not home.exists()
 
