@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,7 @@ def run_app(
     output_dir: Path, clients: int, run_config: Mapping[str, Any], **grid_options: Any
 ) -> Path:
     """Run the app with SMALL and what differs from it; return its run folder."""
-    config = SMALL | {"output-dir": str(output_dir)} | run_config
+    config = {**SMALL, "output-dir": str(output_dir), **run_config}
     grid = InMemoryGrid(client_app.app, clients, run_config=config, **grid_options)
     serve(grid, config)
     (folder,) = output_dir.iterdir()
@@ -47,7 +48,9 @@ def serve(grid: InMemoryGrid, config: Mapping[str, Any]) -> None:
     context = Context(
         run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(config)
     )
-    server_app.app(grid, context)
+    # The figure takes longer than all the rest, and has tests of its own.
+    with patch("fixbn_flwr.app.run_folder.draw_curves"):
+        server_app.app(grid, context)
 
 
 def weight_of(arrays: Mapping[str, npt.NDArray[Any]]) -> int:

@@ -9,6 +9,7 @@ same schedule without the calibration's factor.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,15 +32,18 @@ def train_centrally(settings: Settings, clients: int) -> Path:
         The run folder; its rounds are those of the federation, which end with an evaluation.
 
     Raises:
-        ConfigError: the data is not there, or the run folder cannot be made.
+        ConfigError: data or device are not there, or the run folder cannot be made.
     """
+    settings = replace(settings, freeze_after=1.0)  # nothing is frozen here: there is no T*
     task = get_task(settings.task)
     data, test = load_splits(task, Path(settings.data_dir) if settings.data_dir else None)
     together = settings.clients_per_round(clients)
+    bench = workbench_of(task, settings)
     folder = RunFolder.create(settings, method=METHOD, clients=clients)
     print(f"Run folder: {folder.path}")
-    torch.manual_seed(settings.seed)
-    bench = workbench_of(task, settings)
+    torch.manual_seed(settings.seed)  # the initial model is the federation's
+    bench.model.load_state_dict(task.models[settings.model](settings.norm).state_dict())
+    bench.optimizer.state.clear()
     steps = settings.local_steps or settings.local_epochs * -(
         -len(data) // (clients * settings.batch_size)
     )

@@ -22,7 +22,7 @@ from typing import Annotated
 import torch
 import typer
 
-from fixbn_flwr.app.centralised import train_centrally
+from fixbn_flwr.app.centralised import METHOD, train_centrally
 from fixbn_flwr.app.config import Settings
 from fixbn_flwr.app.figure import draw_curves, figure_title
 from fixbn_flwr.app.run_folder import read_metrics
@@ -94,7 +94,7 @@ def compare(overrides: Overrides = None, clients: Clients = 10, workers: Workers
 @cli.command()
 def centralised(overrides: Overrides = None, clients: Clients = 10) -> None:
     """Train on all the data in one place: the same model, steps and images a step."""
-    train_centrally(_settings(overrides), clients)
+    train_centrally(_settings(overrides, label=METHOD), clients)
 
 
 def main() -> None:
@@ -107,7 +107,7 @@ def main() -> None:
         sys.exit(1)
 
 
-def _settings(overrides: list[str] | None) -> Settings:
+def _settings(overrides: list[str] | None, label: str | None = None) -> Settings:
     """Read KEY=VALUE arguments and settle what the app would choose later: folders and name."""
     settings = Settings.from_run_config(dict(map(_key_and_value, overrides or [])))
     directory = Path(settings.output_dir or "runs").expanduser().absolute()
@@ -116,7 +116,7 @@ def _settings(overrides: list[str] | None) -> Settings:
         if given := settings.as_run_config()[key]:
             chosen[key] = str(Path(str(given)).expanduser().absolute())
     if not settings.run_name:
-        method = settings.method.replace(" ", "-")
+        method = (label or settings.method).replace(" ", "-")
         chosen["run-name"] = f"{datetime.now():%Y%m%d-%H%M%S}-{settings.task}-{method}"
     return _variant(settings, chosen)
 

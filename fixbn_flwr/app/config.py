@@ -36,7 +36,7 @@ class Settings:
     partition_classes: int = setting(
         2, "classes a client holds in `classes`", "classes", at_least=1
     )
-    num_server_rounds: int = setting(60, "length of the run", "rounds", at_least=1)
+    num_server_rounds: int = setting(40, "length of the run", "rounds", at_least=1)
     freeze_after: int | float = setting(
         0.5,
         "T*, the last round before the statistics freeze; a whole number counts rounds, a "
@@ -59,13 +59,13 @@ class Settings:
         1.0, "share of the clients that train in a round", "share", above=0, at_most=1
     )
     local_steps: int = setting(
-        2, "mini-batches a client trains on in a round; 0: count epochs", "steps", at_least=0
+        5, "mini-batches a client trains on in a round; 0: count epochs", "steps", at_least=0
     )
     local_epochs: int = setting(
         0, "passes over a client's images in a round; 0: count steps", "epochs", at_least=0
     )
     batch_size: int = setting(16, "size of a mini-batch", "images", at_least=1)
-    learning_rate: float = setting(0.1, "SGD's learning rate in round 1", above=0)
+    learning_rate: float = setting(0.05, "SGD's learning rate in round 1", above=0)
     learning_rate_schedule: Literal["constant", "cosine", "step"] = setting(
         "constant",
         "`cosine` falls to zero over the rounds, `step` is times 0.1 after 75 % of them",

@@ -187,8 +187,8 @@ class Federation(Grid):
 
 
 def _last_words(reason: str) -> str:
-    """What a client's exception said, without the traceback that Flower's simulation puts first."""
-    return reason.rpartition("Message: ")[2].removesuffix("'>").strip()
+    """What a client's exception said, without the class, and traceback, that Flower puts first."""
+    return reason.rpartition("Message: ")[2].rpartition(":<'")[2].removesuffix("'>").strip()
 
 
 def _bytes_of(message: Message) -> int:

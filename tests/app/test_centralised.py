@@ -1,0 +1,121 @@
+"""The yardstick: one model, all the data, as many steps and images as the federation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import SGD
+from whole_app import SMALL, rounds_of
+
+from fixbn_flwr import training
+from fixbn_flwr.app import centralised
+from fixbn_flwr.app.centralised import train_centrally
+from fixbn_flwr.app.config import Settings
+from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.tasks import get_task
+
+
+def settings(tmp_path: Path, **changes: Any) -> Settings:
+    changed = {key.replace("_", "-"): value for key, value in changes.items()}
+    return Settings.from_run_config(SMALL | {"output-dir": str(tmp_path)} | changed)
+
+
+@pytest.fixture(autouse=True)
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The sizes of each round's batches."""
+    sizes: list[list[int]] = []
+    train = training.train
+
+    def spy(bench: Any, task: Any, data: Any, batches: Any, *rest: Any) -> float:
+        drawn = list(batches)
+        sizes.append([len(batch) for batch in drawn])
+        return train(bench, task, data, iter(drawn), *rest)
+
+    monkeypatch.setattr(centralised, "train", spy)
+    monkeypatch.setattr("fixbn_flwr.app.run_folder.draw_curves", lambda *_, **__: None)
+    return sizes
+
+
+def test_a_step_is_as_large_as_all_clients_steps_together(
+    tmp_path: Path, batches: list[list[int]]
+) -> None:
+    folder = train_centrally(settings(tmp_path), clients=10)
+    assert batches == [[5 * 8] * 2] * 3  # half of 10 clients, batches of 8, 2 local steps
+    rounds = rounds_of(folder)
+    assert [line["phase"] for line in rounds] == ["exploration"] * 3
+    assert [line["learning_rate"] for line in rounds] == [0.05] * 3  # no factor of calibration
+    assert {(line["clients"], line["bytes_sent"], line["dropped"]) for line in rounds} == {
+        (5, 0, 0)
+    }
+    assert json.loads((folder / "summary.json").read_text())["accuracy_at_freeze"] is None
+    assert "centralised" in folder.name
+    assert (folder / "final.safetensors").is_file()
+
+
+def test_it_begins_with_the_model_of_the_federation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[dict[str, Any]] = []
+
+    def spy(bench: Any, *_: Any) -> float:
+        begun.append(bench.arrays())
+        return 1.0
+
+    monkeypatch.setattr(centralised, "train", spy)
+    train_centrally(settings(tmp_path, seed=3), clients=4)
+    torch.manual_seed(3)
+    for name, tensor in get_task("digits").models["small-resnet"]("bn").state_dict().items():
+        assert begun[0][name].tobytes() == tensor.numpy().tobytes(), name
+
+
+def test_an_epoch_is_as_many_steps_as_a_client_of_average_size_takes(
+    tmp_path: Path, batches: list[list[int]]
+) -> None:
+    config = {"local_steps": 0, "local_epochs": 2, "fraction_train": 1.0, "batch_size": 16}
+    train_centrally(settings(tmp_path, num_server_rounds=3, **config), clients=10)
+    # 1437 images are 143.7 a client, 9 batches of 16 each, twice.
+    assert batches == [[160] * 18] * 3
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_one_others(tmp_path: Path) -> None:
+    models = [
+        train_centrally(settings(tmp_path, seed=seed, run_name=name), clients=4)
+        for seed, name in [(0, "a"), (0, "b"), (1, "c")]
+    ]
+    first, second, other = ((model / "final.safetensors").read_bytes() for model in models)
+    assert first == second
+    assert first != other
+
+
+def test_momentum_lasts_over_the_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    buffers: list[int] = []
+    step = SGD.step
+
+    def spy(self: SGD, *arguments: Any) -> Any:
+        buffers.append(len(self.state))
+        return step(self, *arguments)
+
+    monkeypatch.setattr(SGD, "step", spy)
+    for name in ("a", "b"):  # and not over the runs of a process
+        train_centrally(settings(tmp_path, momentum="reset", run_name=name), clients=4)
+    assert [count > 0 for count in buffers] == ([False] + [True] * 5) * 2
+
+
+def test_what_is_not_there_is_said_before_a_folder_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = tmp_path / "runs"
+    with pytest.raises(ConfigError, match="device='cuda:99': this machine has"):
+        train_centrally(settings(runs, device="cuda:99"), clients=4)
+
+    def fail(*_: object) -> None:
+        raise ConfigError("no data")
+
+    monkeypatch.setattr(centralised, "load_splits", fail)
+    with pytest.raises(ConfigError, match="no data"):
+        train_centrally(settings(runs), clients=4)
+    assert not runs.exists()

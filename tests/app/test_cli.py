@@ -1,0 +1,267 @@
+"""The command line: what it passes on, what it shows, and how it says what is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+from whole_app import run_app
+
+from fixbn_flwr.app import cli
+from fixbn_flwr.app.validation import Value
+from fixbn_flwr.errors import ConfigError, FixBNError
+
+FIXBN = [sys.executable, "-W", "ignore", "-m", "fixbn_flwr.app.cli"]
+
+
+class Link:
+    """A SuperLink that only notes what it is asked to run, and answers as it is told."""
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[Path, Mapping[str, Value], Mapping[str, Value]]] = []
+        self.log: list[str] = []
+        self.failure: str | None = None
+
+    def run(
+        self,
+        app: Path,
+        run_config: Mapping[str, Value],
+        federation: Mapping[str, Value],
+        show: Callable[[str], None],
+    ) -> str | None:
+        self.runs.append((app, run_config, federation))
+        for line in self.log:
+            show(line)
+        return self.failure
+
+
+@pytest.fixture
+def link(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Link:
+    link = Link()
+
+    @contextmanager
+    def local_superlink() -> Iterator[Link]:
+        yield link
+
+    monkeypatch.setattr(cli, "local_superlink", local_superlink)
+    monkeypatch.chdir(tmp_path)
+    return link
+
+
+def invoke(*arguments: str) -> str:
+    result = CliRunner().invoke(cli.cli, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def asked(link: Link) -> tuple[dict[str, Value], dict[str, Value]]:
+    ((app, run_config, federation),) = link.runs
+    assert (app / "pyproject.toml").is_file()
+    return dict(run_config), dict(federation)
+
+
+def test_a_run_passes_on_what_differs_from_the_defaults_and_where_it_goes(
+    link: Link, tmp_path: Path
+) -> None:
+    invoke("run", "task=cifar10", "seed=7", "norm=bn", "--clients=3", "--workers=2")
+    run_config, federation = asked(link)
+    name = str(run_config.pop("run-name"))
+    assert name.endswith("-cifar10-FixBN")
+    assert run_config == {
+        "task": "cifar10",
+        "model": "resnet20",
+        "seed": 7,
+        "output-dir": str(tmp_path / "runs"),
+    }
+    assert federation == {
+        "num-supernodes": 3,
+        "client-resources-num-cpus": 1,
+        "init-args-num-cpus": 2,
+    }
+
+
+def test_paths_are_made_absolute_for_processes_that_run_elsewhere(
+    link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "data").mkdir()
+    invoke("run", "output-dir=out", "data-dir=data", "state-dir=~/state", "run-name=mine")
+    run_config, _ = asked(link)
+    assert run_config["output-dir"] == str(tmp_path / "out")
+    assert run_config["data-dir"] == str(tmp_path / "data")
+    assert run_config["state-dir"] == str(tmp_path / "home" / "state")
+    assert run_config["run-name"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("argument", "key", "value"),
+    [
+        ("freeze-after=3", "freeze-after", 3),
+        ("freeze-after=1.0", "freeze-after", 1.0),
+        ("learning-rate=.5", "learning-rate", 0.5),
+        ("learning-rate=1e-3", "learning-rate", 1e-3),
+        ("momentum=global", "momentum", "global"),
+        ('momentum="global"', "momentum", "global"),
+        ("run-name=2026", "run-name", "2026"),
+        ("run-name=.5", "run-name", ".5"),
+        ("run-name=true", "run-name", "true"),
+        ("run-name=a=b", "run-name", "a=b"),
+        ("data-dir=/a path/with = in it", "data-dir", "/a path/with = in it"),
+    ],
+)
+def test_values_have_the_type_that_their_key_asks_for(
+    argument: str, key: str, value: object
+) -> None:
+    read = cli._key_and_value(argument)
+    assert read == (key, value)
+    assert type(read[1]) is type(value)
+
+
+@pytest.mark.parametrize("argument", ["task", "", "--clients 3"])
+def test_what_is_no_setting_is_named(argument: str) -> None:
+    with pytest.raises(ConfigError, match="is not a setting: write KEY=VALUE, such as task=cifar"):
+        cli._key_and_value(argument)
+
+
+def test_every_mistake_is_in_one_message_and_starts_nothing(link: Link) -> None:
+    with pytest.raises(ConfigError) as caught:
+        invoke("run", "tsak=digits", "batch-size=x", "norm=GN", "data-dir=/no/such/place")
+    assert str(caught.value) == (
+        "the run config cannot be used:\n"
+        '  tsak = "digits": unknown key; did you mean task?\n'
+        '  batch-size = "x": must be a whole number; write it in digits, without quotes\n'
+        '  norm = "GN": unknown word; did you mean gn?\n'
+        '  data-dir = "/no/such/place": there is no directory /no/such/place; create it, or name '
+        "one that exists, absolute"
+    )
+    assert link.runs == []
+
+
+FLOWER = [
+    "Successfully started run 1",
+    "\x1b[92mINFO \x1b[0m:      Starting Flower Simulation",
+    "\x1b[93mWARNING \x1b[0m:   Since flwr 1.32, default simulated SuperNodes changed to 2.",
+    "\x1b[93mWARNING \x1b[0m:   fraction_evaluate is set to 0.0. Federated evaluation is skipped.",
+    "round 1/2  exploration",
+    "\x1b[93mWARNING \x1b[0m:   round 2: reply dropped, client 5: it failed",
+    "\x1b[91mERROR \x1b[0m:     An exception was raised when processing a message by RayBackend",
+    "Traceback (most recent call last):",
+    '  File "x.py", line 1, in f',
+    "fixbn_flwr.errors.ConfigError: what is wrong",
+    "\x1b[92mINFO \x1b[0m:      aggregate_train: Received 1 results and 1 failures",
+    "round 2/2  calibration",
+    "\x1b[36m(ClientAppActor pid=1)\x1b[0m \x1b[93mWARNING \x1b[0m:   Manually terminating "
+    "ClientAppActor",
+    "\x1b[36m(ClientAppActor pid=1)\x1b[0m \x1b[93mWARNING \x1b[0m:   kept momentum dropped",
+]
+
+
+def test_the_screen_shows_the_apps_lines_and_real_warnings_only(link: Link) -> None:
+    link.log = FLOWER
+    assert invoke("run").splitlines() == [
+        FLOWER[0],
+        FLOWER[4],
+        FLOWER[5],
+        FLOWER[11],
+        FLOWER[13],
+    ]
+
+
+def test_an_error_of_ours_ends_with_its_message_alone(
+    link: Link, capsys: pytest.CaptureFixture[str]
+) -> None:
+    link.log, link.failure = FLOWER[6:10], "what is wrong"
+    with pytest.raises(FixBNError) as caught:
+        invoke("run")
+    assert str(caught.value) == "the run failed: what is wrong"
+    assert capsys.readouterr().out == ""
+
+
+def test_an_error_that_is_not_ours_is_shown_with_its_traceback(link: Link) -> None:
+    link.log = [*FLOWER[6:9], "ZeroDivisionError: division by zero"]
+    link.failure = "division by zero"
+    result = CliRunner().invoke(cli.cli, ["run"])
+    assert str(result.exception) == "the run failed: division by zero"
+    assert result.output.splitlines()[-4:] == link.log
+
+
+def test_compare_runs_both_and_draws_them_over_each_other(
+    link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(app: Path, run_config: Any, federation: Any, show: Any) -> None:
+        """As the real thing, but in this process."""
+        link.runs.append((app, run_config, federation))
+        folder = tmp_path / "elsewhere" / str(len(link.runs))
+        made = run_app(folder, 2, {**run_config, "output-dir": str(folder)})
+        made.rename(tmp_path / "runs" / made.name)
+
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr(link, "run", run)
+    output = invoke(
+        "compare", "num-server-rounds=3", "freeze-after=2", "run-name=mine", "--clients=2"
+    )
+    first, second = (config for _, config, _ in link.runs)
+    assert (first["freeze-after"], second["freeze-after"]) == (2, 1.0)
+    differing = {key for key in first.keys() | second.keys() if first.get(key) != second.get(key)}
+    assert differing == {"freeze-after", "run-name"}
+    assert (tmp_path / "runs" / "mine" / "beside-BN.png").is_file()
+    table = output.partition("FixBN beside plain BN, the same config and seed:")[2]
+    assert [line.split()[1] for line in table.splitlines()[-4:-2]] == ["FixBN", "BN"]
+
+
+def test_the_yardstick_runs_here_and_is_named_so(link: Link, tmp_path: Path) -> None:
+    output = invoke("centralised", "num-server-rounds=2", "freeze-after=1", "--clients=4")
+    assert link.runs == []
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.endswith("-digits-centralised")
+    assert output.splitlines()[-1] == f"Run folder: {folder}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "method"),
+    [(["freeze-after=1.0"], "BN"), (["norm=gn", "freeze-after=1.0"], "GN")],
+)
+def test_compare_refuses_to_compare_a_method_with_itself(
+    link: Link, arguments: list[str], method: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"these settings are {method} already: compare needs"):
+        invoke("compare", *arguments)
+    assert link.runs == []
+
+
+def test_outside_of_a_clone_it_says_where_to_run_it(
+    link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "APP", tmp_path)
+    with pytest.raises(ConfigError, match=r"is no Flower app .*: run this command from a clone"):
+        invoke("run")
+    assert link.runs == []
+
+
+def test_help_keeps_the_lines_of_its_examples() -> None:
+    output = invoke("--help")
+    assert cli.__doc__
+    for line in cli.__doc__.splitlines():
+        if line.startswith("fixbn "):
+            assert f"  {line}\n" in output
+
+
+def test_an_error_is_a_message_and_exit_code_1(tmp_path: Path) -> None:
+    """As a user sees it, in a process of its own."""
+    program = Path(sys.executable).parent / "fixbn"
+    answer = subprocess.run(
+        [str(program), "run", "seed=x"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 1
+    assert answer.stdout == ""
+    assert answer.stderr == (
+        "Error: the run config cannot be used:\n"
+        '  seed = "x": must be a whole number; write it in digits, without quotes\n'
+    )
+    assert list(tmp_path.iterdir()) == []

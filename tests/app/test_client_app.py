@@ -1,0 +1,69 @@
+"""The client app: a node's config becomes its partition; what is missing is said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, RecordDict
+from whole_app import SMALL
+
+from fixbn_flwr.app.client_app import client_fn
+from fixbn_flwr.client import FixBNClient
+from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.tasks import get_task, load_splits
+
+
+def context(node_config: dict[str, Any], **run_config: Any) -> Context:
+    return Context(1, 5, node_config, RecordDict(), SMALL | run_config)
+
+
+def client(own: int, partitions: int, **run_config: Any) -> FixBNClient:
+    node_config = {"partition-id": own, "num-partitions": partitions}
+    made = client_fn(context(node_config, **run_config))
+    numpy_client = made.numpy_client  # type: ignore[attr-defined]
+    assert isinstance(numpy_client, FixBNClient)
+    return numpy_client
+
+
+def test_the_clients_of_a_run_hold_all_images_and_each_one_once() -> None:
+    clients = [client(own, 5) for own in range(5)]
+    held = np.concatenate([one.partition for one in clients])
+    assert sorted(held.tolist()) == list(range(1437))
+    targets = load_splits(get_task("digits"))[0].targets.numpy()
+    assert [len(set(targets[one.partition])) for one in clients] == [2] * 5
+
+
+def test_partition_and_seed_come_from_the_run_config() -> None:
+    def part(**run_config: Any) -> list[int]:
+        return list(client(0, 4, **run_config).partition.tolist())
+
+    assert part() == part()
+    assert len({tuple(p) for p in (part(), part(seed=1), part(partition="iid"))}) == 3
+    assert len(part(partition="iid")) in (359, 360)
+
+
+@pytest.mark.parametrize("missing", ["partition-id", "num-partitions"])
+def test_a_node_without_a_partition_is_told_how_to_get_one(missing: str) -> None:
+    node_config = {"partition-id": 0, "num-partitions": 2}
+    del node_config[missing]
+    with pytest.raises(ConfigError) as caught:
+        client_fn(context(node_config))
+    assert str(caught.value) == (
+        f"this node has no '{missing}' in its node config: start the SuperNode with "
+        '--node-config "partition-id=0 num-partitions=2", numbered from 0.'
+    )
+
+
+@pytest.mark.parametrize("own", [-1, 2])
+def test_a_partition_that_is_not_one_of_them_is_refused(own: int) -> None:
+    with pytest.raises(ConfigError, match=f"partition-id={own} is not one of 0 to 1"):
+        client(own, 2)
+
+
+def test_a_config_or_a_device_that_cannot_work_here_is_refused_before_training() -> None:
+    with pytest.raises(ConfigError, match='task = "digit": unknown word; did you mean digits'):
+        client(0, 2, task="digit")
+    with pytest.raises(ConfigError, match="device='cuda:99': this machine has"):
+        client(0, 2, device="cuda:99")

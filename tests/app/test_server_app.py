@@ -1,0 +1,235 @@
+"""The whole app in memory: what a run writes is true, and a run that cannot work writes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Message
+from in_memory_grid import FIRST_NODE_ID, InMemoryGrid
+from safetensors.numpy import load_file
+from whole_app import SMALL, rounds_of, run_app, serve, weight_of
+
+from fixbn_flwr.app import client_app
+from fixbn_flwr.averaging import Kind, kind_of
+from fixbn_flwr.client import FixBNClient
+from fixbn_flwr.errors import ClientsMissingError, ConfigError, RoundsFailedError
+from fixbn_flwr.tasks import get_task, load_splits
+from fixbn_flwr.training import evaluate, workbench
+
+DIGITS = get_task("digits")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def accuracy_of(model: Path) -> tuple[float, float]:
+    bench = workbench(DIGITS, "small-resnet", "bn", 0.9, 0.001, "cpu")
+    bench.load(load_file(model))
+    return evaluate(bench, DIGITS, load_splits(DIGITS)[1])
+
+
+def test_every_round_is_a_line_and_every_number_in_it_is_true(tmp_path: Path) -> None:
+    folder = run_app(tmp_path, 4, {})
+    rounds = rounds_of(folder)
+    assert [set(line) for line in rounds] == [
+        {"round", "phase", "learning_rate", "train_loss", "test_loss", "test_accuracy",
+         "bytes_sent", "bytes_received", "seconds", "clients", "dropped"}
+    ] * 3  # fmt: skip
+    assert [line["round"] for line in rounds] == [1, 2, 3]
+    assert [line["phase"] for line in rounds] == ["exploration", "exploration", "calibration"]
+    assert [line["learning_rate"] for line in rounds] == pytest.approx([0.05, 0.05, 0.005])
+    assert [line["clients"] for line in rounds] == [2] * 3
+    assert [line["dropped"] for line in rounds] == [0] * 3
+    assert all(math.isfinite(line["train_loss"]) for line in rounds)
+    assert all(line["seconds"] > 0 for line in rounds)
+    final = load_file(folder / "final.safetensors")
+    weight = weight_of(final)
+    assert [line["bytes_sent"] for line in rounds] == [2 * weight] * 3
+    assert [line["bytes_received"] for line in rounds] == [2 * weight] * 3
+
+
+def test_both_models_load_back_and_are_as_good_as_the_run_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = FixBNClient.fit
+
+    def turned_at_last(self: Any, parameters: Any, config: Any) -> Any:
+        arrays, examples, metrics = fit(self, parameters, config)
+        if config["server-round"] == 3:  # the likeliest class becomes the least likely
+            arrays[-2:] = [-array for array in arrays[-2:]]
+        return arrays, examples, metrics
+
+    monkeypatch.setattr(FixBNClient, "fit", turned_at_last)
+    folder = run_app(tmp_path, 2, {"partition": "iid", "local-steps": 30})
+    rounds = rounds_of(folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    best = max(rounds, key=lambda line: line["test_accuracy"])
+    assert (best["round"], best["test_accuracy"] > 0.3) == (2, True)
+    assert rounds[2]["test_accuracy"] < best["test_accuracy"]
+    assert accuracy_of(folder / "best.safetensors") == (best["test_loss"], best["test_accuracy"])
+    assert accuracy_of(folder / "final.safetensors") == (
+        rounds[2]["test_loss"],
+        rounds[2]["test_accuracy"],
+    )
+    assert summary["accuracy_at_freeze"] == rounds[1]["test_accuracy"]
+    assert summary["final_accuracy"] == rounds[2]["test_accuracy"]
+    assert (summary["best_accuracy"], summary["best_round"]) == (
+        best["test_accuracy"],
+        best["round"],
+    )
+
+
+def test_evaluate_every_leaves_rounds_out_but_never_the_freeze_nor_the_last(tmp_path: Path) -> None:
+    config = {"num-server-rounds": 7, "freeze-after": 3, "evaluate-every": 2, "local-steps": 1}
+    rounds = rounds_of(run_app(tmp_path, 2, config))
+    evaluated = [line["round"] for line in rounds if line["test_accuracy"] is not None]
+    assert evaluated == [2, 3, 4, 6, 7]
+    assert [line["round"] for line in rounds if line["test_loss"] is not None] == evaluated
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"momentum": "local"},
+        {"momentum": "global", "statistics": "pooled"},
+        {"momentum": "reset"},
+        {"norm": "gn", "freeze-after": 1.0},
+        {"fraction-train": 1.0, "local-steps": 0, "local-epochs": 1, "batch-size": 90},
+    ],
+    ids=lambda config: " ".join(f"{key}={value}" for key, value in config.items()),
+)
+def test_the_same_seed_gives_the_same_bits_in_whatever_order_replies_arrive(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    runs = [
+        run_app(tmp_path / "a", 4, config),
+        run_app(tmp_path / "b", 4, config, shuffle_seed=3),
+        run_app(tmp_path / "c", 4, config | {"seed": 1}),
+    ]
+    models = [(run / "final.safetensors").read_bytes() for run in runs]
+    assert models[0] == models[1]
+    assert models[0] != models[2]
+    lines = [rounds_of(run) for run in runs]
+    for line in lines[0] + lines[1]:
+        del line["seconds"]
+    assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize("momentum", ["local", "global", "reset"])
+@pytest.mark.parametrize("statistics", ["mean", "pooled"])
+def test_after_the_freeze_the_statistics_keep_their_bits_and_parameters_move(
+    tmp_path: Path, momentum: str, statistics: str
+) -> None:
+    config = {"momentum": momentum, "statistics": statistics, "local-steps": 1}
+    to_the_end = run_app(tmp_path / "a", 3, config)
+    to_the_freeze = run_app(tmp_path / "b", 3, config | {"num-server-rounds": 2})
+    at_freeze = load_file(to_the_freeze / "final.safetensors")
+    for name, array in load_file(to_the_end / "final.safetensors").items():
+        moved = array.tobytes() != at_freeze[name].tobytes()
+        assert moved == (kind_of(name) is Kind.PARAMETER), name
+
+
+class WatchedGrid(InMemoryGrid):
+    """Notes which partitions train in each round, and can lose clients."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.trained: list[list[int]] = []
+        self.connected: Callable[[int], Iterable[int]] = lambda _: self.contexts
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.connected(len(self.trained)))
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        messages = list(messages)
+        if messages[0].metadata.message_type == "train":
+            partitions = [m.metadata.dst_node_id - FIRST_NODE_ID for m in messages]
+            self.trained.append(sorted(partitions))
+        return super().send_and_receive(messages, timeout=timeout)
+
+
+def watched(tmp_path: Path, clients: int, **config: Any) -> tuple[WatchedGrid, dict[str, Any]]:
+    run_config = SMALL | {"output-dir": str(tmp_path)} | config
+    return WatchedGrid(client_app.app, clients, run_config=run_config), run_config
+
+
+def sampled(tmp_path: Path, seed: int, *, backwards: bool = False) -> list[list[int]]:
+    grid, config = watched(tmp_path, 8, **{"local-steps": 1, "seed": seed, "fraction-train": 0.4})
+    if backwards:
+        grid.connected = lambda _: reversed(list(grid.contexts))
+    serve(grid, config)
+    return grid.trained
+
+
+def test_a_seed_samples_the_same_partitions_and_each_round_others(tmp_path: Path) -> None:
+    first = sampled(tmp_path, seed=0)
+    assert [len(partitions) for partitions in first] == [3] * 3  # 0.4 of 8 is 3.2
+    assert len({tuple(partitions) for partitions in first}) == 3
+    assert sampled(tmp_path, seed=0, backwards=True) == first
+    assert sampled(tmp_path, seed=1) != first
+
+
+def test_a_client_that_diverges_is_dropped_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = FixBNClient.fit
+
+    def spoiled(self: Any, parameters: Any, config: Any) -> Any:
+        arrays, examples, metrics = fit(self, parameters, config)
+        if self.context.node_config["partition-id"] == 1 and config["server-round"] == 2:
+            arrays[0] = np.full_like(arrays[0], np.nan)
+        return arrays, examples, metrics
+
+    monkeypatch.setattr(FixBNClient, "fit", spoiled)
+    rounds = rounds_of(run_app(tmp_path, 3, {"fraction-train": 1.0}))
+    assert [(line["clients"], line["dropped"]) for line in rounds] == [(3, 0), (2, 1), (3, 0)]
+
+
+def test_a_run_whose_clients_all_diverge_fails_with_each_reason(tmp_path: Path) -> None:
+    with pytest.raises(RoundsFailedError) as caught:
+        run_app(tmp_path, 2, {"learning-rate": 1e30, "fraction-train": 1.0})
+    assert str(caught.value).count("holds NaN or infinity: its training diverged") == 2
+    (folder,) = tmp_path.iterdir()
+    assert not (folder / "final.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"batch-size": 400}, "holds 287 images, fewer than one batch; use batch-size=287 or less"),
+        ({"norm": "gn"}, "norm gn has no running statistics to freeze; write freeze-after=1.0"),
+        ({"data-dir": "/no/such/place"}, "there is no directory /no/such/place; create it"),
+        ({"device": "cuda:99"}, "device='cuda:99': this machine has"),
+    ],
+)
+def test_what_cannot_work_fails_before_there_is_a_run_folder(
+    tmp_path: Path, config: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_app(tmp_path / "runs", 4, config)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_clients_that_leave_end_the_run_instead_of_stopping_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fixbn_flwr.app.federation.PATIENCE", 0.0)
+    grid, config = watched(tmp_path, 3, **{"fraction-train": 1.0, "num-server-rounds": 9})
+    grid.connected = lambda trained: list(grid.contexts)[: 3 if trained < 2 else 2]
+    with pytest.raises(ClientsMissingError, match=r"2 of 3 clients are connected after 0 seconds"):
+        serve(grid, config)
+    assert len(grid.trained) == 2

@@ -1,0 +1,46 @@
+"""What the README and pyproject.toml say twice is the same there as in the code."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from fixbn_flwr.app.config import Settings, table
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_run_config_table_is_the_one_of_the_code() -> None:
+    written = re.search(r"<!-- run config -->\n(.*?)\n<!-- end -->", README, re.DOTALL)
+    assert written, "README.md has no table between <!-- run config --> and <!-- end -->"
+    assert written[1].strip() == table()
+
+
+def test_the_defaults_of_flwr_run_are_those_of_the_code_in_value_and_type() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    written: dict[str, Any] = project["tool"]["flwr"]["app"]["config"]
+    typed = {key: (type(value), value) for key, value in written.items()}
+    assert list(typed.items()) == [
+        (key, (type(value), value)) for key, value in Settings().as_run_config().items()
+    ]
+
+
+def test_the_two_commands_are_there_and_do_what_the_readme_says() -> None:
+    two_commands = README.partition("## Two commands")[2].partition("\n```\n")[0]
+    commands = re.findall(r"^(make \w+)", two_commands, re.MULTILINE)
+    assert commands == ["make run", "make test"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in ("run", "test"):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    assert "$(BIN)/fixbn compare" in makefile
+    assert "\nfixbn compare\n" in README
+    test_line = re.search(r"`make test` is `(.*)`", README)
+    assert test_line
+    for command in test_line[1].split(" && "):
+        assert command.removeprefix("pytest") in makefile, command
+        assert command.split()[0] in makefile, command
+
+
+def test_no_placeholder_is_left() -> None:
+    assert "@@" not in README
