@@ -21,11 +21,12 @@ lint: $(READY)
 	$(BIN)/mypy
 
 # uv resolves and installs in seconds what takes pip minutes; compiled once, imports stay quick.
+# The system's certificates: some networks have their own.
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet 'uv>=0.12.20,<0.13'
+	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --compile-bytecode --editable ".[dev]"
 	touch $@
 
 clean:
