@@ -154,6 +154,7 @@ def memory(
                 link, folder / "run", data, rounds, cores,
                 steps=1, clients=number, state_dir=state_dir,
             )  # fmt: skip
+        _progress(start_table({name: [runs[name]]}))
     machine.load_after = os.getloadavg()
     print(f"\n{start_table({name: [run] for name, run in runs.items()})}\n\n{machine.show()}")
     _write(output, {**asdict(machine), "runs": {n: asdict(run) for n, run in runs.items()}})
