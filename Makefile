@@ -1,5 +1,6 @@
 # make run    train with FixBN on real images, and with plain BN beside it (about two minutes)
 # make test   lint, types and tests (under ten minutes on two cores)
+# make test-long   real federations through `flwr run`, on Ray (some minutes more)
 # Both set up their own environment in .venv first; PYTHON picks another Python, 3.11 or newer.
 
 PYTHON ?= python3
@@ -7,13 +8,16 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: run test lint clean
+.PHONY: run test test-long lint clean
 
 run: $(READY)
 	$(BIN)/fixbn compare
 
 test: lint
 	$(BIN)/python -m pytest
+
+test-long: $(READY)
+	$(BIN)/python -m pytest -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check

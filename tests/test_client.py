@@ -73,9 +73,12 @@ def test_a_round_gives_arrays_examples_and_loss() -> None:
     assert float(metrics["train-loss"]) > 0
 
 
-@pytest.mark.parametrize("momentum", ["reset", "local"])
-def test_whoever_trained_before_in_the_process_changes_nothing(momentum: str) -> None:
-    asked = config(momentum=momentum)
+@pytest.mark.parametrize(
+    "asked",
+    [config(momentum="reset"), config(momentum="local"), {"server-round": 1}],
+    ids=["reset", "local", "a server without FixBN"],
+)
+def test_whoever_trained_before_in_the_process_changes_nothing(asked: dict[str, Any]) -> None:
     alone = bits(client(0).fit(initial(), asked)[0])
     workbench.cache_clear()
     # Another client leaves weights, momentum, a learning rate, frozen layers and random numbers.
