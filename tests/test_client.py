@@ -113,7 +113,9 @@ def test_seed_round_and_partition_each_choose_other_batches() -> None:
 
     same = [drawn(client(0), 1), drawn(client(0), 1)]
     assert same[0] == same[1]
-    others = [drawn(client(0), 2), drawn(client(1), 1), drawn(client(0, seed=1), 1)]
+    twin = client(1)
+    twin.partition = client(0).partition  # the same images, so the order tells them apart
+    others = [drawn(client(0), 2), drawn(twin, 1), drawn(client(0, seed=1), 1)]
     assert len({same[0], *others}) == 4
 
 
