@@ -1,4 +1,4 @@
-# make run    train with FixBN on real images, and with plain BN beside it (about two minutes)
+# make run    train with FixBN on real images, and with plain BN beside it (some minutes)
 # make test   lint, types and tests (under ten minutes on two cores)
 # make test-long   real federations through `flwr run`, on Ray (some minutes more)
 # Both set up their own environment in .venv first; PYTHON picks another Python, 3.11 or newer.

@@ -21,7 +21,6 @@ from fixbn_flwr.errors import ClientsMissingError, ConfigError
 PATIENCE = 120.0  # seconds that missing clients are waited for
 ANSWER = 600.0  # seconds for all clients to tell their partition: the first one loads the data
 _POLL = 0.5  # seconds between two looks
-_AT_A_TIME = 100  # clients asked: Flower's simulation slows with the messages under way, squared
 
 
 @dataclass(frozen=True)
@@ -136,8 +135,7 @@ class Federation(Grid):
             # What stops one client mostly stops them all: it is heard once, not a thousand times.
             self._meet(strangers[:1])
             del strangers[:1]
-        for start in range(0, len(strangers), _AT_A_TIME):
-            self._meet(strangers[start : start + _AT_A_TIME])
+        self._meet(strangers)
         known = [node_id for node_id in connected if node_id in self._members]
         self._check_distinct(known)
         return known
