@@ -20,12 +20,14 @@ class GlobalModel:
     """A model's arrays, as the server has them at the start of a round.
 
     Attributes:
+        record: the whole model as it came.
         arrays: all of them, by name, in the model's order.
         parameters: the record that the wrapped strategy may see.
         rest: statistics and counters.
     """
 
     def __init__(self, record: ArrayRecord) -> None:
+        self.record = record
         self.arrays: dict[str, Array] = arrays_of(record)
         self.parameters = ArrayRecord(
             {name: record[name] for name in of_kind(self.arrays, Kind.PARAMETER)}

@@ -172,7 +172,7 @@ class FixBN(Strategy):
     ) -> Iterable[Message]:
         """Enter a round: the wrapped strategy's messages, with statistics and instructions."""
         server_round += self._rounds_before
-        self._model = GlobalModel(arrays)
+        self._take(arrays)
         asked = self._state.begin_round(server_round, self._model.rest)
         logger.info("FixBN: round %s is %s", server_round, asked.phase)
         extended = ConfigRecord({**config, **asked.as_config()})
@@ -225,7 +225,7 @@ class FixBN(Strategy):
     ) -> Iterable[Message]:
         """Let the wrapped strategy ask for evaluations of the whole model."""
         server_round += self._rounds_before
-        self._model = GlobalModel(arrays)
+        self._take(arrays)
         messages = list(
             self.strategy.configure_evaluate(server_round, self._model.parameters, config, grid)
         )
@@ -239,6 +239,11 @@ class FixBN(Strategy):
         """Let the wrapped strategy average the evaluations."""
         ordered = self._in_order(replies)
         return self.strategy.aggregate_evaluate(server_round + self._rounds_before, ordered)
+
+    def _take(self, arrays: ArrayRecord) -> None:
+        """Take the global model apart, once: a round is evaluated with what the next one trains."""
+        if arrays is not self._model.record:
+            self._model = GlobalModel(arrays)
 
     def _in_order(self, replies: Iterable[Message]) -> list[Message]:
         """Sort replies: they arrive in any order, and sums of floats depend on it."""
