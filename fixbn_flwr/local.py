@@ -27,7 +27,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fixbn_flwr.errors import ConfigError
-from fixbn_flwr.momentum import Buffers, read_buffers, read_momentum, write_buffers
+from fixbn_flwr.learning_rate import multiplied_learning_rate
+from fixbn_flwr.momentum import (
+    Buffers,
+    check_optimizer,
+    read_buffers,
+    read_momentum,
+    write_buffers,
+)
 from fixbn_flwr.normalization import freeze_statistics
 from fixbn_flwr.schedule import Phase
 from fixbn_flwr.store import load_buffers, save_buffers
@@ -59,28 +66,34 @@ def local_training(
     """Train under FixBN's rules for the length of a ``with`` block.
 
     On entry the optimiser's buffers become those that the server's momentum mode asks for and, in
-    calibration, the statistics are frozen (:func:`~fixbn_flwr.normalization.freeze_statistics`) and
-    every learning rate is multiplied by the server's factor. On exit, by an exception too, the
-    statistics are thawed and the learning rates restored; the buffers are kept for the next round
-    unless there was an exception. With a server that does not use FixBN nothing happens at all.
+    calibration, the statistics are frozen (:func:`~fixbn_flwr.normalization.freeze_statistics`).
+    Every step in calibration is taken at the learning rate times the server's factor, whatever sets
+    the rate and whenever; the loop and its schedulers see the rate without the factor. On exit, by
+    an exception too, the statistics are thawed; the buffers are kept for the next round unless
+    there was an exception. With a server that does not use FixBN nothing happens at all.
 
     Args:
         model: the model, with the global arrays already loaded.
-        optimizer: an optimiser of this model's parameters; new or of an earlier round, no matter.
+        optimizer: the optimiser that takes the steps, of this model's parameters; new or of an
+            earlier round, no matter. What accelerate's ``prepare`` returns is taken as well.
         received: ``msg.content`` (Message API), or the ``config`` of ``NumPyClient.fit``.
         context: the client's context, whose state keeps the buffers from round to round.
 
     Raises:
-        ConfigError: ``received`` is neither.
+        ConfigError: ``received`` is neither, or there is no learning rate to multiply.
         NoStatisticsError: calibration of a model without running statistics.
         StatisticsMovedError: the block wrote to frozen statistics.
-        MomentumError: kept or received buffers do not fit the model.
+        MomentumError: kept or received buffers do not fit the model, or the optimiser's cannot be
+            kept by parameter (LBFGS) or averaged (momentum "global" of another than SGD).
     """
     asked = RoundConfig.from_config(_config_of(received))
     if asked is None:
         yield LocalTraining(phase=None)
         return
     local = LocalTraining(asked.phase)
+    optimizer = _unwrapped(optimizer)
+    if asked.momentum is not Momentum.RESET:
+        check_optimizer(optimizer, averaged=asked.momentum is Momentum.GLOBAL)
     match asked.momentum:
         case Momentum.RESET:
             start: Buffers = {}
@@ -92,7 +105,7 @@ def local_training(
     with ExitStack() as stack:
         if asked.phase is Phase.CALIBRATION:
             stack.enter_context(freeze_statistics(model))
-            stack.enter_context(_multiplied_learning_rate(optimizer, asked.learning_rate_factor))
+            stack.enter_context(multiplied_learning_rate(optimizer, asked.learning_rate_factor))
         yield local
     if asked.momentum is Momentum.LOCAL:
         save_buffers(context, asked.server_round, read_buffers(model, optimizer))
@@ -125,16 +138,7 @@ def _received_momentum(received: RecordDict | Mapping[str, Any]) -> Buffers:
     return safetensors.torch.load(blob) if isinstance(blob, bytes) else {}
 
 
-@contextmanager
-def _multiplied_learning_rate(optimizer: Optimizer, factor: float) -> Iterator[None]:
-    """Multiply every group's learning rate; a change made inside the block survives it unscaled."""
-    before = [group["lr"] for group in optimizer.param_groups]
-    for group in optimizer.param_groups:
-        group["lr"] = group["lr"] * factor
-    try:
-        yield
-    finally:
-        # Not strict: a group that the block added has the rate that its maker gave it.
-        for group, learning_rate in zip(optimizer.param_groups, before, strict=False):
-            unchanged = group["lr"] == learning_rate * factor
-            group["lr"] = learning_rate if unchanged else group["lr"] / factor
+def _unwrapped(optimizer: Optimizer) -> Optimizer:
+    """Return the optimiser that takes the steps; accelerate wraps it in one without step hooks."""
+    inner = getattr(optimizer, "optimizer", None)
+    return _unwrapped(inner) if isinstance(inner, Optimizer) else optimizer

@@ -5,16 +5,18 @@ its last local training ended. torch keeps buffers by parameter object and saves
 names survive a new process, a new optimiser and another order of the parameters.
 
 A buffer's key is its parameter's name for SGD's momentum, and ``name.slot`` for whatever else an
-optimiser keeps (Adam's ``exp_avg``, ``exp_avg_sq`` and ``step``).
+optimiser keeps (Adam's ``exp_avg``, ``exp_avg_sq`` and ``step``). All of torch's optimisers are
+served but LBFGS, whose history belongs to no single parameter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, SGD, Adagrad, Muon, Optimizer
 
 from fixbn_flwr.errors import MomentumError
 
@@ -22,23 +24,70 @@ Buffers = dict[str, Tensor]
 
 _SGD_SLOT = "momentum_buffer"
 _STEP_SLOT = "step"
+# Single numbers that torch's optimisers keep for a parameter, which may be a single number itself.
+_NUMBERS = (_STEP_SLOT, "mu_product", "mu", "eta")
+_REMEDY = 'use momentum="reset", or an optimiser that keeps its buffers by parameter (SGD, Adam)'
+
+
+def check_optimizer(optimizer: Optimizer, *, averaged: bool) -> None:
+    """Refuse, before any training, one of torch's optimisers whose buffers could not be kept.
+
+    Args:
+        optimizer: the optimiser.
+        averaged: whether the server is to average the buffers; it can average SGD's and Muon's.
+
+    Raises:
+        MomentumError: LBFGS; if ``averaged``, any of torch's others that keeps more than momentum.
+    """
+    if isinstance(optimizer, LBFGS):
+        raise MomentumError(
+            f"LBFGS keeps one history for all parameters together, not by their names: {_REMEDY}."
+        )
+    torchs_own = type(optimizer).__module__.startswith("torch.optim.")
+    if averaged and torchs_own and not isinstance(optimizer, SGD | Muon):
+        raise _only_momentum(optimizer, "more than momentum")
 
 
 def read_buffers(model: nn.Module, optimizer: Optimizer) -> Buffers:
     """Return a copy on the CPU of every buffer that ``optimizer`` holds, in the model's order.
 
-    A parameter that has no buffer yet (no step was taken, or it got no gradient) is left out.
+    A parameter that has no buffer yet (no step was taken, or it got no gradient) is left out. A
+    step count that is a Python number (SparseAdam's) is returned as a 0-d int64 tensor.
 
     Raises:
-        MomentumError: the optimiser trains a parameter that is not the model's.
+        MomentumError: the optimiser trains a parameter that is not the model's, or keeps something
+            that is neither a number nor a buffer of its parameter's shape (or that shape's rows and
+            columns, as Adafactor does).
     """
+    parameters = _trained_parameters(model, optimizer)
+    if foreign := [key for key in optimizer.state if not isinstance(key, Tensor)]:
+        raise MomentumError(
+            f"{type(optimizer).__name__} keeps {foreign[0]!r} for all parameters together, not by "
+            f"their names: {_REMEDY}."
+        )
     buffers: Buffers = {}
-    for name, parameter in _trained_parameters(model, optimizer).items():
-        for slot, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                key = name if slot == _SGD_SLOT else f"{name}.{slot}"
-                # Contiguous: files and messages hold plain arrays whatever the memory format is.
-                buffers[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    for name, parameter in parameters.items():
+        kept = {
+            # Python's int is torch's int64 and back: torch's own counts are floats.
+            slot: torch.tensor(value) if type(value) is int else value
+            for slot, value in optimizer.state.get(parameter, {}).items()
+            if value is not None  # SGD's, while its momentum is 0
+        }
+        for slot, value in kept.items():
+            if not isinstance(value, Tensor):
+                raise MomentumError(
+                    f"{type(optimizer).__name__} keeps {slot!r} for {name!r}, a "
+                    f"{type(value).__name__} and no tensor: {_REMEDY}."
+                )
+        if not _fit(kept, parameter):
+            raise MomentumError(
+                f"{type(optimizer).__name__} keeps buffers of shapes {_shapes(kept)} for {name!r}, "
+                f"which has {tuple(parameter.shape)}: {_REMEDY}."
+            )
+        for slot, value in kept.items():
+            key = name if slot == _SGD_SLOT else f"{name}.{slot}"
+            # Contiguous: files and messages hold plain arrays whatever the memory format is.
+            buffers[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
     return buffers
 
 
@@ -53,10 +102,7 @@ def read_momentum(model: nn.Module, optimizer: Optimizer) -> Buffers:
     parameters = _trained_parameters(model, optimizer)
     buffers = read_buffers(model, optimizer)
     if foreign := [key for key in buffers if key not in parameters]:
-        raise MomentumError(
-            f"{type(optimizer).__name__} keeps {foreign[0]!r}, and only SGD's momentum can be "
-            'averaged by the server: use torch.optim.SGD, or momentum="local" or "reset".'
-        )
+        raise _only_momentum(optimizer, repr(foreign[0]))
     return {
         name: buffers[name] if name in buffers else torch.zeros_like(parameter, device="cpu")
         for name, parameter in parameters.items()
@@ -66,9 +112,9 @@ def read_momentum(model: nn.Module, optimizer: Optimizer) -> Buffers:
 def write_buffers(model: nn.Module, optimizer: Optimizer, buffers: Mapping[str, Tensor]) -> None:
     """Put ``buffers`` into ``optimizer`` in place of all that it holds.
 
-    Parameters without a buffer start from zero; ``write_buffers(model, optimizer, {})`` resets
-    all. Values are copied to each parameter's device, type and memory format (a step count, which
-    is a single number, keeps its type and stays on the CPU unless the optimiser is fused).
+    Parameters without a buffer start as in a new optimiser; ``write_buffers(model, optimizer, {})``
+    resets all. Values are copied to each parameter's device, type and memory format (single numbers
+    keep their type; a step count stays on the CPU unless the optimiser is fused or capturable).
 
     Raises:
         MomentumError: a buffer's name or shape fits no parameter. The optimiser is then unchanged.
@@ -80,7 +126,7 @@ def write_buffers(model: nn.Module, optimizer: Optimizer, buffers: Mapping[str, 
         if group.get("fused") or group.get("capturable")
         for parameter in group["params"]
     }
-    state: dict[Tensor, dict[str, Tensor]] = {}
+    kept: dict[str, dict[str, Tensor]] = {}
     for key, buffer in buffers.items():
         name, slot = (key, _SGD_SLOT) if key in parameters else (*key.rsplit(".", 1), "")[:2]
         if name not in parameters:
@@ -88,30 +134,76 @@ def write_buffers(model: nn.Module, optimizer: Optimizer, buffers: Mapping[str, 
                 f"the kept momentum has a buffer {key!r}, and the optimiser trains no parameter of "
                 'that name. If the model changed on purpose, use momentum="reset" or a new run.'
             )
+        kept.setdefault(name, {})[slot] = buffer
+    state = _state_when_built(optimizer)
+    for name, slots in kept.items():
         parameter = parameters[name]
-        if buffer.shape == parameter.shape and slot != _STEP_SLOT:
-            value = torch.empty_like(parameter, requires_grad=False).copy_(buffer)
-        elif buffer.dim() == 0:
-            value = buffer.clone()
-            if slot == _STEP_SLOT and parameter in steps_on_device:
-                value = value.to(parameter.device)
-        else:
+        if not _fit(slots, parameter):
             raise MomentumError(
-                f"the kept momentum of {name!r} has shape {tuple(buffer.shape)}, the parameter has "
+                f"the kept momentum of {name!r} has shape {_shapes(slots)}, the parameter has "
                 f'{tuple(parameter.shape)}. If the model changed on purpose, use momentum="reset" '
                 "or start a new run."
             )
-        state.setdefault(parameter, {})[slot] = value
+        state[parameter] = {
+            slot: _placed(slot, buffer, parameter, parameter in steps_on_device)
+            for slot, buffer in slots.items()
+        }
     optimizer.state.clear()
     optimizer.state.update(state)
+
+
+def _placed(slot: str, buffer: Tensor, parameter: Tensor, step_on_device: bool) -> Tensor | int:
+    """Return a copy of a kept buffer as the optimiser itself would hold it."""
+    if buffer.dim() == 0 and buffer.dtype == torch.int64:
+        return int(buffer)
+    if slot == _STEP_SLOT:
+        return buffer.clone().to(parameter.device if step_on_device else "cpu")
+    if slot in _NUMBERS:
+        return buffer.clone().to(parameter.device)
+    if buffer.shape == parameter.shape:
+        return torch.empty_like(parameter, requires_grad=False).copy_(buffer)
+    return buffer.clone().to(parameter)  # Adafactor's rows and columns
+
+
+def _fit(slots: Mapping[str, Tensor], parameter: Tensor) -> bool:
+    """Whether a parameter's buffers have its shape, or are the rows and columns that span it."""
+    shapes = [buffer.shape for slot, buffer in slots.items() if slot not in _NUMBERS]
+    try:
+        spanned = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        return False
+    return not shapes or spanned == parameter.shape
+
+
+def _shapes(slots: Mapping[str, Tensor]) -> str:
+    distinct = {tuple(buffer.shape) for slot, buffer in slots.items() if slot not in _NUMBERS}
+    return ", ".join(str(shape) for shape in sorted(distinct))
+
+
+def _state_when_built(optimizer: Optimizer) -> dict[Tensor, dict[str, Any]]:
+    """Return the state of a new optimiser like this one, which is empty for all but Adagrad."""
+    if not isinstance(optimizer, Adagrad):
+        return {}
+    groups = [dict(group) for group in optimizer.param_groups]
+    first_sum = optimizer.defaults["initial_accumulator_value"]
+    return dict(Adagrad(groups, initial_accumulator_value=first_sum).state)
+
+
+def _only_momentum(optimizer: Optimizer, what: str) -> MomentumError:
+    return MomentumError(
+        f"{type(optimizer).__name__} keeps {what}, and only SGD's momentum can be averaged by the "
+        'server: use torch.optim.SGD, or momentum="local" or "reset".'
+    )
 
 
 def _trained_parameters(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """Return the optimiser's parameters by their name in the model, in the model's order."""
     trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    # torch.compile and data parallelism put these into the names; the model is still the same.
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    prefix = "module." if isinstance(getattr(model, "_orig_mod", model), parallel) else ""
     named: dict[str, Tensor] = {
-        # torch.compile puts this into the names; a compiled model is still the same model.
-        name.replace("_orig_mod.", ""): parameter
+        name.replace("_orig_mod.", "").removeprefix(prefix): parameter
         for name, parameter in model.named_parameters()
         if parameter in trained
     }

@@ -22,6 +22,7 @@ from typing import Any, SupportsIndex, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from fixbn_flwr.errors import NoStatisticsError, StatisticsMovedError
 
@@ -93,7 +94,8 @@ def freeze_statistics(model: nn.Module) -> Iterator[None]:
     tensor(0)
 
     Raises:
-        NoStatisticsError: the model has no layer with running statistics.
+        NoStatisticsError: the model has no layer with running statistics, or a lazy one that has
+            neither seen a batch nor been loaded.
         StatisticsMovedError: at the end of the block a statistic differs from its value at the
             start, because the block wrote to it (``load_state_dict``, ``reset_running_stats``).
             Not raised over another exception.
@@ -105,6 +107,7 @@ def freeze_statistics(model: nn.Module) -> Iterator[None]:
             "freeze: FixBN needs batch normalisation with track_running_stats=True. For a model "
             "without it set freeze_after=1.0, or leave FixBN out."
         )
+    _settle_lazy(layers)
     before = statistics(model)
     own_classes: dict[nn.Module, type[Any]] = {
         layer: type(layer) for layer in layers.values() if not isinstance(layer, _Frozen)
@@ -117,6 +120,20 @@ def freeze_statistics(model: nn.Module) -> Iterator[None]:
         for layer, own_class in own_classes.items():
             layer.__class__ = own_class
     _check_unmoved(before, statistics(model))
+
+
+def _settle_lazy(layers: dict[str, nn.Module]) -> None:
+    """Make loaded lazy layers what they become at their next batch; that change would thaw."""
+    for name, layer in layers.items():
+        if not isinstance(layer, LazyModuleMixin):
+            continue
+        if layer.has_uninitialized_params():
+            raise NoStatisticsError(
+                f"layer {name!r} is a {type(layer).__name__} that knows no shapes yet, so it has "
+                "no running statistics to freeze: run one batch through the model, or load the "
+                "global arrays, first."
+            )
+        layer._infer_parameters(layer, (None,))  # the input is not read any more
 
 
 def _check_unmoved(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 from in_memory_grid import InMemoryGrid, initial_arrays, training_app
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import LBFGS, SGD, Adam, Optimizer
 
 from fixbn_flwr import Phase, local_training
 from fixbn_flwr.errors import ConfigError, MomentumError, NoStatisticsError, StatisticsMovedError
@@ -100,48 +100,24 @@ def test_exploration_trains_as_ever(wrap: Wrap) -> None:
 
 
 @GENERATIONS
-def test_calibration_freezes_and_scales_the_rate_for_the_block(wrap: Wrap) -> None:
+def test_calibration_freezes_and_multiplies_the_rate_of_the_steps(wrap: Wrap) -> None:
+    """SGD without momentum moves by rate times gradient; the rate's owner never sees the factor."""
     model = network()
-    optimizer, before = sgd(model), statistics(model)
-    received = wrap(asked(3, phase=Phase.CALIBRATION, factor=0.1), {})
+    optimizer, before = SGD(model.parameters(), 0.1), statistics(model)
+    received = wrap(asked(3, phase=Phase.CALIBRATION, factor=0.25), {})
     with local_training(model, optimizer, received, client()) as local:
         assert local.phase is Phase.CALIBRATION
-        assert optimizer.param_groups[0]["lr"] == 0.1 * 0.1
-        train(model, optimizer)
+        start = model[0].weight.detach().clone()
+        train(model, optimizer, steps=1)
+        assert torch.equal(model[0].weight, start.add(model[0].weight.grad, alpha=-0.1 * 0.25))
+        assert optimizer.param_groups[0]["lr"] == 0.1
     assert same(before, statistics(model))
-    assert optimizer.param_groups[0]["lr"] == 0.1
-    train(model, optimizer)
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+    start = model[0].weight.detach().clone()
+    train(model, optimizer, steps=1)
+    assert torch.equal(model[0].weight, start.add(model[0].weight.grad, alpha=-0.1))
     assert not same(before, statistics(model))
-
-
-def test_the_factor_multiplies_every_group() -> None:
-    model = network()
-    optimizer = SGD([{"params": model[0].parameters(), "lr": 0.3}, *_group(model[2], 0.07)])
-    with local_training(model, optimizer, asked(1, phase=Phase.CALIBRATION, factor=0.1), client()):
-        assert [g["lr"] for g in optimizer.param_groups] == [0.3 * 0.1, 0.07 * 0.1]
-    assert [g["lr"] for g in optimizer.param_groups] == [0.3, 0.07]
-
-
-def _group(layer: nn.Module, rate: float) -> list[dict[str, Any]]:
-    return [{"params": layer.parameters(), "lr": rate}]
-
-
-def test_a_schedule_inside_the_block_goes_on_from_the_unscaled_rate() -> None:
-    model = network()
-    optimizer = sgd(model)
-    received = asked(1, phase=Phase.CALIBRATION, factor=0.1)
-    with local_training(model, optimizer, received, client()):
-        optimizer.param_groups[0]["lr"] *= 0.5
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
-
-
-def test_a_group_added_inside_keeps_its_rate() -> None:
-    model = network()
-    optimizer = SGD(model[0].parameters(), 0.1)
-    received = asked(1, phase=Phase.CALIBRATION, factor=0.1, momentum="reset")
-    with local_training(model, optimizer, received, client()):
-        optimizer.add_param_group({"params": list(model[2].parameters()), "lr": 0.7})
-    assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.7]
 
 
 def test_calibration_of_a_model_without_statistics_is_an_error() -> None:
@@ -337,6 +313,20 @@ def test_another_run_starts_from_zero() -> None:
     later.state = context.state
     with local_training(model, optimizer, asked(2), later):
         assert buffers_of(model, optimizer) == {}
+
+
+def test_what_local_or_global_cannot_keep_is_refused_before_training() -> None:
+    model = network()
+    for optimizer, mode in [
+        (LBFGS(model.parameters()), "local"),
+        (LBFGS(model.parameters()), "global"),
+        (Adam(model.parameters()), "global"),
+    ]:
+        with (
+            pytest.raises(MomentumError, match=type(optimizer).__name__),
+            local_training(model, optimizer, asked(momentum=mode), client()),
+        ):
+            pytest.fail("entered")
 
 
 def test_kept_momentum_of_another_model_is_an_error() -> None:
