@@ -135,7 +135,6 @@ class ServerState:
         self.phase = phase_of(server_round, self._freeze_round)
         if self.phase is Phase.CALIBRATION and self.frozen_statistics is None:
             self.frozen_statistics = of_kind(arrays, Kind.STATISTIC)
-            logger.info("FixBN: calibration from round %s on, statistics frozen", server_round)
         calibrating = self.phase is Phase.CALIBRATION
         return RoundConfig(
             server_round=server_round,
