@@ -1,0 +1,45 @@
+"""The worked examples, before and after, each through a real `flwr run`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fixbn_flwr.app.superlink import SuperLink
+
+pytestmark = pytest.mark.slow
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+ROUNDS, FREEZE_AFTER = 4, 2  # half of the rounds, as the examples have it
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+@pytest.mark.parametrize("example", ["message-api", "numpy-client"])
+def test_an_example_completes_and_learns(example: str, side: str, link: SuperLink) -> None:
+    lines: list[str] = []
+    federation = {
+        "num-supernodes": 4,
+        "client-resources-num-cpus": 1,
+        "init-args-num-cpus": 2,
+    }
+    failure = link.run(
+        EXAMPLES / example / side, {"num-server-rounds": ROUNDS}, federation, lines.append
+    )
+    log = "\n".join(lines)
+    assert failure is None, log
+    accuracies = [float(a) for a in re.findall(r"^Round \d+: test accuracy (\S+)$", log, re.M)]
+    assert len(accuracies) == 1 + ROUNDS, log
+    # From one digit in ten to most of them; at T* a learning rate too large would fall back there.
+    assert accuracies[0] < 0.3, log
+    assert accuracies[-1] > 0.6, log
+    phases = re.findall(r"FixBN: round \d+ is (\w+)", log)
+    exploration, calibration = FREEZE_AFTER, ROUNDS - FREEZE_AFTER
+    assert (
+        phases
+        == {
+            "before": [],
+            "after": ["exploration"] * exploration + ["calibration"] * calibration,
+        }[side]
+    ), log
