@@ -1,16 +1,50 @@
 """Rounds in which no client delivered: one is borne, a run in which nothing is trained is stopped.
 
-Flower calls such a run completed, whatever happened to its clients.
+Flower calls such a run completed, whatever happened to its clients. What went wrong, a client says
+in the words of Flower or Python; the commonest mistakes are named here in words that mend them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
 from fixbn_flwr.errors import RoundsFailedError
 from fixbn_flwr.server_state import logger
 
 FAILED_ROUNDS_IN_A_ROW = 3
+
+PARAMETERS_ONLY = (
+    "A client mod that clips or adds noise must leave statistics, counters and momentum buffers "
+    "alone: if there is one, write mods=[parameters_only(the_mod)], with parameters_only of "
+    "fixbn_flwr.mods; where numpy_client_mod is in the list, it comes after."
+)
+
+_REMEDIES = {
+    r"fitins\.parameters": (
+        "These clients are NumPyClients, and the strategy is of the Message API: add "
+        "mods=[numpy_client_mod] of fixbn_flwr.bridge to their ClientApp(client_fn=...), last in "
+        "the list if it is not alone."
+    ),
+    r"KeyError.*'arrays'": (
+        'These clients are of the Message API and look for a record "arrays": a Message API '
+        "strategy sends it, unless its arrayrecord_key is another, and one of the older generation "
+        "(flwr.server.strategy) never does."
+    ),
+    r"secaggplus_configs": (
+        "secagg_mod and secaggplus_mod answer the older generation's SecAggPlusWorkflow only. A "
+        "Message API strategy cannot run their protocol: leave the mod out."
+    ),
+    r"expects exactly one ArrayRecord|requires the key 'clipping_norm'": PARAMETERS_ONLY,
+    r"Cannot cast ufunc '(multiply|add)'|is a variance and holds": PARAMETERS_ONLY,
+}
+
+
+def remedies_for(reasons: Iterable[str]) -> list[str]:
+    """Return what to do about the clients' errors, as far as they are known; each remedy once."""
+    said = "\n".join(reasons)
+    found = [remedy for pattern, remedy in _REMEDIES.items() if re.search(pattern, said)]
+    return list(dict.fromkeys(found))
 
 
 class FailedRounds:
@@ -20,29 +54,40 @@ class FailedRounds:
         self._in_a_row = 0
         self._ever_succeeded = False
 
-    def count(self, server_round: int, usable: int, problems: Mapping[int, str]) -> None:
+    def count(
+        self,
+        server_round: int,
+        usable: int,
+        problems: Mapping[int, str],
+        *,
+        refusal: str | None = None,
+    ) -> None:
         """Take note of a round.
 
         Args:
             server_round: the round, counted from 1.
             usable: how many updates are averaged.
             problems: why each other reply is not, by client.
+            refusal: why the wrapped strategy made no model of the usable updates; None when it did.
 
         Raises:
-            RoundsFailedError: no update was usable, and either none ever was or this is the third
-                such round in a row. The message gives every client's reason.
+            RoundsFailedError: the round brought no new model, and either none ever did or this is
+                the third such round in a row. The message gives every client's reason, and the
+                remedy where it is known.
         """
-        if usable:
+        if usable and refusal is None:
             self._in_a_row, self._ever_succeeded = 0, True
             return
         self._in_a_row += 1
+        what = refusal or "no client delivered a usable update"
         if self._ever_succeeded and self._in_a_row < FAILED_ROUNDS_IN_A_ROW:
-            logger.warning("round %s: no usable update, the model stays as it is", server_round)
+            logger.warning("round %s: %s, the model stays as it is", server_round, what)
             return
         reasons = [f"client {client}: {why}" for client, why in problems.items()]
-        reasons = reasons or ["no reply arrived before the timeout"]
+        if not usable and not reasons:
+            reasons = ["no reply arrived before the timeout"]
         raise RoundsFailedError(
-            f"round {server_round}: no client delivered a usable update ({self._in_a_row} such "
-            "rounds in a row); the global model is as it was. Mend the clients and start again:\n  "
-            + "\n  ".join(reasons)
+            f"round {server_round}: {what} ({self._in_a_row} such rounds in a row); the global "
+            "model is as it was. Mend the clients and start again:\n  "
+            + "\n  ".join([*reasons, *remedies_for(reasons)])
         )

@@ -25,9 +25,14 @@ from fixbn_flwr.averaging import (
 )
 from fixbn_flwr.errors import ConfigError, NoStatisticsError
 from fixbn_flwr.schedule import Phase, check_freeze_after, freeze_round, phase_of
-from fixbn_flwr.wire import Momentum, RoundConfig
+from fixbn_flwr.wire import MOMENTUM, Momentum, RoundConfig
 
 _AVERAGES = {"mean": weighted_mean, "pooled": pooled_statistics}
+
+_NUMBERED = (
+    "the model's arrays are named 0, 1, 2, ..., as those of ArrayRecord([array, ...]) are, and "
+    "statistics are told from parameters by their names: send ArrayRecord(model.state_dict())."
+)
 
 logger = logging.getLogger("flwr.fixbn")
 
@@ -101,7 +106,10 @@ class ServerState:
         self.frozen_statistics, self.global_momentum = None, {}
         self.phase = Phase.EXPLORATION
         self._freeze_round = freeze_round(self.freeze_after, num_rounds)
+        numbered = bool(names) and all(name.isdigit() for name in names)
         if self._freeze_round >= num_rounds:
+            if numbered:
+                logger.warning("%s Every array is treated as a parameter.", _NUMBERED)
             if self.freeze_after != 1.0 or isinstance(self.freeze_after, int):
                 logger.warning(
                     "freeze_after=%s never freezes in %s rounds: this is plain batch "
@@ -109,6 +117,8 @@ class ServerState:
                     self.freeze_after, num_rounds,
                 )  # fmt: skip
             return
+        if numbered:
+            raise NoStatisticsError(_NUMBERED)
         if not any(kind_of(name) is Kind.STATISTIC for name in names):
             raise NoStatisticsError(
                 f"none of the {len(names)} arrays of the model is a running_mean or running_var, "
@@ -151,22 +161,67 @@ class ServerState:
             if self.phase is Phase.CALIBRATION and not np.array_equal(update.arrays[name], value)
         ]
 
-    def end_round(self, updates: Sequence[Update], arrays: Arrays) -> dict[str, Array]:
+    def to_defend(self, update: Update) -> dict[str, Array]:
+        """Return what a wrapped strategy that defends must judge beside a client's parameters.
+
+        A strategy that chooses among clients, or trims their values, defends only what it sees: a
+        plain mean of the rest would be an open door beside it. In exploration these are the
+        statistics, in mode "global" the momentum buffers too, under names that no parameter has.
+        """
+        statistics = of_kind(update.arrays, Kind.STATISTIC)
+        return {
+            **(statistics if self.phase is Phase.EXPLORATION else {}),
+            **{_name_of_buffer(name): buffer for name, buffer in update.momentum.items()},
+        }
+
+    def end_round(
+        self, updates: Sequence[Update], arrays: Arrays, *, defended: Arrays | None = None
+    ) -> dict[str, Array]:
         """Return the new global statistics and counters from at least one client's update.
 
         Args:
             updates: in the order in which they are to be summed.
             arrays: the global statistics and counters that the round began with.
+            defended: what a strategy that defends made of the updates' ``to_defend``; None when
+                the wrapped strategy does not defend, and statistics are averaged here.
         """
         weights = [update.weight for update in updates]
         if self.momentum == Momentum.GLOBAL:
-            self.global_momentum = weighted_mean([u.momentum for u in updates], weights)
+            self.global_momentum = (
+                weighted_mean([update.momentum for update in updates], weights)
+                if defended is None
+                else {name: defended[_name_of_buffer(name)] for name in updates[0].momentum}
+            )
         if self.phase is Phase.CALIBRATION:
             return {**arrays, **(self.frozen_statistics or {})}
+        counters = _only(updates, Kind.COUNTER)
+        if defended is None:
+            statistics = _AVERAGES[self.statistics](_only(updates, Kind.STATISTIC), weights)
+            return {**statistics, **merged_counters(counters)}
         return {
-            **_AVERAGES[self.statistics](_only(updates, Kind.STATISTIC), weights),
-            **merged_counters(_only(updates, Kind.COUNTER)),
+            **{
+                name: np.asarray(defended[name]).astype(array.dtype)
+                for name, array in of_kind(arrays, Kind.STATISTIC).items()
+            },
+            **_median_counters(counters),
         }
+
+
+def _name_of_buffer(name: str) -> str:
+    return f"{MOMENTUM}/{name}"
+
+
+def _median_counters(updates: Sequence[Arrays]) -> dict[str, Array]:
+    """Return the (lower) median of each counter, which less than half of the clients cannot move.
+
+    The maximum is whatever one hostile client says, and a count of 2**62 stops a layer with
+    ``momentum=None``, which divides by its count, from ever learning a statistic again.
+    """
+    middle = (len(updates) - 1) // 2
+    return {
+        name: np.sort(np.stack([update[name] for update in updates]), axis=0)[middle, ...]
+        for name in updates[0]
+    }
 
 
 def _only(updates: Sequence[Update], kind: Kind) -> list[dict[str, Array]]:

@@ -9,38 +9,44 @@ The wrapped strategy samples clients and averages parameters, as it always does.
 counters are taken out of everything that goes into it and joined again to what comes out: a server
 optimiser, clipping or noise must not touch them (FedAdam's defaults turn a variance of 0.03 into
 -0.02 in one round). They are averaged in exploration and kept as they are in calibration.
+
+A strategy that defends against hostile clients (Krum, MultiKrum, Bulyan, FedMedian, FedTrimmedAvg)
+is the exception: its replies hold the statistics in exploration, and the averaged momentum always,
+so that its own choice, median or trimming decides on them as it does on the parameters.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fixbn_flwr.arrays import record_of
-from fixbn_flwr.averaging import Array
+from fixbn_flwr.arrays import arrays_of, record_of
+from fixbn_flwr.averaging import Array, Kind, of_kind
 from fixbn_flwr.errors import (
     ConfigError,
     ReplyError,
     StatisticsMovedError,
 )
-from fixbn_flwr.failures import FailedRounds
+from fixbn_flwr.failures import PARAMETERS_ONLY, FailedRounds, remedies_for
 from fixbn_flwr.global_model import GlobalModel
 from fixbn_flwr.replies import form_of, read_reply
 from fixbn_flwr.schedule import Phase
 from fixbn_flwr.server_state import ServerState, Update, logger
 from fixbn_flwr.wire import MOMENTUM, Momentum
+from fixbn_flwr.wrapped import examine, layers_of
 
 
 class FixBN(Strategy):
     """FixBN's two stages and its momentum, around a strategy that does the rest.
 
     Args:
-        strategy: any ``flwr.serverapp.strategy.Strategy`` that averages arrays by name.
+        strategy: any ``flwr.serverapp.strategy.Strategy`` that averages arrays by name. A wrapper
+            for differential privacy goes inside FixBN, around its own strategy.
         freeze_after: T*, the last round of exploration. An int is a number of rounds, a float in
             (0, 1] a share of ``num_rounds``; 1.0 never freezes, which is plain BN.
         momentum: clients' SGD momentum at the start of a local training: "reset" (zero), "local"
@@ -56,7 +62,8 @@ class FixBN(Strategy):
         frozen_statistics: S*, numpy arrays by name, from round T* + 1 on; None before.
 
     Raises:
-        ConfigError: one of these values cannot work.
+        ConfigError: one of these values cannot work, or the strategy cannot be wrapped: one for
+            boosted trees; a wrapper around one that defends; one that defends with "pooled".
     """
 
     def __init__(
@@ -69,7 +76,9 @@ class FixBN(Strategy):
         learning_rate_factor: float = 1.0,
         strict: bool = False,
     ) -> None:
-        if not isinstance(strategy, Strategy) or isinstance(strategy, FixBN):
+        if not isinstance(strategy, Strategy) or any(
+            isinstance(layer, FixBN) for layer in layers_of(strategy)
+        ):
             raise ConfigError(
                 f"FixBN got {type(strategy).__name__} to wrap: give it a strategy of "
                 "flwr.serverapp.strategy, such as FedAvg(), that is not FixBN itself. Strategies "
@@ -78,8 +87,10 @@ class FixBN(Strategy):
         self.strategy = strategy
         self.strict = strict
         self._state = ServerState(freeze_after, momentum, statistics, learning_rate_factor)
+        self._wrapped = examine(strategy, statistics)
         self._rounds_before = 0
         self._model = GlobalModel(ArrayRecord())
+        self._left: dict[str, Array] = {}
         self._asked: list[int] = []
         self._failures = FailedRounds()
 
@@ -126,8 +137,18 @@ class FixBN(Strategy):
                 "round after the last one that is done."
             )
         self._state.start(num_rounds, list(initial_arrays))
+        if self._wrapped.private:
+            uncovered = "statistics, counters"
+            if self._state.momentum == Momentum.GLOBAL:
+                uncovered += ", momentum buffers"
+            logger.warning(
+                "%s clips and adds noise to parameters only: its privacy guarantee does not cover "
+                "%s, which are averaged as the clients send them.",
+                self._wrapped.private, uncovered,
+            )  # fmt: skip
         self._failures = FailedRounds()
         self._rounds_before = first_round - 1
+        self._left = {}
 
         def evaluate(round_of_this_start: int, arrays: ArrayRecord) -> MetricRecord | None:
             assert evaluate_fn is not None
@@ -208,16 +229,27 @@ class FixBN(Strategy):
             del usable[client]
         for client, why in problems.items():
             logger.warning("round %s: reply dropped, client %s: %s", server_round, client, why)
+        for remedy in remedies_for(problems.values()):
+            logger.warning("round %s: %s", server_round, remedy)
         counts = {"fixbn-clients": len(usable), "fixbn-dropped": len(self._asked) - len(usable)}
+        parameters, metrics = self._aggregated(server_round, usable)
         if self._asked:
-            self._failures.count(server_round, len(usable), problems)
-        if not usable:
-            return None, MetricRecord({**counts}) if self._asked else None
-        accepted = [reply for reply, _ in usable.values()]
-        parameters, metrics = self.strategy.aggregate_train(server_round, accepted)
+            name = type(self.strategy).__name__
+            refusal = f"{name} made no model of {len(usable)} usable replies, see its own warning"
+            self._failures.count(
+                server_round,
+                len(usable),
+                problems,
+                refusal=refusal if usable and parameters is None else None,
+            )
         if parameters is None:
-            return None, metrics
-        rest = self._state.end_round([update for _, update in usable.values()], self._model.rest)
+            return None, MetricRecord({**(metrics or {}), **counts}) if self._asked else None
+        rest = self._state.end_round(
+            [update for _, update in usable.values()],
+            self._model.rest,
+            defended=self._beside(parameters) if self._wrapped.defends else None,
+        )
+        self._left = rest
         return self._model.joined(parameters, rest), MetricRecord({**(metrics or {}), **counts})
 
     def configure_evaluate(
@@ -240,10 +272,40 @@ class FixBN(Strategy):
         ordered = self._in_order(replies)
         return self.strategy.aggregate_evaluate(server_round + self._rounds_before, ordered)
 
+    def _aggregated(
+        self, server_round: int, usable: dict[int, tuple[Message, Update]]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Let the wrapped strategy average the replies, as far as it may see them."""
+        if not usable:
+            return None, None
+        if self._wrapped.defends:
+            for reply, update in usable.values():
+                ((key, parameters),) = reply.content.array_records.items()
+                beside = record_of(self._state.to_defend(update))
+                reply.content[str(key)] = ArrayRecord({**parameters, **beside})
+        accepted = [reply for reply, _ in usable.values()]
+        return self.strategy.aggregate_train(server_round, accepted)
+
+    def _beside(self, aggregated: ArrayRecord) -> dict[str, Array]:
+        """Return what a strategy that defends made of all that is no parameter."""
+        return {
+            name: array
+            for name, array in arrays_of(aggregated).items()
+            if name not in self._model.parameters
+        }
+
     def _take(self, arrays: ArrayRecord) -> None:
         """Take the global model apart, once: a round is evaluated with what the next one trains."""
-        if arrays is not self._model.record:
-            self._model = GlobalModel(arrays)
+        if arrays is self._model.record:
+            return
+        self._model = GlobalModel(arrays)
+        for name, left in of_kind(self._left, Kind.STATISTIC).items():
+            if not np.array_equal(self._model.rest[name], left):
+                raise ConfigError(
+                    f"statistic {name!r} is not what FixBN made it in the last round: a strategy "
+                    "around FixBN, such as one for differential privacy, has changed it. Put FixBN "
+                    "outermost: FixBN(DifferentialPrivacy...(FedAvg(), ...), freeze_after=...)."
+                )
 
     def _in_order(self, replies: Iterable[Message]) -> list[Message]:
         """Sort replies: they arrive in any order, and sums of floats depend on it."""
@@ -254,17 +316,19 @@ class FixBN(Strategy):
         """Check a reply and leave in it what the wrapped strategy may see."""
         if reply.has_error():
             raise ReplyError(f"it failed (code {reply.error.code}): {reply.error.reason}")
+        self._wrapped.check(reply.content)
         update, reply.content = read_reply(
             reply,
             self._model.arrays,
-            weighted_by=_weighted_by(self.strategy),
+            weighted_by=self._wrapped.weighted_by,
             with_momentum=self._state.momentum == Momentum.GLOBAL,
         )
         if moved := self._state.moved(update):
             warning = (
                 f"client {reply.metadata.src_node_id} returned {len(moved)} of "
                 f"{len(self._state.frozen_statistics or {})} frozen statistics changed, first "
-                f"{moved[0]!r}: it trained with its own. Train inside `with local_training(...)`."
+                f"{moved[0]!r}: it trained with its own. Train inside `with local_training(...)`. "
+                f"{PARAMETERS_ONLY}"
             )
             if self.strict:
                 raise StatisticsMovedError(warning)
@@ -291,10 +355,3 @@ def _unlike_the_others(usable: dict[int, tuple[Message, Update]]) -> list[int]:
     }
     common = Counter(forms.values()).most_common(1)
     return [client for client, form in forms.items() if form != common[0][0]]
-
-
-def _weighted_by(strategy: Any) -> str:
-    """Return the metric that a strategy weights clients by, looking into wrappers around it."""
-    while not hasattr(strategy, "weighted_by_key") and hasattr(strategy, "strategy"):
-        strategy = strategy.strategy
-    return getattr(strategy, "weighted_by_key", "num-examples")
