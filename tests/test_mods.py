@@ -1,4 +1,4 @@
-"""Flower's client mods under FixBN, in real federations; what needs parameters_only and what not."""
+"""Flower's client mods under FixBN, in real federations: which need parameters_only, which not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.client.mod import secagg_mod, secaggplus_mod
 from flwr.clientapp import ClientApp
@@ -132,13 +132,11 @@ def test_clipping_takes_the_parameters_and_leaves_the_statistics() -> None:
 
 
 def test_clipping_alone_is_refused_and_pointed_to_parameters_only() -> None:
-    for strategy, mod in (
-        (DifferentialPrivacyClientSideFixedClipping, fixedclipping_mod),
-        (DifferentialPrivacyClientSideAdaptiveClipping, adaptiveclipping_mod),
-    ):
-        fixbn = FixBN(strategy(fedavg(), 0.1, 0.1, CLIENTS), freeze_after=1)  # type: ignore[operator]
+    fixed = DifferentialPrivacyClientSideFixedClipping(fedavg(), 0.1, 0.1, CLIENTS)
+    adaptive = DifferentialPrivacyClientSideAdaptiveClipping(fedavg(), 0.1, CLIENTS)
+    for strategy, mod in ((fixed, fixedclipping_mod), (adaptive, adaptiveclipping_mod)):
         with pytest.raises(RoundsFailedError, match=r"mods=\[parameters_only\(the_mod\)\]"):
-            run(fixbn, [mod], build=plain)
+            run(FixBN(strategy, freeze_after=1), [mod], build=plain)
 
 
 def test_why_it_is_refused() -> None:
@@ -259,9 +257,7 @@ def test_secure_aggregation_is_refused_with_the_reason(mod: Mod, wrapped: bool) 
 
 def message(names: Sequence[str], message_type: str = "train") -> Message:
     InMemoryGrid(ClientApp(), 1)  # gives Flower's messages a run
-    record = ArrayRecord(
-        {name: ArrayRecord([np.float32([i])])["0"] for i, name in enumerate(names)}
-    )
+    record = ArrayRecord({n: Array(np.float32([place])) for place, n in enumerate(names)})
     content = RecordDict({"arrays": record, "config": ConfigRecord({"server-round": 1})})
     content["fixbn-momentum"] = ArrayRecord([np.float32([7])])
     sent = Message(content, dst_node_id=1, message_type=message_type)

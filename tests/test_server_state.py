@@ -54,6 +54,39 @@ def test_pooled() -> None:
     assert server.end_round([update(0, 1), update(4, 3)], rest(0)) == rest(3, 4)
 
 
+def test_what_a_strategy_that_defends_must_judge() -> None:
+    server = state(1, momentum="global")
+    server.start(3, NAMES)
+    sent = update(5, 1, momentum=7)
+    server.begin_round(1, rest(0))
+    assert server.to_defend(sent) == {
+        "n.running_mean": 5, "n.running_var": 1, "fixbn-momentum/w": 7,
+    }  # fmt: skip
+    server.begin_round(2, rest(0))
+    assert server.to_defend(sent) == {"fixbn-momentum/w": 7}  # the statistics are frozen
+
+
+@pytest.mark.parametrize(
+    ("counts", "median"), [([2, 2**62, 4], 4), ([2, 4], 2), ([9], 9), ([0, 8, 6, 4], 4)]
+)
+def test_a_defended_round(counts: list[int], median: int) -> None:
+    server = state(1, momentum="global")
+    server.start(3, NAMES)
+    server.begin_round(1, rest(0))
+    defended = {
+        "n.running_mean": np.float64([3]),
+        "n.running_var": np.float64([0.5]),
+        "fixbn-momentum/w": np.float32([8]),
+    }
+    updates = [update(1e6, 1, count=count, momentum=1e6) for count in counts]
+    after = server.end_round(updates, rest(0), defended=defended)
+    assert after == rest(3, 0.5, median)
+    assert {name: array.dtype for name, array in after.items()} == {
+        name: array.dtype for name, array in rest(0).items()
+    }
+    assert server.global_momentum == {"w": 8}
+
+
 def test_moved_statistics_are_named_in_calibration_only() -> None:
     server = state(1)
     server.start(3, NAMES)
