@@ -365,6 +365,36 @@ def test_a_subclass_with_its_own_forward_and_children() -> None:
     assert not unmoved(model, before)
 
 
+def test_a_lazy_layer_that_knows_no_shapes_is_an_error_that_says_so() -> None:
+    model = nn.Sequential(nn.LazyBatchNorm1d())
+    with (
+        pytest.raises(
+            NoStatisticsError, match=r"'0' is a LazyBatchNorm1d .*load the global arrays"
+        ),
+        freeze_statistics(model),
+    ):
+        pytest.fail("entered")
+    assert type(model[0]) is nn.LazyBatchNorm1d
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_lazy_layer_is_frozen_once_it_has_statistics(loaded: bool) -> None:
+    """One loaded from the server changes its class at its first batch, which must not thaw it."""
+    model = nn.Sequential(nn.LazyBatchNorm1d())
+    if loaded:
+        model.load_state_dict(nn.Sequential(nn.BatchNorm1d(4)).state_dict())
+    else:
+        model(rows())
+    before = statistics(model)
+    with freeze_statistics(model):
+        model.train()
+        torch.testing.assert_close(model(rows()[:1]), model(rows())[:1])
+    assert unmoved(model, before)
+    assert type(model[0]) is nn.BatchNorm1d
+    model(rows())
+    assert not unmoved(model, before)
+
+
 def test_a_layer_used_under_two_names_is_frozen_once_and_thawed() -> None:
     layer = nn.BatchNorm1d(4)
     model = nn.ModuleDict({"a": layer, "b": layer})

@@ -87,16 +87,15 @@ class Network(nn.Module):
         return y
 
 
-def network() -> Network:
+def network(dtype: torch.dtype = torch.float32) -> Network:
     torch.manual_seed(0)
-    return Network()
+    return Network().to(dtype)
 
 
 def train(model: nn.Module, optimizer: Optimizer, server_round: int) -> None:
     for step in range(2):
-        x = torch.randn(
-            3, 2, 6, 6, generator=torch.Generator().manual_seed(10 * server_round + step)
-        )
+        generator = torch.Generator().manual_seed(10 * server_round + step)
+        x = torch.randn(3, 2, 6, 6, generator=generator).to(next(model.parameters()))
         optimizer.zero_grad()
         (model.train()(x) - 1).square().sum().backward()
         optimizer.step()
@@ -116,14 +115,12 @@ def test_no_optimiser_of_torch_is_forgotten() -> None:
     assert {name.split()[0] for name in OPTIMISERS} | {"LBFGS", "SparseAdam"} == shipped
 
 
-@pytest.mark.parametrize("name", OPTIMISERS)
-def test_rounds_of_new_optimisers_are_one_optimiser(name: str) -> None:
-    make = OPTIMISERS[name]
-    reference = network()
+def check_rounds(make: Make, dtype: torch.dtype = torch.float32) -> None:
+    reference = network(dtype)
     uninterrupted = make(reference.parameters())
-    context, arrays = client(), network().state_dict()
+    context, arrays = client(), network(dtype).state_dict()
     for server_round in ROUNDS:
-        model = network()
+        model = network(dtype)
         model.load_state_dict(arrays)
         # In another order, which torch's own state_dict would not survive.
         optimizer = make(list(model.parameters())[:: -1 if server_round == 2 else 1])
@@ -132,7 +129,19 @@ def test_rounds_of_new_optimisers_are_one_optimiser(name: str) -> None:
         arrays = model.state_dict()
         train(reference, uninterrupted, server_round)
         assert same_state(model, reference)
-    assert not same_state(reference, network())
+    assert not same_state(reference, network(dtype))
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_rounds_of_new_optimisers_are_one_optimiser(name: str) -> None:
+    check_rounds(OPTIMISERS[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ["SGD momentum", "Adam", "NAdam", "ASGD", "Adagrad"])
+def test_single_numbers_keep_their_own_precision(name: str, dtype: torch.dtype) -> None:
+    """Counts and rates that an optimiser keeps are float32 whatever the parameters are."""
+    check_rounds(OPTIMISERS[name], dtype)
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)

@@ -335,6 +335,21 @@ def test_lightnings_trainer(options: dict[str, Any], steps: int) -> None:
     assert federated(loop) == [[RATE] * half + [RATE / 2] * half] * 3
 
 
+def test_modes_noted_inside_and_restored_are_undone_by_train() -> None:
+    """Lightning does so around validation, finds frozen layers in eval mode and leaves them so."""
+    model = network().train()
+    received = asked(phase=Phase.CALIBRATION)
+    with local_training(model, SGD(model.parameters(), RATE), received, client()):
+        modes = {module: module.training for module in model.modules()}
+        model.eval()
+        for module, mode in modes.items():
+            module.training = mode
+        assert model[3].training
+    assert not model[1].training
+    model.train()
+    assert model[1].training
+
+
 # Hugging Face accelerate
 
 
