@@ -70,7 +70,7 @@ def pooled_statistics(updates: Sequence[Arrays], weights: Sequence[float]) -> di
     It equals ``sum_k p_k (var_k + mu_k^2) - mu^2`` and, unlike that form, cannot fall below zero
     by rounding.
 
-    Args and returns: as for :func:`weighted_mean`, the names being those of statistics.
+    Args and returns: as for ``weighted_mean``, the names being those of statistics.
     """
     pooled = weighted_mean(updates, weights)
     for name in pooled:

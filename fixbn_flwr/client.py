@@ -1,7 +1,7 @@
 """The app's client: a NumPyClient, as Flower documents it, with FixBN added by one ``with``.
 
 It is an example as much as a product: all that FixBN needs of a client is the ``local_training``
-block in :meth:`FixBNClient.fit`.
+block in ``FixBNClient.fit``.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ or, in ``NumPyClient.fit``,
         train(model, loader, optimizer)
     return arrays, num_examples, {**metrics, **local.metrics}
 
-What to do in a round the server says in the message's config; see :mod:`fixbn_flwr.strategy`.
+What to do in a round the server says in the message's config; see ``fixbn_flwr.strategy``.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def local_training(
     """Train under FixBN's rules for the length of a ``with`` block.
 
     On entry the optimiser's buffers become those that the server's momentum mode asks for and, in
-    calibration, the statistics are frozen (:func:`~fixbn_flwr.normalization.freeze_statistics`).
+    calibration, the statistics are frozen (``freeze_statistics``).
     Every step in calibration is taken at the learning rate times the server's factor, whatever sets
     the rate and whenever; the loop and its schedulers see the rate without the factor. On exit, by
     an exception too, the statistics are thawed; the buffers are kept for the next round unless

@@ -33,7 +33,7 @@ def test_an_example_completes_and_learns(example: str, side: str, link: SuperLin
     assert len(accuracies) == 1 + ROUNDS, log
     # From one digit in ten to most of them; at T* a learning rate too large would fall back there.
     assert accuracies[0] < 0.3, log
-    assert accuracies[-1] > 0.6, log
+    assert accuracies[-1] > {"before": 0.4, "after": 0.75}[side], log
     phases = re.findall(r"FixBN: round \d+ is (\w+)", log)
     exploration, calibration = FREEZE_AFTER, ROUNDS - FREEZE_AFTER
     assert (
