@@ -43,7 +43,7 @@ def check_optimizer(optimizer: Optimizer, *, averaged: bool) -> None:
         raise MomentumError(
             f"LBFGS keeps one history for all parameters together, not by their names: {_REMEDY}."
         )
-    torchs_own = type(optimizer).__module__.startswith("torch.optim.")
+    torchs_own = type(optimizer).__module__.startswith("torch.optim")
     if averaged and torchs_own and not isinstance(optimizer, SGD | Muon):
         raise _only_momentum(optimizer, "more than momentum")
 

@@ -6,10 +6,11 @@ to go by. The weights travel as a state dict, the buffers in the context's state
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from test_local import asked, client
 from torch import Tensor, nn
@@ -65,6 +66,7 @@ OPTIMISERS: dict[str, Make] = {
     "Muon": lambda p: Muon([q for q in p if q.dim() == 2], 0.01),
 }
 ROUNDS = (1, 2, 4)
+AVERAGED = ("SGD", "Muon")
 
 
 class Network(nn.Module):
@@ -211,6 +213,59 @@ def test_sparse_adam_goes_on_with_its_count() -> None:
     count = optimizer.state[model.embedding.weight]["step"]
     assert type(count) is int
     assert count == 2 * len(ROUNDS)
+
+
+# A compiled step
+
+
+@pytest.fixture
+def _fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler about itself
+@pytest.mark.parametrize("name", ["SGD momentum", "AdamW tensor rate"])
+def test_a_compiled_step_finds_the_buffers_of_each_round(name: str) -> None:
+    reference, model, context = network(), network(), client()
+    for one in (reference, model):
+        one.conv.bias.requires_grad_(False)  # before batch normalisation: gradients of mere noise
+    uninterrupted = OPTIMISERS[name](reference.parameters())
+    optimizer = OPTIMISERS[name](model.parameters())
+    optimizer.step = torch.compile(optimizer.step, backend="eager")  # type: ignore[method-assign]
+    for server_round in ROUNDS:
+        with local_training(model, optimizer, asked(server_round), context):
+            train(model, optimizer, server_round)
+        optimizer.state.clear()  # as another client of the process would
+        train(reference, uninterrupted, server_round)
+        torch.testing.assert_close(model.state_dict(), reference.state_dict())
+
+
+# Averaged by the server
+
+
+def test_the_server_can_average_muons_momentum_as_it_does_sgds() -> None:
+    model = network()
+    optimizer = OPTIMISERS["Muon"](model.parameters())
+    with local_training(model, optimizer, asked(momentum="global"), client()) as local:
+        train(model, optimizer, 1)
+    momentum = local.metrics["fixbn-momentum"]
+    kept = safetensors.torch.load(momentum)
+    assert kept.keys() == {"one.weight", "frozen.weight", "unused.weight"}
+    assert kept["one.weight"].any()
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMISERS if name.split()[0] not in AVERAGED])
+def test_of_all_others_it_averages_none_and_says_so_before_training(name: str) -> None:
+    model = network()
+    optimizer = OPTIMISERS[name](model.parameters())
+    with (
+        pytest.raises(MomentumError, match="more than momentum, and only SGD's"),
+        local_training(model, optimizer, asked(momentum="global"), client()),
+    ):
+        pytest.fail("entered")
 
 
 # Optimisers that cannot be kept

@@ -271,8 +271,15 @@ def _one_process() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_one_process")
-def test_distributed_data_parallel() -> None:
-    federated(_plain, lambda *both: (nn.parallel.DistributedDataParallel(both[0]), both[1]))
+@pytest.mark.parametrize("given", ["wrapped", "bare"])
+def test_distributed_data_parallel(given: str) -> None:
+    def wrapped(model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
+        return nn.parallel.DistributedDataParallel(model), optimizer
+
+    if given == "wrapped":
+        federated(_plain, prepare=wrapped)
+    else:
+        federated(lambda model, optimizer: _plain(*wrapped(model, optimizer)))
 
 
 # PyTorch Lightning
@@ -288,15 +295,15 @@ def test_distributed_data_parallel() -> None:
     r"ignore:.isinstance\(treespec, LeafSpec\). is deprecated:FutureWarning",
 )
 @pytest.mark.parametrize(
-    ("options", "steps"),
+    ("given", "options", "steps"),
     [
-        ({}, 6),
-        ({"accumulate_grad_batches": 3, "gradient_clip_val": 0.5}, 2),
-        ({"precision": "bf16-mixed"}, 6),
+        ("net", {}, 6),
+        ("module", {"accumulate_grad_batches": 3, "gradient_clip_val": 0.5}, 2),
+        ("module", {"precision": "bf16-mixed"}, 6),
     ],
     ids=["plain", "accumulating", "bfloat16"],
 )
-def test_lightnings_trainer(options: dict[str, Any], steps: int) -> None:
+def test_lightnings_trainer(given: str, options: dict[str, Any], steps: int) -> None:
     lightning = pytest.importorskip("lightning.pytorch")
 
     class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
@@ -322,7 +329,7 @@ def test_lightnings_trainer(options: dict[str, Any], steps: int) -> None:
             }
 
     def loop(model: nn.Module, optimizer: Optimizer) -> None:
-        module = Module(model, optimizer)
+        module = model if given == "module" else Module(model, optimizer)
         module.train()
         trainer = lightning.Trainer(
             max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False,
@@ -331,8 +338,11 @@ def test_lightnings_trainer(options: dict[str, Any], steps: int) -> None:
         trainer.fit(module, loader(), loader())
         assert module.validated > 6
 
+    def prepare(model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
+        return Module(model, optimizer) if given == "module" else model, optimizer
+
     half = steps // 2
-    assert federated(loop) == [[RATE] * half + [RATE / 2] * half] * 3
+    assert federated(loop, prepare) == [[RATE] * half + [RATE / 2] * half] * 3
 
 
 def test_modes_noted_inside_and_restored_are_undone_by_train() -> None:
