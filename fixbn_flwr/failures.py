@@ -58,7 +58,7 @@ class FailedRounds:
         self,
         server_round: int,
         usable: int,
-        problems: Mapping[int, str],
+        problems: Mapping[int, str] | Mapping[str, str],
         *,
         refusal: str | None = None,
     ) -> None:

@@ -1,13 +1,15 @@
 """A client's reply to a training message: taken apart and checked before anything is averaged.
 
 One bad reply must neither spoil the model nor end the run, so each is checked on its own against
-the arrays that were sent, and the server drops and names those that fail.
+the arrays that were sent, and the server drops and names those that fail. The checks know named
+arrays only and serve both generations of Flower; :func:`read_reply` brings the Message API's.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, RecordDict
@@ -41,25 +43,62 @@ def read_reply(
             'instead of one each: reply with RecordDict({"arrays": ..., "metrics": ...}).'
         )
     ((key, record),) = records.items()
-    momentum: dict[str, Array] = {}
+    buffers = content.array_records.get(MOMENTUM, ArrayRecord()) if with_momentum else None
     try:
         arrays = arrays_of(record)
-        if with_momentum:
-            momentum = arrays_of(content.array_records.get(MOMENTUM, ArrayRecord()))
+        momentum = None if buffers is None else arrays_of(buffers)
     except (EOFError, TypeError, ValueError) as error:
-        raise ReplyError(f"its arrays cannot be read ({error}).") from error
-    _check_arrays(arrays, sent)
-    if with_momentum:
-        _check_momentum(momentum, of_kind(sent, Kind.PARAMETER))
-    update = Update(
-        arrays=of_kind(arrays, Kind.STATISTIC, Kind.COUNTER),
-        momentum=momentum,
-        weight=_weight(content, weighted_by),
-    )
+        raise ReplyError(
+            f"its arrays cannot be read ({error}): reply with ArrayRecord(model.state_dict())."
+        ) from error
+    (metrics,) = content.metric_records.values()
+    update = checked_update(arrays, momentum, metrics.get(weighted_by), weighted_by, sent)
     parameters = ArrayRecord({name: record[name] for name in of_kind(sent, Kind.PARAMETER)})
     return update, RecordDict(
         {str(key): parameters, **content.metric_records, **content.config_records}
     )
+
+
+def checked_update(
+    arrays: Arrays, momentum: Arrays | None, weight: object, weighted_by: str, sent: Arrays
+) -> Update:
+    """Check what a client returned against what it was sent, and return what FixBN averages of it.
+
+    Args:
+        arrays: the whole model, by name.
+        momentum: momentum buffers by parameter name; None when none are expected.
+        weight: what the client counts with.
+        weighted_by: the weight's name, for the message.
+        sent: the arrays that were sent, whose names, shapes and types must come back.
+
+    Raises:
+        ReplyError: the reply must not be averaged; the message says which array and why.
+    """
+    _check_arrays(arrays, sent)
+    if momentum is not None:
+        _check_momentum(momentum, of_kind(sent, Kind.PARAMETER))
+    if not isinstance(weight, int | float) or not math.isfinite(weight) or weight <= 0:
+        raise ReplyError(
+            f"its metric {weighted_by!r} is {weight!r} and must be a number above zero: "
+            "it is the weight of the client in the average."
+        )
+    return Update(
+        arrays=of_kind(arrays, Kind.STATISTIC, Kind.COUNTER),
+        momentum=dict(momentum or {}),
+        weight=float(weight),
+    )
+
+
+UNLIKE_THE_OTHERS = (
+    "the names of its records, metrics or momentum buffers are not those of most replies, so they "
+    "cannot be averaged together: let all clients return the same."
+)
+
+
+def unlike_the_others(forms: Sequence[Hashable]) -> list[int]:
+    """Return the places of the forms that are not the commonest one; Flower would stop the run."""
+    common = Counter(forms).most_common(1)
+    return [place for place, form in enumerate(forms) if form != common[0][0]]
 
 
 def form_of(content: RecordDict, momentum: Mapping[str, Array]) -> Hashable:
@@ -94,7 +133,10 @@ def _check_momentum(momentum: Arrays, parameters: Arrays) -> None:
         )
     for name, buffer in momentum.items():
         if name not in parameters or buffer.shape != parameters[name].shape:
-            raise ReplyError(f"its momentum buffer {name!r} fits no parameter of the model.")
+            raise ReplyError(
+                f"its momentum buffer {name!r} has shape {buffer.shape} and fits no parameter of "
+                "the model: give local_training the model whose arrays are returned."
+            )
         _check_finite(f"{name} (momentum)", buffer)
 
 
@@ -104,14 +146,3 @@ def _check_finite(name: str, array: Array) -> None:
             f"array {name!r} holds NaN or infinity: its training diverged. A smaller learning "
             "rate helps, in calibration a smaller learning_rate_factor."
         )
-
-
-def _weight(content: RecordDict, weighted_by: str) -> float:
-    (metrics,) = content.metric_records.values()
-    weight = metrics.get(weighted_by)
-    if not isinstance(weight, int | float) or not math.isfinite(weight) or weight <= 0:
-        raise ReplyError(
-            f"its metric {weighted_by!r} is {weight!r} and must be a number above zero: "
-            "it is the weight of the client in the average."
-        )
-    return float(weight)

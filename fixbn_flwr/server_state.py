@@ -131,6 +131,15 @@ class ServerState:
                 "model has: an untrained one starts with mean 0 and variance 1 everywhere."
             )
 
+    def warn_of_uncovered(self, wrapper: str) -> None:
+        """Say what a wrapper for differential privacy, of this name, does not cover."""
+        buffers = ", momentum buffers" if self.momentum == Momentum.GLOBAL else ""
+        logger.warning(
+            "%s clips and adds noise to parameters only: its privacy guarantee does not cover "
+            "statistics, counters%s, which are averaged as the clients send them.",
+            wrapper, buffers,
+        )  # fmt: skip
+
     def begin_round(self, server_round: int, arrays: Arrays) -> RoundConfig:
         """Enter a round, given the global statistics and counters; return what to ask of clients.
 

@@ -17,7 +17,6 @@ so that its own choice, median or trimming decides on them as it does on the par
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -34,7 +33,7 @@ from fixbn_flwr.errors import (
 )
 from fixbn_flwr.failures import PARAMETERS_ONLY, FailedRounds, remedies_for
 from fixbn_flwr.global_model import GlobalModel
-from fixbn_flwr.replies import form_of, read_reply
+from fixbn_flwr.replies import UNLIKE_THE_OTHERS, form_of, read_reply, unlike_the_others
 from fixbn_flwr.schedule import Phase
 from fixbn_flwr.server_state import ServerState, Update, logger
 from fixbn_flwr.wire import MOMENTUM, Momentum
@@ -138,14 +137,7 @@ class FixBN(Strategy):
             )
         self._state.start(num_rounds, list(initial_arrays))
         if self._wrapped.private:
-            uncovered = "statistics, counters"
-            if self._state.momentum == Momentum.GLOBAL:
-                uncovered += ", momentum buffers"
-            logger.warning(
-                "%s clips and adds noise to parameters only: its privacy guarantee does not cover "
-                "%s, which are averaged as the clients send them.",
-                self._wrapped.private, uncovered,
-            )  # fmt: skip
+            self._state.warn_of_uncovered(self._wrapped.private)
         self._failures = FailedRounds()
         self._rounds_before = first_round - 1
         self._left = {}
@@ -221,11 +213,9 @@ class FixBN(Strategy):
                 usable[client] = (reply, self._read(reply))
             except ReplyError as problem:
                 problems[client] = str(problem)
-        for client in _unlike_the_others(usable):
-            problems[client] = (
-                "the names of its records, metrics or momentum buffers are not those of most "
-                "replies, so they cannot be averaged together."
-            )
+        forms = [form_of(reply.content, update.momentum) for reply, update in usable.values()]
+        for client in [list(usable)[place] for place in unlike_the_others(forms)]:
+            problems[client] = UNLIKE_THE_OTHERS
             del usable[client]
         for client, why in problems.items():
             logger.warning("round %s: reply dropped, client %s: %s", server_round, client, why)
@@ -345,13 +335,3 @@ def _in_order_of_nodes(messages: list[Message], grid: Grid) -> list[int]:
     place = {node_id: place for place, node_id in enumerate(grid.get_node_ids())}
     asked = [message.metadata.dst_node_id for message in messages]
     return sorted(asked, key=lambda node_id: place.get(node_id, len(place)))
-
-
-def _unlike_the_others(usable: dict[int, tuple[Message, Update]]) -> list[int]:
-    """Return the clients whose replies have another form than most; Flower would stop the run."""
-    forms = {
-        client: form_of(reply.content, update.momentum)
-        for client, (reply, update) in usable.items()
-    }
-    common = Counter(forms.values()).most_common(1)
-    return [client for client, form in forms.items() if form != common[0][0]]

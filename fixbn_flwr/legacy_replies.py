@@ -1,0 +1,85 @@
+"""The older generation's replies: taken apart, checked, put in order.
+
+The counterpart of :func:`fixbn_flwr.replies.read_reply`, with the same checks.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import safetensors.numpy
+from flwr.common import FitRes, Scalar, parameters_to_ndarrays
+from flwr.server.client_proxy import ClientProxy
+from safetensors import SafetensorError
+
+from fixbn_flwr.averaging import Array, Arrays, Kind, of_kind
+from fixbn_flwr.errors import ReplyError
+from fixbn_flwr.replies import checked_update
+from fixbn_flwr.server_state import Update
+from fixbn_flwr.wire import MOMENTUM
+
+Failures = list[tuple[ClientProxy, FitRes] | BaseException]
+Result = TypeVar("Result")
+
+
+def read_result(
+    result: FitRes, sent: Arrays, *, with_momentum: bool
+) -> tuple[Update, list[Array], dict[str, Scalar]]:
+    """Take a reply apart: what FixBN averages, and what the wrapped strategy may see.
+
+    Args:
+        result: what the client's ``fit`` returned.
+        sent: the arrays that it was sent, by name and in order.
+        with_momentum: whether momentum buffers must stand among the metrics.
+
+    Returns:
+        Statistics, counters, buffers and weight; the parameters; the metrics without the buffers.
+
+    Raises:
+        ReplyError: the reply must not be averaged; the message says which array and why.
+    """
+    try:
+        returned = parameters_to_ndarrays(result.parameters)
+    except (EOFError, ValueError) as error:
+        raise ReplyError(
+            f"its arrays cannot be read ({error}): return numpy arrays from fit()."
+        ) from error
+    if len(returned) != len(sent):
+        raise ReplyError(
+            f"it holds {len(returned)} arrays and was sent {len(sent)}: return all of "
+            "model.state_dict(), in its order, from fit()."
+        )
+    arrays = dict(zip(sent, returned, strict=True))
+    metrics = dict(result.metrics)
+    blob = metrics.pop(MOMENTUM, None)
+    momentum = _buffers(blob) if with_momentum else None
+    update = checked_update(arrays, momentum, result.num_examples, "num_examples", sent)
+    return update, list(of_kind(arrays, Kind.PARAMETER).values()), metrics
+
+
+def in_order(results: list[tuple[ClientProxy, Result]]) -> list[tuple[ClientProxy, Result]]:
+    """Sort replies by client: they arrive in any order, and sums of floats depend on it."""
+    return sorted(results, key=lambda reply: reply[0].cid)
+
+
+def reason_of(failure: tuple[ClientProxy, FitRes] | BaseException) -> str:
+    """Return why a client failed, as far as Flower passes it on."""
+    if isinstance(failure, BaseException):
+        cause = failure.args[0] if failure.args else failure
+        return f"it failed: {getattr(cause, 'reason', cause)}"
+    client, result = failure
+    return f"client {client.cid} returned status {result.status.code}: {result.status.message!r}"
+
+
+def _buffers(blob: Scalar | None) -> dict[str, Array]:
+    """Return the momentum buffers that a client sent, none if it sent none."""
+    if not isinstance(blob, bytes):
+        return {}
+    try:
+        buffers: dict[str, Array] = safetensors.numpy.load(blob)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ReplyError(
+            f"its {MOMENTUM!r} cannot be read ({error}): add **local.metrics to the metrics that "
+            "fit() returns, unchanged."
+        ) from error
+    return buffers
