@@ -26,10 +26,11 @@ _REMEDIES = {
         "mods=[numpy_client_mod] of fixbn_flwr.bridge to their ClientApp(client_fn=...), last in "
         "the list if it is not alone."
     ),
-    r"KeyError.*'arrays'": (
-        'These clients are of the Message API and look for a record "arrays": a Message API '
-        "strategy sends it, unless its arrayrecord_key is another, and one of the older generation "
-        "(flwr.server.strategy) never does."
+    r"KeyError.*'(arrays|config)'": (
+        'These clients are of the Message API and look for records "arrays" and "config": a '
+        "Message API strategy (fixbn_flwr.FixBN around one of flwr.serverapp.strategy) sends them, "
+        "unless its arrayrecord_key or configrecord_key is another, and one of the older "
+        "generation (flwr.server.strategy) never does."
     ),
     r"secaggplus_configs": (
         "secagg_mod and secaggplus_mod answer the older generation's SecAggPlusWorkflow only. A "
