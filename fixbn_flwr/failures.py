@@ -85,7 +85,7 @@ class FailedRounds:
             logger.warning("round %s: %s, the model stays as it is", server_round, what)
             return
         reasons = [f"client {client}: {why}" for client, why in problems.items()]
-        if not usable and not reasons:
+        if not usable and not reasons and refusal is None:
             reasons = ["no reply arrived before the timeout"]
         raise RoundsFailedError(
             f"round {server_round}: {what} ({self._in_a_row} such rounds in a row); the global "

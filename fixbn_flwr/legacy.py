@@ -139,12 +139,7 @@ class FixBN(Strategy):
             RoundsFailedError: the round before ended without its replies, and it was the first or
                 the third in a row.
         """
-        if self._unanswered is not None:
-            self._failures.count(
-                self._unanswered, 0, {},
-                refusal="its replies never reached the strategy. Was it secure aggregation "
-                "(SecAggPlusWorkflow)? FixBN cannot work with it, use DefaultWorkflow()",
-            )  # fmt: skip
+        self._check_that_replies_came()
         model = self._take(parameters)
         asked = self._state.begin_round(server_round, model.rest)
         logger.info("FixBN: round %s is %s", server_round, asked.phase)
@@ -240,9 +235,23 @@ class FixBN(Strategy):
     def evaluate(
         self, server_round: int, parameters: Parameters
     ) -> tuple[float, dict[str, Scalar]] | None:
-        """Let the wrapped strategy evaluate the whole model on the server."""
+        """Let the wrapped strategy evaluate the whole model on the server.
+
+        Raises:
+            RoundsFailedError: as for ``configure_fit``.
+        """
+        self._check_that_replies_came()
         self._take(parameters)
         return self.strategy.evaluate(server_round, parameters)
+
+    def _check_that_replies_came(self) -> None:
+        if self._unanswered is not None:
+            server_round, self._unanswered = self._unanswered, None
+            self._failures.count(
+                server_round, 0, {},
+                refusal="its replies never reached the strategy. Was it secure aggregation "
+                "(SecAggPlusWorkflow)? FixBN cannot work with it, use DefaultWorkflow()",
+            )  # fmt: skip
 
     def _take(self, parameters: Parameters) -> PositionedModel:
         self._model = PositionedModel(self._names, parameters_to_ndarrays(parameters))

@@ -23,6 +23,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from flwr.app import ArrayRecord, Context, RecordDict
+from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_STATE
 from torch import nn
 from torch.optim import Optimizer
 
@@ -80,7 +81,8 @@ def local_training(
         context: the client's context, whose state keeps the buffers from round to round.
 
     Raises:
-        ConfigError: ``received`` is neither, or there is no learning rate to multiply.
+        ConfigError: ``received`` is neither, there is no learning rate to multiply, or this client
+            takes part in secure aggregation.
         NoStatisticsError: calibration of a model without running statistics.
         StatisticsMovedError: the block wrote to frozen statistics.
         MomentumError: kept or received buffers do not fit the model, or the optimiser's cannot be
@@ -90,6 +92,7 @@ def local_training(
     if asked is None:
         yield LocalTraining(phase=None)
         return
+    _refuse_secure_aggregation(context)
     local = LocalTraining(asked.phase)
     optimizer = _unwrapped(optimizer)
     if asked.momentum is not Momentum.RESET:
@@ -127,6 +130,16 @@ def _config_of(received: RecordDict | Mapping[str, Any]) -> Mapping[str, Any]:
         f"local_training got a {type(received).__name__} as its third argument: give it the "
         "message's content (msg.content), or the config that NumPyClient.fit receives."
     )
+
+
+def _refuse_secure_aggregation(context: Context) -> None:
+    if RECORD_KEY_STATE in context.state:
+        raise ConfigError(
+            "this client takes part in secure aggregation (secaggplus_mod), which cuts every value "
+            "to a fixed range and shows the server no client's update: statistics beyond the range "
+            "would be wrong, and none could be checked. Leave secaggplus_mod and "
+            "SecAggPlusWorkflow out, or FixBN."
+        )
 
 
 def _received_momentum(received: RecordDict | Mapping[str, Any]) -> Buffers:

@@ -132,10 +132,11 @@ def _check_momentum(momentum: Arrays, parameters: Arrays) -> None:
             "to the reply's content (NumPyClient: **local.metrics to the metrics)."
         )
     for name, buffer in momentum.items():
-        if name not in parameters or buffer.shape != parameters[name].shape:
+        own = parameters.get(name)
+        if own is None or (buffer.shape, buffer.dtype) != (own.shape, own.dtype):
             raise ReplyError(
-                f"its momentum buffer {name!r} has shape {buffer.shape} and fits no parameter of "
-                "the model: give local_training the model whose arrays are returned."
+                f"its momentum buffer {name!r}, {buffer.dtype} {buffer.shape}, fits no parameter "
+                "of the model: give local_training the model whose arrays are returned."
             )
         _check_finite(f"{name} (momentum)", buffer)
 

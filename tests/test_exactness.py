@@ -45,6 +45,8 @@ import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.client import Client
 from flwr.clientapp import ClientApp
+from flwr.common import ndarrays_to_parameters
+from flwr.server.strategy import FedAvg as OlderFedAvg
 from flwr.serverapp.strategy import FedAvg, Strategy
 from in_memory_grid import (
     Batch,
@@ -55,6 +57,7 @@ from in_memory_grid import (
     sgd_step,
     training_app,
 )
+from older_generation import arrays_of, numpy_app, run_older
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _NormBase
@@ -63,6 +66,7 @@ from torch.optim import SGD
 from fixbn_flwr import FixBN, FixBNClient
 from fixbn_flwr.app.config import Settings
 from fixbn_flwr.bridge import numpy_client_mod
+from fixbn_flwr.legacy import FixBN as LegacyFixBN
 from fixbn_flwr.models.resnet20 import ResidualNetwork, resnet20
 from fixbn_flwr.tasks import Split, Task
 from fixbn_flwr.tasks.task import accuracy
@@ -219,6 +223,48 @@ def test_calibration_is_centralised_sgd(architecture: str, mode: str, dtype: tor
     momentum = 0.0 if mode == "reset" else MOMENTUM
     expected = _centralised(model, data, range(1, rounds + 1), momentum=momentum, frozen=True)
     assert _difference(got, expected) < TOLERANCE[dtype]
+    assert _difference(got, start) > 1e-3  # they trained
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("architecture", "mode", "norm"),
+    [
+        *(("small", mode, norm) for mode in MODES for norm in ("bn", "gn")),
+        ("resnet20", "local", "bn"),
+    ],
+)
+def test_the_older_generation_is_centralised_sgd(architecture: str, mode: str, norm: str) -> None:
+    """NumPyClients under an older strategy: frozen statistics, or group norm in every round."""
+    build, shape = ARCHITECTURES[architecture]
+    dtype, rounds, frozen = torch.float64, 3, norm == "bn"
+    data, model = _data(shape, dtype), _model(build, norm, dtype)
+    if frozen:
+        _measure_statistics(model, data)
+    strategy = LegacyFixBN(
+        OlderFedAvg(
+            initial_parameters=ndarrays_to_parameters(arrays_of(model)),
+            fraction_evaluate=0.0,
+        ),
+        freeze_after=0 if frozen else 1.0,
+        parameter_names=list(model.state_dict()),
+        num_rounds=rounds,
+        momentum=mode,
+    )
+    app = numpy_app(
+        lambda: copy.deepcopy(model),
+        data,
+        learning_rate=LEARNING_RATE,
+        momentum=MOMENTUM,
+        weight_decay=WEIGHT_DECAY,
+    )
+    arrays = run_older(strategy, app, rounds, clients=CLIENTS, shuffle_seed=1)[rounds]
+    state = dict(zip(model.state_dict(), map(torch.from_numpy, arrays), strict=True))
+    got = {name: state[name] for name, _ in model.named_parameters()}
+    start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    momentum = 0.0 if mode == "reset" else MOMENTUM
+    expected = _centralised(model, data, range(1, rounds + 1), momentum=momentum, frozen=frozen)
+    assert _difference(got, expected) < 1e-12
     assert _difference(got, start) > 1e-3  # they trained
 
 

@@ -9,8 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flwr.app import ConfigRecord, Context, RecordDict
+from flwr.client.mod import secaggplus_mod
 from flwr.common import ndarrays_to_parameters
+from flwr.server import LegacyContext, ServerConfig
 from flwr.server.strategy import FedAvg
+from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
 from flwr.serverapp.strategy import FedAvg as NewFedAvg
 from in_memory_grid import InMemoryGrid, initial_arrays, sgd_step, training_app
 from older_generation import Arrays, Trainer, arrays_of, load, numpy_app, run_older
@@ -19,7 +23,7 @@ from torch import nn
 from torch.optim import SGD
 
 from fixbn_flwr import FixBN as NewFixBN
-from fixbn_flwr import Phase
+from fixbn_flwr import Phase, local_training
 from fixbn_flwr.averaging import Kind, kind_of
 from fixbn_flwr.errors import (
     ConfigError,
@@ -323,6 +327,34 @@ def test_a_client_is_asked_for_the_initial_model_when_there_is_none() -> None:
         np.array_equal(*pair) for pair in zip(of_round[0], arrays_of(network()), strict=True)
     )
     assert of_round[1][STATISTICS[0]].any()
+
+
+def test_secure_aggregation_is_refused_in_the_first_round() -> None:
+    grid = InMemoryGrid(app(mods=[secaggplus_mod]), CLIENTS)
+    context = LegacyContext(
+        context=Context(1, 1, {}, RecordDict(), {}),
+        config=ServerConfig(num_rounds=ROUNDS),
+        strategy=fixbn(),
+    )
+    workflow = DefaultWorkflow(fit_workflow=SecAggPlusWorkflow(3, 2))
+    with pytest.raises(RoundsFailedError, match="FixBN cannot work with it, use DefaultWorkflow"):
+        workflow(grid, context)
+    assert context.history.metrics_distributed_fit == {}
+
+
+def test_a_client_in_secure_aggregation_says_why_it_does_not_train() -> None:
+    model = network()
+    context = Context(1, 1, {}, RecordDict({"secaggplus_state": ConfigRecord()}), {})
+    config = {
+        "server-round": 1, "fixbn-phase": "exploration", "fixbn-momentum": "local",
+        "fixbn-learning-rate-factor": 1.0,
+    }  # fmt: skip
+    optimizer = SGD(model.parameters(), 0.1)
+    with (
+        pytest.raises(ConfigError, match="cuts every value to a fixed range"),
+        local_training(model, optimizer, config, context),
+    ):
+        pass
 
 
 # What the user gives

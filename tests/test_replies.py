@@ -108,6 +108,7 @@ BAD: dict[str, tuple[Callable[[], RecordDict], str]] = {
     "no momentum": (content, "no 'fixbn-momentum'"),
     "momentum's shape": (lambda: content(**momentum(w=np.float32([1]))), "fits no parameter"),
     "momentum's name": (lambda: content(**momentum(v=np.float32([1]))), "fits no parameter"),
+    "momentum's type": (lambda: content(**momentum(w=np.float64([1, 2]))), "fits no parameter"),
     "momentum of a statistic": (
         lambda: content(**momentum(**{"n.running_mean": np.float32([1])})),
         "fits no parameter",
