@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import pickle
 import random
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -76,6 +77,9 @@ class InMemoryGrid(Grid):
         }
         self._order = None if shuffle_seed is None else random.Random(shuffle_seed)
         self._sent = 0
+        # The older generation's server asks each client from a thread of its own; clients that
+        # draw from torch's global generator must not be interleaved.
+        self._one_at_a_time = threading.Lock()
         self._run = Run.create_empty(run_id)
 
     def set_run(self, run: Run) -> None:
@@ -107,12 +111,13 @@ class InMemoryGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        wires = [self._to_wire(message) for message in messages]  # all before any client runs
-        answered = [wire for wire in wires if not self.lost(_from_wire(wire))]
-        replies = [self._answer(wire) for wire in answered]
-        if self._order is not None:
-            self._order.shuffle(replies)
-        return [_from_wire(reply) for reply in replies]
+        with self._one_at_a_time:
+            wires = [self._to_wire(message) for message in messages]  # all before any client runs
+            answered = [wire for wire in wires if not self.lost(_from_wire(wire))]
+            replies = [self._answer(wire) for wire in answered]
+            if self._order is not None:
+                self._order.shuffle(replies)
+            return [_from_wire(reply) for reply in replies]
 
     def _to_wire(self, message: Message) -> bytes:
         self._sent += 1
