@@ -1,11 +1,14 @@
 """What the README and pyproject.toml say twice is the same there as in the code."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
 from fixbn_flwr.app.config import Settings, table
+from simulation.communication import Cost
+from simulation.communication import table as communication_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,6 +43,12 @@ def test_the_two_commands_are_there_and_do_what_the_readme_says() -> None:
     for command in test_line[1].split(" && "):
         assert command.removeprefix("pytest") in makefile, command
         assert command.split()[0] in makefile, command
+
+
+def test_the_table_of_bytes_is_the_one_that_was_measured() -> None:
+    data = ROOT / "simulation" / "results" / "communication" / "bytes.json"
+    costs = [Cost(**cost) for cost in json.loads(data.read_text())["costs"]]
+    assert f"<!-- communication -->\n{communication_table(costs)}\n<!-- end -->" in README
 
 
 def test_no_placeholder_is_left() -> None:
