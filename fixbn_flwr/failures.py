@@ -10,15 +10,9 @@ import re
 from collections.abc import Iterable, Mapping
 
 from fixbn_flwr.errors import RoundsFailedError
-from fixbn_flwr.server_state import logger
+from fixbn_flwr.server_state import PARAMETERS_ONLY, logger
 
 FAILED_ROUNDS_IN_A_ROW = 3
-
-PARAMETERS_ONLY = (
-    "A client mod that clips or adds noise must leave statistics, counters and momentum buffers "
-    "alone: if there is one, write mods=[parameters_only(the_mod)], with parameters_only of "
-    "fixbn_flwr.mods; where numpy_client_mod is in the list, it comes after."
-)
 
 _REMEDIES = {
     r"fitins\.parameters": (
@@ -46,6 +40,14 @@ def remedies_for(reasons: Iterable[str]) -> list[str]:
     said = "\n".join(reasons)
     found = [remedy for pattern, remedy in _REMEDIES.items() if re.search(pattern, said)]
     return list(dict.fromkeys(found))
+
+
+def log_problems(server_round: int, problems: Mapping[int, str] | Mapping[str, str]) -> None:
+    """Say which replies of a round were dropped, why, and what to do where that is known."""
+    for client, why in problems.items():
+        logger.warning("round %s: reply dropped, client %s: %s", server_round, client, why)
+    for remedy in remedies_for(problems.values()):
+        logger.warning("round %s: %s", server_round, remedy)
 
 
 class FailedRounds:

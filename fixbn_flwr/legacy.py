@@ -37,8 +37,8 @@ from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Strategy
 
 from fixbn_flwr.averaging import Array
-from fixbn_flwr.errors import ConfigError, ReplyError, StatisticsMovedError
-from fixbn_flwr.failures import FailedRounds, remedies_for
+from fixbn_flwr.errors import ConfigError, ReplyError
+from fixbn_flwr.failures import FailedRounds, log_problems
 from fixbn_flwr.legacy_model import PositionedModel
 from fixbn_flwr.legacy_replies import Failures, in_order, read_result, reason_of
 from fixbn_flwr.legacy_wrapped import examine, layers_of, take_over
@@ -181,10 +181,7 @@ class FixBN(Strategy):
             client, result, _ = usable.pop(place)
             problems[client.cid] = UNLIKE_THE_OTHERS
             rejected.append((client, result))
-        for name, why in problems.items():
-            logger.warning("round %s: reply dropped, client %s: %s", server_round, name, why)
-        for remedy in remedies_for(problems.values()):
-            logger.warning("round %s: %s", server_round, remedy)
+        log_problems(server_round, problems)
         parameters, metrics = self.strategy.aggregate_fit(
             server_round, [(client, seen) for client, seen, _ in usable], [*failures, *rejected]
         )
@@ -268,22 +265,11 @@ class FixBN(Strategy):
         """Check a reply; return what the wrapped strategy may see of it, and what it may not."""
         with_momentum = self._state.momentum == Momentum.GLOBAL
         update, shown, metrics = read_result(result, model.arrays, with_momentum=with_momentum)
-        if moved := self._state.moved(update):
-            self._report(client, moved)
+        self._state.check_unmoved(client.cid, update, strict=self.strict)
         if self._wrapped.defends:
             shown += self._state.to_defend(update).values()
         seen = FitRes(result.status, ndarrays_to_parameters(shown), result.num_examples, metrics)
         return seen, update
-
-    def _report(self, client: ClientProxy, moved: Sequence[str]) -> None:
-        warning = (
-            f"client {client.cid} returned {len(moved)} of {len(self.frozen_statistics or {})} "
-            f"frozen statistics changed, first {moved[0]!r}: it trained with its own. Train inside "
-            "`with local_training(...)`."
-        )
-        if self.strict:
-            raise StatisticsMovedError(warning)
-        logger.warning(warning)
 
 
 def _checked_names(names: Sequence[str]) -> list[str]:

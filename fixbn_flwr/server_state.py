@@ -23,7 +23,7 @@ from fixbn_flwr.averaging import (
     pooled_statistics,
     weighted_mean,
 )
-from fixbn_flwr.errors import ConfigError, NoStatisticsError
+from fixbn_flwr.errors import ConfigError, NoStatisticsError, StatisticsMovedError
 from fixbn_flwr.schedule import Phase, check_freeze_after, freeze_round, phase_of
 from fixbn_flwr.wire import MOMENTUM, Momentum, RoundConfig
 
@@ -32,6 +32,12 @@ _AVERAGES = {"mean": weighted_mean, "pooled": pooled_statistics}
 _NUMBERED = (
     "the model's arrays are named 0, 1, 2, ..., as those of ArrayRecord([array, ...]) are, and "
     "statistics are told from parameters by their names: send ArrayRecord(model.state_dict())."
+)
+
+PARAMETERS_ONLY = (
+    "A client mod that clips or adds noise must leave statistics, counters and momentum buffers "
+    "alone: if there is one, write mods=[parameters_only(the_mod)], with parameters_only of "
+    "fixbn_flwr.mods; where numpy_client_mod is in the list, it comes after."
 )
 
 logger = logging.getLogger("flwr.fixbn")
@@ -162,13 +168,24 @@ class ServerState:
             learning_rate_factor=float(self.learning_rate_factor) if calibrating else 1.0,
         )
 
-    def moved(self, update: Update) -> list[str]:
-        """Return the names of the frozen statistics that a client sent back changed."""
-        return [
-            name
-            for name, value in (self.frozen_statistics or {}).items()
-            if self.phase is Phase.CALIBRATION and not np.array_equal(update.arrays[name], value)
-        ]
+    def check_unmoved(self, client: int | str, update: Update, *, strict: bool) -> None:
+        """Warn when a client sent the frozen statistics back changed.
+
+        Raises:
+            StatisticsMovedError: they are changed, and ``strict`` is set.
+        """
+        frozen = (self.frozen_statistics or {}) if self.phase is Phase.CALIBRATION else {}
+        moved = [n for n, value in frozen.items() if not np.array_equal(update.arrays[n], value)]
+        if not moved:
+            return
+        warning = (
+            f"client {client} returned {len(moved)} of {len(frozen)} frozen statistics changed, "
+            f"first {moved[0]!r}: it trained with its own. Train inside `with "
+            f"local_training(...)`. {PARAMETERS_ONLY}"
+        )
+        if strict:
+            raise StatisticsMovedError(warning)
+        logger.warning(warning)
 
     def to_defend(self, update: Update) -> dict[str, Array]:
         """Return what a wrapped strategy that defends must judge beside a client's parameters.

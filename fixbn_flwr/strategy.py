@@ -26,12 +26,8 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fixbn_flwr.arrays import arrays_of, record_of
 from fixbn_flwr.averaging import Array, Kind, of_kind
-from fixbn_flwr.errors import (
-    ConfigError,
-    ReplyError,
-    StatisticsMovedError,
-)
-from fixbn_flwr.failures import PARAMETERS_ONLY, FailedRounds, remedies_for
+from fixbn_flwr.errors import ConfigError, ReplyError
+from fixbn_flwr.failures import FailedRounds, log_problems
 from fixbn_flwr.global_model import GlobalModel
 from fixbn_flwr.replies import UNLIKE_THE_OTHERS, form_of, read_reply, unlike_the_others
 from fixbn_flwr.schedule import Phase
@@ -217,10 +213,7 @@ class FixBN(Strategy):
         for client in [list(usable)[place] for place in unlike_the_others(forms)]:
             problems[client] = UNLIKE_THE_OTHERS
             del usable[client]
-        for client, why in problems.items():
-            logger.warning("round %s: reply dropped, client %s: %s", server_round, client, why)
-        for remedy in remedies_for(problems.values()):
-            logger.warning("round %s: %s", server_round, remedy)
+        log_problems(server_round, problems)
         counts = {"fixbn-clients": len(usable), "fixbn-dropped": len(self._asked) - len(usable)}
         parameters, metrics = self._aggregated(server_round, usable)
         if self._asked:
@@ -313,16 +306,7 @@ class FixBN(Strategy):
             weighted_by=self._wrapped.weighted_by,
             with_momentum=self._state.momentum == Momentum.GLOBAL,
         )
-        if moved := self._state.moved(update):
-            warning = (
-                f"client {reply.metadata.src_node_id} returned {len(moved)} of "
-                f"{len(self._state.frozen_statistics or {})} frozen statistics changed, first "
-                f"{moved[0]!r}: it trained with its own. Train inside `with local_training(...)`. "
-                f"{PARAMETERS_ONLY}"
-            )
-            if self.strict:
-                raise StatisticsMovedError(warning)
-            logger.warning(warning)
+        self._state.check_unmoved(reply.metadata.src_node_id, update, strict=self.strict)
         return update
 
 

@@ -29,8 +29,8 @@ from flwr.serverapp.strategy import (
 )
 
 from fixbn_flwr.errors import ConfigError, ReplyError
-from fixbn_flwr.failures import PARAMETERS_ONLY
 from fixbn_flwr.mods import MARK
+from fixbn_flwr.server_state import PARAMETERS_ONLY
 
 _DEFENDERS = (MultiKrum, Bulyan, FedMedian, FedTrimmedAvg)  # Krum is a MultiKrum
 _TREES = (FedXgbBagging, FedXgbCyclic)
