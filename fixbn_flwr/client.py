@@ -7,7 +7,6 @@ block in ``FixBNClient.fit``.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -103,8 +102,7 @@ class FixBNClient(NumPyClient):
 
     @property
     def _data(self) -> Split:
-        data_dir = self.settings.data_dir
-        return load_splits(self.task, Path(data_dir) if data_dir else None)[0]
+        return load_splits(self.task, self.settings.data_path)[0]
 
     def _bench(self, parameters: NDArrays) -> Workbench:
         bench = workbench_of(self.task, self.settings)

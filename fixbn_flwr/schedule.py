@@ -7,6 +7,7 @@ the rounds after T* calibrate (statistics frozen).
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 
 from fixbn_flwr.errors import ConfigError
@@ -47,8 +48,8 @@ def freeze_round(freeze_after: int | float, num_rounds: int) -> int:
 
     Args:
         freeze_after: an int is T* itself, in rounds (0: freeze the initial statistics). A float in
-            (0, 1] is a share of ``num_rounds``, rounded to the nearest round and at least 1; 1.0 is
-            all of them, so nothing is ever frozen.
+            (0, 1] is a share of ``num_rounds``, rounded to the nearest round (a half upwards) and
+            at least 1; 1.0 is all of them, so nothing is ever frozen.
         num_rounds: number of the last round, at least 1.
 
     Returns:
@@ -60,7 +61,7 @@ def freeze_round(freeze_after: int | float, num_rounds: int) -> int:
     check_freeze_after(freeze_after)
     if isinstance(freeze_after, int):
         return freeze_after
-    return max(1, round(freeze_after * num_rounds))
+    return max(1, math.floor(freeze_after * num_rounds + 0.5))
 
 
 def phase_of(server_round: int, last_exploration_round: int) -> Phase:

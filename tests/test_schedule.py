@@ -15,7 +15,8 @@ from fixbn_flwr.schedule import freeze_round, phase_of
         (50, 100, 50),
         (12, 10, 12),
         (0.5, 100, 50),
-        (0.25, 10, 2),
+        (0.25, 10, 3),  # a half rounds upwards
+        (0.5, 5, 3),
         (0.01, 10, 1),  # at least one round
         (1.0, 10, 10),
         (1.0, 1, 1),

@@ -7,7 +7,7 @@ import pytest
 
 from fixbn_flwr import Phase
 from fixbn_flwr.averaging import Array
-from fixbn_flwr.errors import ConfigError, NoStatisticsError
+from fixbn_flwr.errors import ConfigError, NoStatisticsError, StatisticsMovedError
 from fixbn_flwr.server_state import ServerState, Update
 from fixbn_flwr.wire import Momentum, RoundConfig
 
@@ -87,15 +87,20 @@ def test_a_defended_round(counts: list[int], median: int) -> None:
     assert server.global_momentum == {"w": 8}
 
 
-def test_moved_statistics_are_named_in_calibration_only() -> None:
+def test_moved_statistics_are_named_in_calibration_only(caplog: pytest.LogCaptureFixture) -> None:
     server = state(1)
     server.start(3, NAMES)
     server.begin_round(1, rest(0))
-    assert server.moved(update(1, 1)) == []
+    server.check_unmoved("a", update(1, 1), strict=True)
     server.begin_round(2, rest(0))
-    assert server.moved(update(0, 1)) == []
-    assert server.moved(update(1, 1)) == ["n.running_mean"]
-    assert server.moved(update(float(np.nextafter(np.float32(0), 1)), 1)) == ["n.running_mean"]
+    server.check_unmoved("b", update(0, 1), strict=True)
+    assert not caplog.records
+    for mean in (1, float(np.nextafter(np.float32(0), 1))):
+        caplog.clear()
+        server.check_unmoved("c", update(mean, 1), strict=False)
+        assert "client c returned 1 of 2 frozen statistics changed, first 'n.ru" in caplog.text
+        with pytest.raises(StatisticsMovedError, match="client c returned 1 of 2"):
+            server.check_unmoved("c", update(mean, 1), strict=True)
 
 
 def test_global_momentum_is_the_weighted_mean_in_both_stages() -> None:

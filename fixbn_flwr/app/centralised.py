@@ -36,7 +36,7 @@ def train_centrally(settings: Settings, clients: int) -> Path:
     """
     settings = replace(settings, freeze_after=1.0)  # nothing is frozen here: there is no T*
     task = get_task(settings.task)
-    data, test = load_splits(task, Path(settings.data_dir) if settings.data_dir else None)
+    data, test = load_splits(task, settings.data_path)
     together = settings.clients_per_round(clients)
     bench = workbench_of(task, settings)
     folder = RunFolder.create(settings, method=METHOD, clients=clients)

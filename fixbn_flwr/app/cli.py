@@ -8,6 +8,7 @@ fixbn centralised                         # the yardstick: no federation, as man
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
@@ -146,7 +147,7 @@ def _federate(link: SuperLink, settings: Settings, clients: int, workers: int | 
             f"{APP} is no Flower app (it has no pyproject.toml): run this command from a clone of "
             "the repository, installed with `pip install -e .`."
         )
-    cores = workers or torch.get_num_threads()
+    cores = workers or len(os.sched_getaffinity(0))
     federation: dict[str, Value] = {
         "num-supernodes": clients,
         "client-resources-num-cpus": 1,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from flwr.app import Context
 from flwr.client import Client
 from flwr.clientapp import ClientApp
@@ -39,7 +37,7 @@ def client_fn(context: Context) -> Client:
             "in --node-config, and give all the same num-partitions."
         )
     task = get_task(settings.task)
-    train, _ = load_splits(task, Path(settings.data_dir) if settings.data_dir else None)
+    train, _ = load_splits(task, settings.data_path)
     parts = partition(
         train.targets.numpy(),
         partitions,

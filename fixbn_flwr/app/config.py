@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from fixbn_flwr import schedule
@@ -119,6 +120,11 @@ class Settings:
     def as_run_config(self) -> dict[str, Value]:
         """Every key with its value, as `from_run_config` and `flwr run` take them."""
         return {key_of(name): value for name, value in dataclasses.asdict(self).items()}
+
+    @property
+    def data_path(self) -> Path | None:
+        """Where the task's files are, None for the task's own place."""
+        return Path(self.data_dir) if self.data_dir else None
 
     @property
     def freeze_round(self) -> int:

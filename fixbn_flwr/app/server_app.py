@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message
@@ -35,7 +34,7 @@ def main(grid: Grid, context: Context) -> None:
     settings = Settings.from_run_config(context.run_config)
     find_device(settings.device)  # of the evaluation
     task = get_task(settings.task)
-    _, test = load_splits(task, Path(settings.data_dir) if settings.data_dir else None)
+    _, test = load_splits(task, settings.data_path)
     federation = Federation(grid)
     members = federation.assemble()
     settings.check_partitions([member.examples for member in members])

@@ -171,7 +171,7 @@ def test_an_int_is_a_float_where_a_float_is_meant_but_not_in_freeze_after() -> N
         ({"freeze-after": 40}, 40, "BN"),
         ({"freeze-after": 1.0}, 40, "BN"),
         ({"freeze-after": 0.01}, 1, "FixBN"),
-        ({"freeze-after": 0.25, "num-server-rounds": 10}, 2, "FixBN"),
+        ({"freeze-after": 0.25, "num-server-rounds": 10}, 3, "FixBN"),
         ({"freeze-after": 1.0, "norm": "gn"}, 40, "GN"),
         ({"freeze-after": 1.0, "norm": "ln"}, 40, "LN"),
         ({"freeze-after": 1.0, "norm": "in"}, 40, "IN"),
