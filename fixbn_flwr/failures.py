@@ -7,12 +7,15 @@ in the words of Flower or Python; the commonest mistakes are named here in words
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 
 from fixbn_flwr.errors import RoundsFailedError
 from fixbn_flwr.server_state import PARAMETERS_ONLY, logger
 
 FAILED_ROUNDS_IN_A_ROW = 3
+
+# Who and why. Not by client: the SuperLink answers for every client that is gone, as client 1.
+Problems = Sequence[tuple[int | str, str]]
 
 _REMEDIES = {
     r"fitins\.parameters": (
@@ -42,12 +45,18 @@ def remedies_for(reasons: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def log_problems(server_round: int, problems: Mapping[int, str] | Mapping[str, str]) -> None:
+def log_problems(server_round: int, problems: Problems) -> None:
     """Say which replies of a round were dropped, why, and what to do where that is known."""
-    for client, why in problems.items():
+    for client, why in problems:
         logger.warning("round %s: reply dropped, client %s: %s", server_round, client, why)
-    for remedy in remedies_for(problems.values()):
+    for remedy in remedies_for(why for _, why in problems):
         logger.warning("round %s: %s", server_round, remedy)
+
+
+def made_no_model(strategy: object, usable: int) -> str:
+    """Say that a wrapped strategy made no model of a round's usable updates."""
+    name = type(strategy).__name__
+    return f"{name} made no model of {usable} usable replies, see its own warning"
 
 
 class FailedRounds:
@@ -61,33 +70,34 @@ class FailedRounds:
         self,
         server_round: int,
         usable: int,
-        problems: Mapping[int, str] | Mapping[str, str],
+        problems: Problems,
         *,
-        refusal: str | None = None,
+        failure: str | None = None,
     ) -> None:
         """Take note of a round.
 
         Args:
             server_round: the round, counted from 1.
             usable: how many updates are averaged.
-            problems: why each other reply is not, by client.
-            refusal: why the wrapped strategy made no model of the usable updates; None when it did.
+            problems: why each other reply is not.
+            failure: why there is no new model in spite of usable updates, or before any could come;
+                None when there is one.
 
         Raises:
             RoundsFailedError: the round brought no new model, and either none ever did or this is
                 the third such round in a row. The message gives every client's reason, and the
                 remedy where it is known.
         """
-        if usable and refusal is None:
+        if usable and failure is None:
             self._in_a_row, self._ever_succeeded = 0, True
             return
         self._in_a_row += 1
-        what = refusal or "no client delivered a usable update"
+        what = failure or "no client delivered a usable update"
         if self._ever_succeeded and self._in_a_row < FAILED_ROUNDS_IN_A_ROW:
             logger.warning("round %s: %s, the model stays as it is", server_round, what)
             return
-        reasons = [f"client {client}: {why}" for client, why in problems.items()]
-        if not usable and not reasons and refusal is None:
+        reasons = [f"client {client}: {why}" for client, why in problems]
+        if not usable and not reasons and failure is None:
             reasons = ["no reply arrived before the timeout"]
         raise RoundsFailedError(
             f"round {server_round}: {what} ({self._in_a_row} such rounds in a row); the global "

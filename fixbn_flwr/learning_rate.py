@@ -10,6 +10,7 @@ compiled step, Lightning or accelerate takes the step.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fixbn_flwr.errors import ConfigError
+
+_logger = logging.getLogger("flwr.fixbn")
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
@@ -29,7 +32,9 @@ def multiplied_learning_rate(optimizer: Optimizer, factor: float) -> Iterator[No
 
     What the block reads and writes in ``param_groups`` is the rate without the factor, whether it
     is a number or a tensor; groups that the block adds are included. An optimiser that reads its
-    rate only when it meets a parameter for the first time (Rprop) obeys the factor only then.
+    rate only when it meets a parameter for the first time (Rprop) obeys the factor only then, and
+    what a subclass of an optimiser does after ``super().step()`` is done at the full rate. A block
+    in which this optimiser takes no step at all is warned about: another one may have taken them.
 
     Args:
         optimizer: any optimiser whose groups have an ``"lr"``.
@@ -59,6 +64,13 @@ def multiplied_learning_rate(optimizer: Optimizer, factor: float) -> Iterator[No
         for hook in hooks:
             hook.remove()
         steps.restore(optimizer)
+    if not steps.taken:
+        _logger.warning(
+            "learning_rate_factor=%g had no step to act in: the %s that local_training got took "
+            "none. Give it the optimiser whose step() is called; an optimiser around another one "
+            "hands it on (as sharpness-aware ones do: give it the inner one).",
+            factor, type(optimizer).__name__,
+        )  # fmt: skip
 
 
 class _Steps:
@@ -66,6 +78,7 @@ class _Steps:
 
     def __init__(self, factor: float) -> None:
         self.factor = factor
+        self.taken = False
         # By group, empty between steps. Rates are replaced, never changed in place: groups may
         # share one tensor.
         self.own: list[Any] = []
@@ -74,6 +87,7 @@ class _Steps:
     def begin(
         self, optimizer: Optimizer, args: Arguments, kwargs: Keywords
     ) -> tuple[Arguments, Keywords]:
+        self.taken = True
         self.multiply(optimizer)
         args = tuple(self._closure(optimizer, arg) for arg in args)
         return args, {name: self._closure(optimizer, arg) for name, arg in kwargs.items()}

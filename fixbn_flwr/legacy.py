@@ -38,14 +38,15 @@ from flwr.server.strategy import Strategy
 
 from fixbn_flwr.averaging import Array
 from fixbn_flwr.errors import ConfigError, ReplyError
-from fixbn_flwr.failures import FailedRounds, log_problems
+from fixbn_flwr.failures import FailedRounds, log_problems, made_no_model
 from fixbn_flwr.legacy_model import PositionedModel
 from fixbn_flwr.legacy_replies import Failures, in_order, read_result, reason_of
-from fixbn_flwr.legacy_wrapped import examine, layers_of, take_over
+from fixbn_flwr.legacy_wrapped import examine, take_over
 from fixbn_flwr.replies import UNLIKE_THE_OTHERS, unlike_the_others
 from fixbn_flwr.schedule import Phase
 from fixbn_flwr.server_state import ServerState, Update, logger
 from fixbn_flwr.wire import MOMENTUM, Momentum
+from fixbn_flwr.wrapped import layers_of
 
 
 class FixBN(Strategy):
@@ -87,7 +88,7 @@ class FixBN(Strategy):
         learning_rate_factor: float = 1.0,
         strict: bool = False,
     ) -> None:
-        if any(isinstance(layer, FixBN) for layer in layers_of(strategy)):
+        if any(isinstance(layer, FixBN) for layer in layers_of(strategy, Strategy)):
             raise ConfigError(
                 "FixBN got a strategy that FixBN is around already: once is what it takes."
             )
@@ -127,7 +128,9 @@ class FixBN(Strategy):
         self._failures = FailedRounds()
         self._unanswered = None
         initial = self.strategy.initialize_parameters(client_manager)
-        return initial if initial is None else self._initial or initial
+        if initial is None or self._initial is None or len(initial.tensors) == len(self._names):
+            return initial
+        return self._initial  # whole, where the strategy has only the parameters left
 
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
@@ -140,6 +143,12 @@ class FixBN(Strategy):
                 the third in a row.
         """
         self._check_that_replies_came()
+        if server_round == self._num_rounds + 1:
+            logger.warning(
+                "round %s comes after num_rounds=%s: give FixBN the number that ServerConfig gets, "
+                "a share of the rounds (freeze_after=%s) counts on it.",
+                server_round, self._num_rounds, self._state.freeze_after,
+            )  # fmt: skip
         model = self._take(parameters)
         asked = self._state.begin_round(server_round, model.rest)
         logger.info("FixBN: round %s is %s", server_round, asked.phase)
@@ -167,30 +176,32 @@ class FixBN(Strategy):
         assert self._model is not None
         model, self._unanswered = self._model, None
         usable: list[tuple[ClientProxy, FitRes, Update]] = []
-        problems = {
-            f"(failure {number})": reason_of(f) for number, f in enumerate(failures, start=1)
-        }
+        problems: list[tuple[int | str, str]] = [
+            (f"(failure {number})", reason_of(f)) for number, f in enumerate(failures, start=1)
+        ]
         rejected: Failures = []
         for client, result in in_order(results):
             try:
                 usable.append((client, *self._read(model, client, result)))
             except ReplyError as problem:
-                problems[client.cid] = str(problem)
+                problems.append((client.cid, str(problem)))
                 rejected.append((client, result))
         for place in unlike_the_others([frozenset(update.momentum) for *_, update in usable])[::-1]:
             client, result, _ = usable.pop(place)
-            problems[client.cid] = UNLIKE_THE_OTHERS
+            problems.append((client.cid, UNLIKE_THE_OTHERS))
             rejected.append((client, result))
         log_problems(server_round, problems)
-        parameters, metrics = self.strategy.aggregate_fit(
-            server_round, [(client, seen) for client, seen, _ in usable], [*failures, *rejected]
-        )
+        parameters: Parameters | None = None
+        metrics: dict[str, Scalar] = {}
+        if usable:
+            parameters, metrics = self.strategy.aggregate_fit(
+                server_round, [(client, seen) for client, seen, _ in usable], [*failures, *rejected]
+            )
         if self._asked:
-            name = type(self.strategy).__name__
-            refusal = f"{name} made no model of {len(usable)} usable replies, see its own warning"
+            nothing_made = bool(usable) and parameters is None
             self._failures.count(
                 server_round, len(usable), problems,
-                refusal=refusal if usable and parameters is None else None,
+                failure=made_no_model(self.strategy, len(usable)) if nothing_made else None,
             )  # fmt: skip
         metrics = {
             **metrics,
@@ -245,8 +256,8 @@ class FixBN(Strategy):
         if self._unanswered is not None:
             server_round, self._unanswered = self._unanswered, None
             self._failures.count(
-                server_round, 0, {},
-                refusal="its replies never reached the strategy. Was it secure aggregation "
+                server_round, 0, [],
+                failure="its replies never reached the strategy. Was it secure aggregation "
                 "(SecAggPlusWorkflow)? FixBN cannot work with it, use DefaultWorkflow()",
             )  # fmt: skip
 

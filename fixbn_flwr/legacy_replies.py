@@ -59,7 +59,8 @@ def read_result(
 
 def in_order(results: list[tuple[ClientProxy, Result]]) -> list[tuple[ClientProxy, Result]]:
     """Sort replies by client: they arrive in any order, and sums of floats depend on it."""
-    return sorted(results, key=lambda reply: reply[0].cid)
+    # Ids are numbers written as text: 9 comes before 10.
+    return sorted(results, key=lambda reply: (len(reply[0].cid), reply[0].cid))
 
 
 def reason_of(failure: tuple[ClientProxy, FitRes] | BaseException) -> str:

@@ -8,7 +8,7 @@ the user's, which some strategies call themselves, gets the whole model back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ from flwr.server.strategy import (
 
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.legacy_model import PositionedModel
+from fixbn_flwr.wrapped import check_defender, layers_of
 
 _DEFENDERS = (Krum, Bulyan, FedMedian, FedTrimmedAvg)
 _NO_MODEL = (FedXgbBagging, FedXgbCyclic, FedXgbNnAvg, FedAvgAndroid)
@@ -46,6 +47,8 @@ _PRIVATE = (
     DifferentialPrivacyServerSideFixedClipping,
     DifferentialPrivacyServerSideAdaptiveClipping,
 )
+
+_TAKEN = "_taken_over_by_fixbn"
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def examine(strategy: object, statistics: str) -> Wrapped:
     Raises:
         ConfigError: FixBN cannot work around this strategy, or not with these statistics.
     """
-    layers = list(layers_of(strategy))
+    layers = list(layers_of(strategy, Strategy))
     if not layers:
         raise ConfigError(
             f"fixbn_flwr.legacy.FixBN got {type(strategy).__name__} to wrap: give it a strategy of "
@@ -93,16 +96,8 @@ def examine(strategy: object, statistics: str) -> Wrapped:
         )
     defends = isinstance(layers[-1], _DEFENDERS)
     private = [type(layer).__name__ for layer in layers if isinstance(layer, _PRIVATE)]
-    if defends and private:
-        raise ConfigError(
-            f"FixBN got {outermost} around {innermost}: a strategy that defends must judge the "
-            f"statistics too, and {outermost} would clip and noise them. Use one of the two."
-        )
-    if defends and statistics != "mean":
-        raise ConfigError(
-            f"statistics={statistics!r} cannot be had with {innermost}, which defends the "
-            'statistics by its own choice, median or trimmed mean of them: use statistics="mean".'
-        )
+    if defends:
+        check_defender(layers, statistics)
     return Wrapped(defends, private[0] if private else None)
 
 
@@ -120,10 +115,17 @@ def take_over(
         The whole initial model, None if the strategy was built without one.
 
     Raises:
-        ConfigError: the initial model has another number of arrays.
+        ConfigError: the initial model has another number of arrays, or the strategy has been taken
+            over before.
     """
     whole: Parameters | None = None
-    for layer in layers_of(strategy):
+    for layer in layers_of(strategy, Strategy):
+        if vars(layer).setdefault(_TAKEN, False):
+            raise ConfigError(
+                f"this {type(layer).__name__} has been inside another FixBN, which left it without "
+                "the statistics of its initial model: make a new one for every FixBN."
+            )
+        vars(layer)[_TAKEN] = True
         initial = getattr(layer, "initial_parameters", None)
         if isinstance(initial, Parameters):
             whole = initial
@@ -148,10 +150,3 @@ def _given_the_whole(
         return evaluate(server_round, whole, config)
 
     return evaluate_whole
-
-
-def layers_of(strategy: object) -> Iterator[Strategy]:
-    """Yield a strategy, the one that it wraps, as Flower's wrappers do, and so on inwards."""
-    while isinstance(strategy, Strategy):
-        yield strategy
-        strategy = getattr(strategy, "strategy", None)

@@ -115,11 +115,13 @@ def write_buffers(model: nn.Module, optimizer: Optimizer, buffers: Mapping[str, 
     Parameters without a buffer start as in a new optimiser; ``write_buffers(model, optimizer, {})``
     resets all. Values are copied to each parameter's device, type and memory format (single numbers
     keep their type; a step count stays on the CPU unless the optimiser is fused or capturable).
+    Buffers of the model's parameters that this optimiser does not train are passed over.
 
     Raises:
-        MomentumError: a buffer's name or shape fits no parameter. The optimiser is then unchanged.
+        MomentumError: a buffer's name or shape fits no parameter of the model. The optimiser is
+            then unchanged.
     """
-    parameters = _trained_parameters(model, optimizer)
+    parameters, of_model = _trained_parameters(model, optimizer), _named_parameters(model)
     steps_on_device = {
         parameter
         for group in optimizer.param_groups
@@ -128,13 +130,14 @@ def write_buffers(model: nn.Module, optimizer: Optimizer, buffers: Mapping[str, 
     }
     kept: dict[str, dict[str, Tensor]] = {}
     for key, buffer in buffers.items():
-        name, slot = (key, _SGD_SLOT) if key in parameters else (*key.rsplit(".", 1), "")[:2]
-        if name not in parameters:
+        name, slot = (key, _SGD_SLOT) if key in of_model else (*key.rsplit(".", 1), "")[:2]
+        if name not in of_model:
             raise MomentumError(
-                f"the kept momentum has a buffer {key!r}, and the optimiser trains no parameter of "
-                'that name. If the model changed on purpose, use momentum="reset" or a new run.'
+                f"the kept momentum has a buffer {key!r}, and the model has no parameter of that "
+                'name. If the model changed on purpose, use momentum="reset" or a new run.'
             )
-        kept.setdefault(name, {})[slot] = buffer
+        if name in parameters:
+            kept.setdefault(name, {})[slot] = buffer
     state = _state_when_built(optimizer)
     for name, slots in kept.items():
         parameter = parameters[name]
@@ -199,17 +202,21 @@ def _only_momentum(optimizer: Optimizer, what: str) -> MomentumError:
 def _trained_parameters(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """Return the optimiser's parameters by their name in the model, in the model's order."""
     trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-    # torch.compile and data parallelism put these into the names; the model is still the same.
-    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    prefix = "module." if isinstance(getattr(model, "_orig_mod", model), parallel) else ""
-    named: dict[str, Tensor] = {
-        name.replace("_orig_mod.", "").removeprefix(prefix): parameter
-        for name, parameter in model.named_parameters()
-        if parameter in trained
-    }
+    named = {name: p for name, p in _named_parameters(model).items() if p in trained}
     if len(named) < len(trained):
         raise MomentumError(
             f"the optimiser trains {len(trained)} parameters and only {len(named)} of them belong "
             f"to {type(model).__name__}: build it from this model's parameters()."
         )
     return named
+
+
+def _named_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters by the name that they have in the bare model."""
+    # torch.compile and data parallelism put these into the names; the model is still the same.
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    prefix = "module." if isinstance(getattr(model, "_orig_mod", model), parallel) else ""
+    return {
+        name.replace("_orig_mod.", "").removeprefix(prefix): parameter
+        for name, parameter in model.named_parameters()
+    }

@@ -143,6 +143,13 @@ def _check_unmoved(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
         # The loop may have moved the model to another device.
         if name not in after or not torch.equal(value, after[name].to(value))
     ]
+    if any(name in after and after[name].dtype != before[name].dtype for name in moved):
+        name = moved[0]
+        raise StatisticsMovedError(
+            f"{len(moved)} of {len(before)} frozen statistics changed during local training, first "
+            f"{name!r} from {before[name].dtype} to {after[name].dtype}: convert the model before "
+            "the statistics are frozen, or train in lower precision with torch.autocast."
+        )
     if moved:
         raise StatisticsMovedError(
             f"{len(moved)} of {len(before)} frozen statistics changed during local training, first "

@@ -13,6 +13,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, RecordDict
+from numpy.typing import NDArray
 
 from fixbn_flwr.arrays import arrays_of
 from fixbn_flwr.averaging import Array, Arrays, Kind, kind_of, of_kind
@@ -77,6 +78,10 @@ def checked_update(
     _check_arrays(arrays, sent)
     if momentum is not None:
         _check_momentum(momentum, of_kind(sent, Kind.PARAMETER))
+    # In the order in which they were sent: safetensors loads names in any order, and strategies
+    # that defend (Krum) put arrays together by place.
+    arrays = {name: arrays[name] for name in sent}
+    buffers = {name: momentum[name] for name in sent if momentum and name in momentum}
     if not isinstance(weight, int | float) or not math.isfinite(weight) or weight <= 0:
         raise ReplyError(
             f"its metric {weighted_by!r} is {weight!r} and must be a number above zero: "
@@ -84,7 +89,7 @@ def checked_update(
         )
     return Update(
         arrays=of_kind(arrays, Kind.STATISTIC, Kind.COUNTER),
-        momentum=dict(momentum or {}),
+        momentum=buffers,
         weight=float(weight),
     )
 
@@ -120,7 +125,7 @@ def _check_arrays(arrays: Arrays, sent: Arrays) -> None:
                 f"array {name!r} is {array.dtype} {array.shape} and was sent as "
                 f"{sent[name].dtype} {sent[name].shape}: client and server must build one model."
             )
-        _check_finite(name, array)
+        _check_finite(name, array, np.isfinite(sent[name]))
         if name.endswith("running_var") and kind_of(name) is Kind.STATISTIC and np.any(array < 0):
             raise ReplyError(f"array {name!r} is a variance and holds {array.min()}, below zero.")
 
@@ -138,11 +143,12 @@ def _check_momentum(momentum: Arrays, parameters: Arrays) -> None:
                 f"its momentum buffer {name!r}, {buffer.dtype} {buffer.shape}, fits no parameter "
                 "of the model: give local_training the model whose arrays are returned."
             )
-        _check_finite(f"{name} (momentum)", buffer)
+        _check_finite(f"{name} (momentum)", buffer, np.True_)
 
 
-def _check_finite(name: str, array: Array) -> None:
-    if not np.all(np.isfinite(array)):
+def _check_finite(name: str, array: Array, was_finite: NDArray[np.bool_] | np.bool_) -> None:
+    # A model may hold infinity by design, as the mask of an attention layer does.
+    if np.any(~np.isfinite(array) & was_finite):
         raise ReplyError(
             f"array {name!r} holds NaN or infinity: its training diverged. A smaller learning "
             "rate helps, in calibration a smaller learning_rate_factor."

@@ -27,7 +27,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from fixbn_flwr.arrays import arrays_of, record_of
 from fixbn_flwr.averaging import Array, Kind, of_kind
 from fixbn_flwr.errors import ConfigError, ReplyError
-from fixbn_flwr.failures import FailedRounds, log_problems
+from fixbn_flwr.failures import FailedRounds, log_problems, made_no_model
 from fixbn_flwr.global_model import GlobalModel
 from fixbn_flwr.replies import UNLIKE_THE_OTHERS, form_of, read_reply, unlike_the_others
 from fixbn_flwr.schedule import Phase
@@ -72,7 +72,7 @@ class FixBN(Strategy):
         strict: bool = False,
     ) -> None:
         if not isinstance(strategy, Strategy) or any(
-            isinstance(layer, FixBN) for layer in layers_of(strategy)
+            isinstance(layer, FixBN) for layer in layers_of(strategy, Strategy)
         ):
             raise ConfigError(
                 f"FixBN got {type(strategy).__name__} to wrap: give it a strategy of "
@@ -202,28 +202,27 @@ class FixBN(Strategy):
         """End a round: check the replies, average parameters there and statistics here."""
         server_round += self._rounds_before
         usable: dict[int, tuple[Message, Update]] = {}
-        problems: dict[int, str] = {}
+        problems: list[tuple[int | str, str]] = []
         for reply in self._in_order(replies):
             client = reply.metadata.src_node_id
             try:
                 usable[client] = (reply, self._read(reply))
             except ReplyError as problem:
-                problems[client] = str(problem)
+                problems.append((client, str(problem)))
         forms = [form_of(reply.content, update.momentum) for reply, update in usable.values()]
         for client in [list(usable)[place] for place in unlike_the_others(forms)]:
-            problems[client] = UNLIKE_THE_OTHERS
+            problems.append((client, UNLIKE_THE_OTHERS))
             del usable[client]
         log_problems(server_round, problems)
         counts = {"fixbn-clients": len(usable), "fixbn-dropped": len(self._asked) - len(usable)}
         parameters, metrics = self._aggregated(server_round, usable)
         if self._asked:
-            name = type(self.strategy).__name__
-            refusal = f"{name} made no model of {len(usable)} usable replies, see its own warning"
+            nothing_made = bool(usable) and parameters is None
             self._failures.count(
                 server_round,
                 len(usable),
                 problems,
-                refusal=refusal if usable and parameters is None else None,
+                failure=made_no_model(self.strategy, len(usable)) if nothing_made else None,
             )
         if parameters is None:
             return None, MetricRecord({**(metrics or {}), **counts}) if self._asked else None

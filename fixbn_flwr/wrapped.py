@@ -8,7 +8,7 @@ statistics uncovered; boosted trees have none.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from flwr.serverapp.strategy import (
 
 from fixbn_flwr.errors import ConfigError, ReplyError
 from fixbn_flwr.mods import MARK
-from fixbn_flwr.server_state import PARAMETERS_ONLY
+from fixbn_flwr.server_state import PARAMETERS_ONLY, logger
 
 _DEFENDERS = (MultiKrum, Bulyan, FedMedian, FedTrimmedAvg)  # Krum is a MultiKrum
 _TREES = (FedXgbBagging, FedXgbCyclic)
@@ -85,11 +85,36 @@ class Wrapped:
             )
 
 
-def layers_of(strategy: Any) -> Iterator[Strategy]:
-    """Yield a strategy, the one that it wraps, as Flower's wrappers do, and so on inwards."""
-    while isinstance(strategy, Strategy):
+def layers_of(strategy: object, base: type) -> Iterator[Any]:
+    """Yield a strategy, the one that it wraps, as Flower's wrappers do, and so on inwards.
+
+    Args:
+        strategy: what the user gave.
+        base: the class of all strategies of its generation; what is none of them ends the row.
+    """
+    while isinstance(strategy, base):
         yield strategy
         strategy = getattr(strategy, "strategy", None)
+
+
+def check_defender(layers: Sequence[object], statistics: str) -> None:
+    """Refuse what would undo the defence of the innermost of these strategies.
+
+    Raises:
+        ConfigError: there is another around it, or the statistics shall not be its own average.
+    """
+    name, outermost = type(layers[-1]).__name__, type(layers[0]).__name__
+    if len(layers) > 1:
+        raise ConfigError(
+            f"FixBN got {outermost} around {name}: a strategy that defends must judge the "
+            f"statistics too, and what {outermost} does to parameters (clipping, noise) it would "
+            f"do to them. Use one of the two: FixBN({name}(...)), or {outermost} around FedAvg."
+        )
+    if statistics != "mean":
+        raise ConfigError(
+            f"statistics={statistics!r} cannot be had with {name}, which defends the statistics by "
+            'its own choice, median or trimmed mean of them: use statistics="mean".'
+        )
 
 
 def examine(strategy: Strategy, statistics: str) -> Wrapped:
@@ -98,26 +123,24 @@ def examine(strategy: Strategy, statistics: str) -> Wrapped:
     Raises:
         ConfigError: FixBN cannot work around this strategy, or not with these statistics.
     """
-    layers = list(layers_of(strategy))
+    layers = list(layers_of(strategy, Strategy))
     innermost = layers[-1]
-    name, outermost = type(innermost).__name__, type(strategy).__name__
+    name = type(innermost).__name__
     defends = isinstance(innermost, _DEFENDERS)
     if isinstance(innermost, _TREES):
         raise ConfigError(
             f"FixBN got {name}, which grows boosted trees: they have no batch normalisation and no "
             "statistics to freeze. Use the strategy without FixBN."
         )
-    if defends and len(layers) > 1:
-        raise ConfigError(
-            f"FixBN got {outermost} around {name}: a strategy that defends must judge the "
-            f"statistics too, and what {outermost} does to parameters (clipping, noise) it would "
-            f"do to them. Use one of the two: FixBN({name}(...)), or {outermost} around FedAvg."
-        )
-    if defends and statistics != "mean":
-        raise ConfigError(
-            f"statistics={statistics!r} cannot be had with {name}, which defends the statistics by "
-            'its own choice, median or trimmed mean of them: use statistics="mean".'
-        )
+    if defends:
+        check_defender(layers, statistics)
+    for layer in layers:
+        if type(layer).start is not Strategy.start:
+            logger.warning(
+                "%s has a start() of its own, which FixBN does not call: what it does there "
+                "(saving, logging) belongs into the evaluate_fn that start() gets.",
+                type(layer).__name__,
+            )
     private = [type(layer).__name__ for layer in layers if isinstance(layer, _PRIVATE)]
     mods = [mod for kind, mod in _CLIENTS_CLIP.items() if any(isinstance(x, kind) for x in layers)]
     return Wrapped(

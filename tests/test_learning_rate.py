@@ -239,6 +239,18 @@ def test_a_step_that_calls_its_base_classs_step_is_multiplied_once() -> None:
     assert optimizer.param_groups[0]["lr"] == 0.5
 
 
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_block_without_a_step_is_warned_about(
+    steps: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another optimiser may have taken them, as the inner one of a sharpness-aware one does."""
+    optimizer = SGD(parameters(), 0.5)
+    with multiplied_learning_rate(optimizer, FACTOR):
+        for _ in range(steps):
+            step(optimizer)
+    assert ("had no step to act in: the SGD" in caplog.text) == (steps == 0)
+
+
 # Entering
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, Context, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.client.mod import secaggplus_mod
 from flwr.common import ndarrays_to_parameters
 from flwr.server import LegacyContext, ServerConfig
@@ -32,6 +33,7 @@ from fixbn_flwr.errors import (
     StatisticsMovedError,
 )
 from fixbn_flwr.legacy import FixBN
+from fixbn_flwr.legacy_replies import in_order
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -133,7 +135,7 @@ def test_whole_numbers_survive_where_flowers_own_average_zeroes_them() -> None:
 @pytest.mark.parametrize("momentum", ["reset", "local", "global"])
 @pytest.mark.parametrize("statistics", ["mean", "pooled"])
 def test_the_same_bits_in_either_generation(momentum: str, statistics: str) -> None:
-    """Clients of equal size: with others, Flower's own two averages differ in the last digit."""
+    """Four clients of equal size: a quarter is exact, so Flower's own two averages agree."""
     choices: dict[str, Any] = {
         "freeze_after": 2, "momentum": momentum, "statistics": statistics,
         "learning_rate_factor": 0.5,
@@ -148,14 +150,27 @@ def test_the_same_bits_in_either_generation(momentum: str, statistics: str) -> N
         assert np.array_equal(array, expected), name
 
 
-def test_nearly_the_same_in_either_generation_with_clients_of_unlike_size() -> None:
-    examples = [3, 5, 6, 7]
-    older = run_older(fixbn(), app(examples=examples), ROUNDS)
-    grid = InMemoryGrid(training_app(network, batches, examples=examples), CLIENTS)
+@pytest.mark.parametrize("examples", [[8] * 3, [8] * 10, [3, 5, 6, 7]])
+def test_where_flowers_two_averages_round_apart_the_statistics_do_not(examples: list[int]) -> None:
+    """The same statistics of the same replies; parameters to the last digits."""
+    clients, of_round = len(examples), {}
+    older = run_older(fixbn(), app(examples=examples), ROUNDS, clients=clients)
+    grid = InMemoryGrid(training_app(network, batches, examples=examples), clients)
     strategy = NewFixBN(NewFedAvg(fraction_evaluate=0.0), freeze_after=2)
-    newer = strategy.start(grid, initial_arrays(network()), ROUNDS).arrays
-    for name, array in zip(NAMES, older[ROUNDS], strict=True):
-        assert np.allclose(array, newer[name].numpy(), rtol=1e-4, atol=1e-6), name
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> None:
+        of_round[server_round] = {name: array.numpy() for name, array in arrays.items()}
+
+    strategy.start(grid, initial_arrays(network()), ROUNDS, evaluate_fn=evaluate)
+    for place, name in enumerate(NAMES):
+        if place in STATISTICS:
+            assert np.array_equal(older[1][place], of_round[1][name]), name
+        assert np.allclose(older[ROUNDS][place], of_round[ROUNDS][name], rtol=1e-4, atol=1e-6), name
+
+
+def test_clients_come_in_the_order_of_their_numbers() -> None:
+    replies = [(SimpleNamespace(cid=cid), cid) for cid in ("10", "9", "8", "11")]
+    assert [cid for _, cid in in_order(replies)] == ["8", "9", "10", "11"]  # type: ignore[arg-type]
 
 
 def test_the_order_of_arrival_does_not_matter() -> None:
@@ -410,8 +425,6 @@ def test_a_share_of_the_rounds(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_second_run_starts_afresh() -> None:
-    strategy = fixbn(momentum="global")
-    run_older(strategy, app(), ROUNDS)
     phases: list[str] = []
 
     class Watching(Trainer):
@@ -425,6 +438,52 @@ def test_a_second_run_starts_afresh() -> None:
         run_older(strategy, app(client=Watching), ROUNDS)
         assert phases[:CLIENTS] == ["exploration str"] * CLIENTS
         assert phases[-1] == "calibration bytes"
+
+
+def test_a_strategy_belongs_to_one_fixbn() -> None:
+    strategy = fedavg()
+    fixbn(strategy)
+    with pytest.raises(ConfigError, match="make a new one for every FixBN"):
+        fixbn(strategy)
+
+
+def test_more_rounds_than_fixbn_was_told_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    run_older(fixbn(num_rounds=2, freeze_after=0.5), app(), 4)
+    assert caplog.text.count("round 3 comes after num_rounds=2") == 1
+    assert "round 4 comes after" not in caplog.text
+
+
+def test_a_model_that_a_strategy_loads_itself_is_the_one_that_is_trained() -> None:
+    class Resuming(FedAvg):
+        def initialize_parameters(self, client_manager: Any) -> Any:
+            super().initialize_parameters(client_manager)
+            return ndarrays_to_parameters([array * 0 + 7 for array in arrays_of(network())])
+
+    initial = ndarrays_to_parameters(arrays_of(network()))
+    of_round = run_older(fixbn(Resuming(initial_parameters=initial)), app(), 1)
+    assert all((array == 7).all() for array in of_round[0])
+
+
+def test_a_round_without_replies_leaves_the_model_whatever_the_strategy_says() -> None:
+    class Stubborn(FedAvg):
+        """Returns a model in every round, as one that remembers the last does."""
+
+        def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
+            parameters, metrics = super().aggregate_fit(server_round, results, failures)
+            self.last = parameters or self.last
+            return self.last, metrics
+
+    class FailsOnce(Trainer):
+        def fit(self, parameters: Any, config: Any) -> Any:
+            if config["server-round"] == 2:
+                raise FileNotFoundError("no such folder: /data")
+            return super().fit(parameters, config)
+
+    initial = ndarrays_to_parameters(arrays_of(network()))
+    strategy = fixbn(Stubborn(initial_parameters=initial))
+    of_round = run_older(strategy, app(client=FailsOnce), 3)
+    assert all(np.array_equal(*pair) for pair in zip(of_round[1], of_round[2], strict=True))
+    assert not np.array_equal(of_round[2][0], of_round[3][0])
 
 
 def test_torch_is_seeded_alike() -> None:

@@ -251,3 +251,16 @@ def test_global_momentum_is_sgds_only() -> None:
     train(model, optimizer, 1)
     with pytest.raises(MomentumError, match=r"Adam keeps .*only SGD's momentum"):
         read_momentum(model, optimizer)
+
+
+def test_an_optimiser_of_a_part_takes_its_own_buffers() -> None:
+    """A client that freezes the backbone from some round on goes on with the head's momentum."""
+    model = network()
+    whole = SGD(model.parameters(), 0.1, momentum=0.9)
+    train(model, whole, 1)
+    kept = read_buffers(model, whole)
+    head = SGD([p for n, p in model.named_parameters() if n.startswith("head")], 0.1, momentum=0.9)
+    write_buffers(model, head, kept)
+    got = read_buffers(model, head)
+    assert list(got) == ["head.weight", "head.bias"]
+    assert all(torch.equal(got[name], kept[name]) for name in got)

@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.supercore.task_identity import TaskIdentity
 
 from fixbn_flwr.errors import ReplyError
-from fixbn_flwr.replies import form_of, read_reply
+from fixbn_flwr.replies import checked_update, form_of, read_reply
 
 SENT: dict[str, np.ndarray[Any, Any]] = {
     "w": np.float32([1, 2]),
@@ -122,6 +122,25 @@ def test_bad(case: str) -> None:
     make, message = BAD[case]
     with pytest.raises(ReplyError, match=message):
         read(make(), with_momentum="momentum" in case)
+
+
+def test_a_reply_is_put_into_the_order_in_which_it_was_sent() -> None:
+    """Strategies that defend put arrays together by place, and safetensors keeps no order."""
+    sent = {name: np.float32([place]) for place, name in enumerate("abc")}
+    sent |= {f"n.running_{kind}": np.float32([1]) for kind in ("mean", "var")}
+    returned = {name: sent[name] for name in reversed(sent)}
+    momentum = {name: sent[name] for name in "cab"}
+    update = checked_update(returned, momentum, 1, "num-examples", sent)
+    assert list(update.arrays) == ["n.running_mean", "n.running_var"]
+    assert list(update.momentum) == ["a", "b", "c"]
+
+
+def test_infinity_that_was_sent_may_come_back() -> None:
+    """As in the mask of an attention layer, which is no diverged training."""
+    sent = {"mask": np.float32([0, -np.inf])}
+    checked_update(sent, None, 1, "num-examples", sent)
+    with pytest.raises(ReplyError, match="'mask' holds NaN or infinity"):
+        checked_update({"mask": np.float32([np.inf, 0])}, None, 1, "num-examples", sent)
 
 
 @pytest.mark.parametrize("weight", [0, -1, 0.0, float("nan"), float("inf"), [1, 2]])

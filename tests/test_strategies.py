@@ -315,3 +315,21 @@ def test_a_client_that_knows_nothing_of_fixbn_is_warned_about_by_name(
     for client in range(CLIENTS):
         assert any(f"client {FIRST_NODE_ID + client} " in line for line in warned)
     assert all("with local_training(" in line for line in warned)
+
+
+def test_a_start_of_its_own_is_not_called_and_that_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Saving(FedAvg):
+        def start(self, *args: Any, **kwargs: Any) -> Any:
+            raise AssertionError("FixBN's own start is the one that runs")
+
+    strategy = FixBN(Saving(fraction_evaluate=0.0), freeze_after=1)
+    assert "Saving has a start() of its own, which FixBN does not call" in caplog.text
+    federation(strategy, rounds=2)
+
+
+def test_a_strategy_without_one_is_not_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    for make, _ in STRATEGIES.values():
+        FixBN(make(), freeze_after=1)
+    assert "start()" not in caplog.text
