@@ -643,9 +643,7 @@ def test_a_change_of_type_inside_is_named() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     model(torch.randn(8, 4))
     with (
-        pytest.raises(
-            StatisticsMovedError, match=r"from torch\.float32 to torch\.bfloat16"
-        ),
+        pytest.raises(StatisticsMovedError, match=r"from torch\.float32 to torch\.bfloat16"),
         freeze_statistics(model),
     ):
         model.bfloat16()
