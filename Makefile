@@ -14,8 +14,9 @@ BIN := $(VENV)/bin
 run: $(READY)
 	$(BIN)/fixbn compare
 
+# Two tests at a time, each on one core.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-long: $(READY)
 	$(BIN)/python -m pytest -m slow
