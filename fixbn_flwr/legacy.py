@@ -90,7 +90,8 @@ class FixBN(Strategy):
     ) -> None:
         if any(isinstance(layer, FixBN) for layer in layers_of(strategy, Strategy)):
             raise ConfigError(
-                "FixBN got a strategy that FixBN is around already: once is what it takes."
+                "FixBN got a strategy that FixBN is around already: give it the strategy inside, "
+                "once is what it takes."
             )
         if isinstance(num_rounds, bool) or not isinstance(num_rounds, int) or num_rounds < 1:
             raise ConfigError(
@@ -155,13 +156,13 @@ class FixBN(Strategy):
         config: dict[str, Scalar] = {**asked.as_config()}
         if self._state.global_momentum:
             config[MOMENTUM] = safetensors.numpy.save(self._state.global_momentum)
-        shown = ndarrays_to_parameters(list(model.parameters.values()))
-        instructions = self.strategy.configure_fit(server_round, shown, client_manager)
+        instructions = self.strategy.configure_fit(server_round, model.shown, client_manager)
         self._asked = len(instructions)
         self._unanswered = server_round if instructions else None
+        wholes = model.wholes(ins.parameters for _, ins in instructions)
         return [
-            (client, FitIns(model.whole(ins.parameters), {**ins.config, **config}))
-            for client, ins in instructions
+            (client, FitIns(whole, {**ins.config, **config}))
+            for (client, ins), whole in zip(instructions, wholes, strict=True)
         ]
 
     def aggregate_fit(
@@ -224,11 +225,11 @@ class FixBN(Strategy):
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
         """Let the wrapped strategy ask for evaluations of the whole model."""
         model = self._take(parameters)
-        shown = ndarrays_to_parameters(list(model.parameters.values()))
-        instructions = self.strategy.configure_evaluate(server_round, shown, client_manager)
+        instructions = self.strategy.configure_evaluate(server_round, model.shown, client_manager)
+        wholes = model.wholes(ins.parameters for _, ins in instructions)
         return [
-            (client, EvaluateIns(model.whole(ins.parameters), ins.config))
-            for client, ins in instructions
+            (client, EvaluateIns(whole, ins.config))
+            for (client, ins), whole in zip(instructions, wholes, strict=True)
         ]
 
     def aggregate_evaluate(
@@ -262,7 +263,9 @@ class FixBN(Strategy):
             )  # fmt: skip
 
     def _take(self, parameters: Parameters) -> PositionedModel:
-        self._model = PositionedModel(self._names, parameters_to_ndarrays(parameters))
+        """Take the global model apart, once: a round is evaluated with what the next one trains."""
+        if self._model is None or parameters is not self._model.record:
+            self._model = PositionedModel(self._names, parameters)
         return self._model
 
     def _whole(self, parameters: NDArrays) -> NDArrays:

@@ -6,7 +6,7 @@ the model's state dict; the names that the user gave tell parameters from statis
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from flwr.common import NDArrays, Parameters, ndarrays_to_parameters, parameters_to_ndarrays
@@ -20,18 +20,21 @@ class PositionedModel:
 
     Args:
         names: the arrays' names, in the order of the list.
-        arrays: the list.
+        record: the list, as it came.
 
     Attributes:
+        record: the whole model as it came.
         arrays: all of them, by name.
         parameters: those that the wrapped strategy may see, by name.
+        shown: the same, as it gets them.
         rest: statistics and counters, by name.
 
     Raises:
         ConfigError: there are not as many arrays as names.
     """
 
-    def __init__(self, names: Sequence[str], arrays: NDArrays) -> None:
+    def __init__(self, names: Sequence[str], record: Parameters) -> None:
+        arrays = parameters_to_ndarrays(record)
         if len(arrays) != len(names):
             raise ConfigError(
                 f"the global model has {len(arrays)} arrays and parameter_names has {len(names)} "
@@ -39,8 +42,10 @@ class PositionedModel:
                 "list(model.state_dict()) for [array.numpy() for array in "
                 "model.state_dict().values()]."
             )
+        self.record = record
         self.arrays = dict(zip(names, arrays, strict=True))
         self.parameters = of_kind(self.arrays, Kind.PARAMETER)
+        self.shown = ndarrays_to_parameters(list(self.parameters.values()))
         self.rest = of_kind(self.arrays, Kind.STATISTIC, Kind.COUNTER)
 
     def joined(self, parameters: Sequence[Array], rest: Arrays) -> NDArrays:
@@ -49,6 +54,13 @@ class PositionedModel:
         # Flower's FedAdam, for one, turns float32 into float64.
         return [np.asarray(parts[name]).astype(a.dtype) for name, a in self.arrays.items()]
 
-    def whole(self, parameters: Parameters) -> Parameters:
-        """Return the whole model with these parameters in place of its own."""
-        return ndarrays_to_parameters(self.joined(parameters_to_ndarrays(parameters), self.rest))
+    def wholes(self, instructed: Iterable[Parameters]) -> list[Parameters]:
+        """Return, for each client's parameters, the whole model with them in place of its own."""
+        listed = list(instructed)
+        # Flower's strategies give all clients one model: it is joined once, or is as it came.
+        of_object = {id(self.shown): self.record}
+        for parameters in listed:
+            if id(parameters) not in of_object:
+                arrays = self.joined(parameters_to_ndarrays(parameters), self.rest)
+                of_object[id(parameters)] = ndarrays_to_parameters(arrays)
+        return [of_object[id(parameters)] for parameters in listed]

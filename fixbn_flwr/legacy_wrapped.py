@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.common import NDArrays, Parameters, ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.common import NDArrays, Parameters
 from flwr.server.strategy import (
     Bulyan,
     DifferentialPrivacyClientSideAdaptiveClipping,
@@ -129,11 +129,10 @@ def take_over(
         initial = getattr(layer, "initial_parameters", None)
         if isinstance(initial, Parameters):
             whole = initial
-            model = PositionedModel(names, parameters_to_ndarrays(initial))
-            parameters = list(model.parameters.values())
-            vars(layer)["initial_parameters"] = ndarrays_to_parameters(parameters)
+            model = PositionedModel(names, initial)
+            vars(layer)["initial_parameters"] = model.shown
             if hasattr(layer, "current_weights"):  # FedAdam, FedAdagrad, FedYogi
-                vars(layer)["current_weights"] = parameters
+                vars(layer)["current_weights"] = list(model.parameters.values())
         evaluate = getattr(layer, "evaluate_fn", None)
         if evaluate is not None:
             vars(layer)["evaluate_fn"] = _given_the_whole(evaluate, len(names), whole_of)
