@@ -118,7 +118,7 @@ def _settings(overrides: list[str] | None, label: str | None = None) -> Settings
             chosen[key] = str(Path(str(given)).expanduser().absolute())
     if not settings.run_name:
         method = (label or settings.method).replace(" ", "-")
-        chosen["run-name"] = f"{datetime.now():%Y%m%d-%H%M%S}-{settings.task}-{method}"
+        chosen["run-name"] = f"{datetime.now():%Y%m%d-%H%M%S}-{settings.task_name}-{method}"
     return _variant(settings, chosen)
 
 

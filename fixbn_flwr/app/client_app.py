@@ -45,6 +45,7 @@ def client_fn(context: Context) -> Client:
         alpha=settings.partition_alpha,
         classes_per_client=settings.partition_classes,
         seed=settings.seed,
+        groups=None if train.groups is None else train.groups.numpy(),
     )
     return FixBNClient(task, parts[own], settings, context).to_client()
 

@@ -26,7 +26,7 @@ from fixbn_flwr.tasks.partition import Scheme
 class Settings:
     """A run's validated config. Make it with `from_run_config`: the constructor checks nothing."""
 
-    task: str = setting("digits", "data set, model and loss", choices=tuple(TASKS))
+    task: str = setting("digits", "data set, model and loss", choices=TASKS, or_own=True)
     data_dir: str = setting("", "where the task's files are; empty: the task's own place", "path")
     model: str = setting("", "network; empty: the task's own default")
     norm: str = setting("bn", "normalisation layers of the network", choices=tuple(NORMS))
@@ -122,6 +122,11 @@ class Settings:
         return {key_of(name): value for name, value in dataclasses.asdict(self).items()}
 
     @property
+    def task_name(self) -> str:
+        """The task's own name, which `package.module:NAME` has as well; fit to name a folder."""
+        return get_task(self.task).name
+
+    @property
     def data_path(self) -> Path | None:
         """Where the task's files are, None for the task's own place."""
         return Path(self.data_dir) if self.data_dir else None
@@ -189,7 +194,8 @@ def table() -> str:
     for field in dataclasses.fields(Settings):
         rule: validation.Rule = field.metadata["rule"]
         words = ", ".join(f"`{word}`" for word in validation.choices_of(field))
-        allowed = f" (one of {words})" if words else f" ({rule.bounds})" if rule.bounds else ""
+        own = f", or `{validation.OWN}` for your own" if rule.or_own else ""
+        allowed = f" (one of {words}{own})" if words else f" ({rule.bounds})" if rule.bounds else ""
         default = json.dumps(field.default)
         lines.append(
             f"| `{key_of(field.name)}` | `{default}` | {rule.unit} | {rule.meaning}{allowed} |"

@@ -35,8 +35,9 @@ def figure_title(settings: "Settings", clients: int) -> str:
         "iid": "IID",
         "dirichlet": f"Dirichlet({settings.partition_alpha:g})",
         "classes": f"{settings.partition_classes} classes each",
+        "natural": "natural partition",
     }[settings.partition]
-    return f"{settings.task}, {clients} clients, {partition}"
+    return f"{settings.task_name}, {clients} clients, {partition}"
 
 
 def draw_curves(

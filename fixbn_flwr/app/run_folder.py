@@ -174,7 +174,7 @@ def _claim(root: Path, settings: Settings, method: str, when: datetime) -> Path:
                 "is never overwritten; choose another run-name, or leave it empty"
             ) from None
         return path
-    name = f"{when:%Y%m%d-%H%M%S}-{settings.task}-{method.replace(' ', '-')}"
+    name = f"{when:%Y%m%d-%H%M%S}-{settings.task_name}-{method.replace(' ', '-')}"
     for number in itertools.count(1):
         path = root / (name if number == 1 else f"{name}-{number}")
         with contextlib.suppress(FileExistsError):

@@ -19,6 +19,7 @@ from fixbn_flwr import schedule
 from fixbn_flwr.tasks import get_task
 
 Value = bool | float | int | str
+OWN = "package.module:NAME"
 _T = TypeVar("_T")
 _RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
@@ -26,11 +27,15 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
 
 @dataclass(frozen=True)
 class Rule:
-    """What one key means and allows: one sentence, a unit, words to choose from, or bounds."""
+    """What one key means and allows: one sentence, a unit, words to choose from, or bounds.
+
+    With `or_own` a task of the user's own is allowed beside the words.
+    """
 
     meaning: str
     unit: str = ""
     choices: tuple[str, ...] = ()
+    or_own: bool = False
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None
@@ -85,15 +90,18 @@ def parse(field: "dataclasses.Field[Any]", value: object) -> Value:
     Raises `ValueError` with the reason and the remedy when the type, the word or the bounds do
     not fit.
     """
+    rule: Rule = field.metadata["rule"]
     if field.type not in (int, float, int | float):
         choices = choices_of(field)
         if not isinstance(value, str):
             remedy = f"use one of {', '.join(choices)}" if choices else "write it in quotes"
             raise ValueError(f"must be text; {remedy}")
-        if choices and value not in choices:
-            raise ValueError(f"unknown word; {did_you_mean(value, choices)}")
+        if rule.or_own and ":" in value:
+            get_task(value)
+        elif choices and value not in choices:
+            allowed = [*choices, f"{OWN} for your own"] if rule.or_own else choices
+            raise ValueError(f"unknown word; {did_you_mean(value, allowed)}")
         return value
-    rule: Rule = field.metadata["rule"]
     number = _number(value, whole=field.type is int)
     if not (
         (rule.at_least is None or number >= rule.at_least)

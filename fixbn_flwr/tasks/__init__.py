@@ -1,7 +1,12 @@
-"""The tasks that come with the app, one file each; only the one asked for is imported."""
+"""Tasks by name, those that come with the app and users' own; only the one asked for is imported.
+
+Each that comes with the app is one file here, `tiny_imagenet.py` for `tiny-imagenet`. A user's own
+is named as Flower names an app: `package.module:NAME`.
+"""
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -11,20 +16,51 @@ from fixbn_flwr.tasks.task import Split, Task, normalise
 
 __all__ = ["TASKS", "Split", "Task", "get_task", "load_splits", "normalise"]
 
-TASKS = ("digits", "cifar10")  # each is a module of this package that defines `TASK`
+# Each is a module of this package, with `_` for `-`, that defines `TASK`.
+TASKS = (
+    "digits",
+    "cifar10",
+)
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 
 def get_task(name: str) -> Task:
-    """The task called `name`.
+    """The task called `name`: one of `TASKS`, or `package.module:NAME` for a user's own.
 
     Raises:
-        ConfigError: there is no such task.
+        ConfigError: there is no such task, or it cannot be imported.
     """
+    if ":" in name:
+        return _own_task(*name.split(":", 1))
     if name not in TASKS:
         raise ConfigError(
-            f"task is {name!r}, which does not exist: choose one of {', '.join(TASKS)}."
+            f"task is {name!r}, which does not exist: choose one of {', '.join(TASKS)}, or"
+            " package.module:NAME for a task of your own."
         )
-    task: Task = import_module(f"{__name__}.{name}").TASK
+    task: Task = import_module(f"{__name__}.{name.replace('-', '_')}").TASK
+    return task
+
+
+def _own_task(module: str, attribute: str) -> Task:
+    try:
+        task = getattr(import_module(module), attribute)
+    # Whatever a user's file raises is a mistake in it, or something that it misses here.
+    except Exception as error:
+        raise ConfigError(
+            f"{module}:{attribute} cannot be imported ({type(error).__name__}: {error}); a task of"
+            " your own is package.module:NAME, and its package is installed, or its folder named"
+            " with its full path in PYTHONPATH, wherever server and clients run"
+        ) from error
+    if not isinstance(task, Task):
+        raise ConfigError(
+            f"{module}:{attribute} is of type {type(task).__name__}; name a fixbn_flwr.tasks.Task"
+        )
+    if not _NAME.fullmatch(task.name):
+        raise ConfigError(
+            f"{module}:{attribute} has the name {task.name!r}, but run folders are called so; use"
+            " letters, digits, '_' and '-' only"
+        )
     return task
 
 

@@ -1,6 +1,6 @@
-"""Dividing a data set's images among clients, at random or unevenly by class.
+"""Dividing a data set's images among clients: at random, unevenly by class, or as they came about.
 
-All three are flwr-datasets' partitioners. The Dirichlet split by class is that of
+All four are flwr-datasets' partitioners. The Dirichlet split by class is that of
 M. Yurochkin et al., "Bayesian Nonparametric Federated Learning of Neural Networks", ICML 2019,
 https://arxiv.org/abs/1905.12022. The split by classes per client follows B. McMahan et al.,
 "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017,
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
 
 Indices = npt.NDArray[np.int64]
-Scheme = Literal["iid", "dirichlet", "classes"]
+Scheme = Literal["iid", "dirichlet", "classes", "natural"]
 
-SCHEMES: tuple[Scheme, ...] = ("iid", "dirichlet", "classes")
+SCHEMES: tuple[Scheme, ...] = ("iid", "dirichlet", "classes", "natural")
 SMALLEST_CLIENT = 2  # images; batch normalisation cannot train on one
 
 
@@ -37,20 +37,26 @@ def partition(
     alpha: float,
     classes_per_client: int,
     seed: int,
+    groups: npt.NDArray[np.int64] | None = None,
 ) -> list[Indices]:
     """Which images each client holds. The same arguments give the same answer on every machine.
 
     Args:
-        targets: the class of each image, `[n]`.
+        targets: the class of each image, `[n]`; "iid" and "natural" take any other shape as well,
+            such as masks `[n, height, width]`.
         clients: how many clients share the images.
         scheme: "iid" deals the images out at random, in equal shares; "dirichlet" divides each
             class in shares drawn from a Dirichlet distribution; "classes" gives each client
-            `classes_per_client` classes and divides each class equally among its holders.
+            `classes_per_client` classes and divides each class equally among its holders;
+            "natural" gives each client one group of `groups`, in ascending order, or as many
+            neighbouring groups as another's, give or take one, when there are more than clients.
         alpha: the Dirichlet distribution's concentration, for that scheme only: the smaller, the
             more the clients differ.
         classes_per_client: for the scheme "classes" only. Every class is held by somebody, and so
             every image, if `clients * classes_per_client` is at least the number of classes.
-        seed: fixes every random choice.
+        seed: fixes every random choice; "natural" has none.
+        groups: the natural client of each image, `[n]`, for the scheme "natural" only; None when
+            the data has none.
 
     Returns:
         One sorted array of indices into `targets` a client. No image belongs to two clients.
@@ -67,10 +73,9 @@ def partition(
             f"The number of clients is {clients}, but with {len(targets)} images and at least one"
             f" for each client it must be from 1 to {len(targets)}."
         )
-    labels = np.ascontiguousarray(targets, dtype=np.int64).tobytes()
     # An argument that the scheme does not read must not make the cache miss.
     parts = _partition_once(
-        labels,
+        _labels(targets, scheme, groups).astype(np.int64).tobytes(),
         clients,
         scheme,
         alpha if scheme == "dirichlet" else 1.0,
@@ -78,6 +83,31 @@ def partition(
         seed,
     )
     return [part.copy() for part in parts]
+
+
+def _labels(targets: Indices, scheme: Scheme, groups: Indices | None) -> Indices:
+    """The one number of each image by which the scheme divides."""
+    if scheme == "iid":
+        return np.zeros(len(targets), dtype=np.int64)
+    if scheme == "natural":
+        if groups is None:
+            raise ConfigError(
+                "partition is 'natural', but this data does not say which client an image comes"
+                f" from: choose {_possible(targets, groups)}."
+            )
+        return groups
+    if targets.ndim != 1:
+        raise ConfigError(
+            f"partition is {scheme!r}, but this data has no single class for each image: choose"
+            f" {_possible(targets, groups)}."
+        )
+    return targets
+
+
+def _possible(targets: Indices, groups: Indices | None) -> str:
+    by_class = ["dirichlet", "classes"] if targets.ndim == 1 else []
+    by_group = ["natural"] if groups is not None else []
+    return " or ".join(["iid", *by_class, *by_group])
 
 
 @lru_cache(maxsize=4)
@@ -89,6 +119,8 @@ def _partition_once(
         return _by_chance(targets, clients, seed)
     if scheme == "dirichlet":
         return _by_dirichlet(targets, clients, alpha, seed)
+    if scheme == "natural":
+        return _by_group(targets, clients)  # what it divides by are the groups
     return _by_classes(targets, clients, classes_per_client, seed)
 
 
@@ -118,6 +150,24 @@ def _by_dirichlet(targets: Indices, clients: int, alpha: float, seed: int) -> li
             f"With partition-alpha {alpha} some of the {clients} clients got fewer than"
             f" {SMALLEST_CLIENT} images in every draw: choose a larger alpha or fewer clients."
         ) from error
+
+
+def _by_group(groups: Indices, clients: int) -> list[Indices]:
+    from flwr_datasets.partitioner import GroupedNaturalIdPartitioner
+
+    names, group = np.unique(groups, return_inverse=True)
+    if len(names) < clients:
+        raise ConfigError(
+            f"partition is 'natural', but the data comes from {len(names)} natural clients, fewer"
+            f" than the {clients} asked for: use {len(names)} clients or fewer, or another"
+            " partition."
+        )
+    shares = [len(share) for share in np.array_split(names, clients)]
+    holder = np.repeat(np.arange(clients), shares)[group]
+    # NaturalIdPartitioner does the same, with a progress bar. Groups of several would leave the
+    # number of clients to the division: 50 writers can be 25 clients or 16, not 20.
+    partitioner = GroupedNaturalIdPartitioner("label", group_size=1, sort_unique_ids=True)
+    return _run(partitioner, holder, np.arange(len(holder)))
 
 
 def _run(partitioner: Partitioner, targets: Indices, order: Indices) -> list[Indices]:

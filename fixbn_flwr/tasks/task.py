@@ -25,10 +25,13 @@ class Split:
     Attributes:
         images: the stored pixels, uint8 `[n, channels, height, width]`.
         targets: the class of each image, int64 `[n]`.
+        groups: the natural client that each image comes from (its writer, hospital, city), int64
+            `[n]`, any numbers; None when the data has no such thing.
     """
 
     images: Tensor
     targets: Tensor
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -40,7 +43,7 @@ class Task:
     """One data set with its models, loss and metric.
 
     Attributes:
-        name: how users ask for the task.
+        name: how users ask for the task, and how its run folders are called.
         classes: the number of classes; targets are `0 .. classes - 1`.
         load: reads `(train, test)` from a folder; None is the task's default folder. Call
             `load_splits` instead, which reads once per process.

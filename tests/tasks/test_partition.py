@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.tasks.partition import SCHEMES, Scheme, partition
 
 TARGETS = np.arange(1_000) % 10  # 100 images of each of 10 classes
+WRITERS = 7 * (np.arange(1_000) % 31) + 3  # 31 writers, whose numbers have gaps
+RANDOM = [scheme for scheme in SCHEMES if scheme != "natural"]
 
 
-def divide(scheme: Scheme, clients: int = 10, **changes: float) -> list[np.ndarray]:
-    arguments = {"alpha": 0.5, "classes_per_client": 2, "seed": 0, **changes}
-    return partition(TARGETS, clients, scheme, **arguments)  # type: ignore[arg-type]
+def divide(scheme: Scheme, clients: int = 10, **changes: Any) -> list[np.ndarray]:
+    arguments = {"alpha": 0.5, "classes_per_client": 2, "seed": 0, "groups": WRITERS, **changes}
+    return partition(TARGETS, clients, scheme, **arguments)
 
 
 def counts(parts: list[np.ndarray]) -> list[list[int]]:
@@ -90,10 +93,51 @@ def test_classes_that_nobody_holds_are_left_out() -> None:
     assert sorted(table.sum(0).tolist()) == [0] * 6 + [100] * 4
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", RANDOM)
 def test_another_seed_divides_otherwise(scheme: Scheme) -> None:
     first, second = divide(scheme), divide(scheme, seed=1)
     assert not all(map(np.array_equal, first, second))
+
+
+def natural(groups: list[int], clients: int) -> list[list[int]]:
+    targets = np.zeros(len(groups), dtype=np.int64)
+    parts = partition(
+        targets,
+        clients,
+        "natural",
+        alpha=0.5,
+        classes_per_client=2,
+        seed=0,
+        groups=np.array(groups),
+    )
+    return [part.tolist() for part in parts]
+
+
+def test_natural_gives_a_client_the_images_of_one_group() -> None:
+    assert natural([9, 4, 4, 7, 9, -1], 4) == [[5], [1, 2], [3], [0, 4]]
+
+
+def test_natural_gives_neighbouring_groups_to_fewer_clients_and_leaves_no_image_out() -> None:
+    assert natural([9, 4, 4, 7, 9, -1, 5], 2) == [[1, 2, 5, 6], [0, 3, 4]]
+    assert natural([9, 4, 4, 7, 9, -1, 5], 1) == [[0, 1, 2, 3, 4, 5, 6]]
+    writers = [np.unique(WRITERS[part]).size for part in divide("natural", 7)]
+    assert writers == [5, 5, 5, 4, 4, 4, 4]
+
+
+def test_natural_draws_nothing() -> None:
+    assert all(map(np.array_equal, divide("natural"), divide("natural", seed=1)))
+
+
+def test_other_groups_divide_otherwise() -> None:
+    first, second = divide("natural"), divide("natural", groups=WRITERS[::-1])
+    assert not all(map(np.array_equal, first, second))
+
+
+@pytest.mark.parametrize("scheme", ["iid", "natural"])
+def test_masks_divide_as_classes_do(scheme: Scheme) -> None:
+    masks = np.zeros((1_000, 2, 3), dtype=np.int64)
+    parts = partition(masks, 3, scheme, alpha=0.5, classes_per_client=2, seed=0, groups=WRITERS)
+    assert all(map(np.array_equal, parts, divide(scheme, 3)))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -109,7 +153,10 @@ import hashlib, numpy as np
 from fixbn_flwr.tasks.partition import SCHEMES, partition
 targets = np.arange(1_000) % 10
 for scheme in SCHEMES:
-    parts = partition(targets, 10, scheme, alpha=0.5, classes_per_client=2, seed=0)
+    parts = partition(
+        targets, 10, scheme, alpha=0.5, classes_per_client=2, seed=0,
+        groups=7 * (np.arange(1_000) % 31) + 3,
+    )
     print(hashlib.sha256(b"|".join(part.tobytes() for part in parts)).hexdigest())
 """
 
@@ -138,7 +185,7 @@ def test_another_process_divides_alike_and_leaves_no_trace(tmp_path: Path) -> No
 
 
 def test_unknown_scheme() -> None:
-    with pytest.raises(ConfigError, match="choose one of iid, dirichlet, classes"):
+    with pytest.raises(ConfigError, match="choose one of iid, dirichlet, classes, natural"):
         divide("shards")  # type: ignore[arg-type]
 
 
@@ -171,3 +218,23 @@ def test_impossible_classes_per_client(classes_per_client: int) -> None:
 def test_more_holders_of_a_class_than_images() -> None:
     with pytest.raises(ConfigError, match=r"more holders than images: choose fewer"):
         divide("classes", 600, classes_per_client=2)
+
+
+def test_natural_without_groups() -> None:
+    with pytest.raises(ConfigError, match=r"does not say .*: choose iid or dirichlet or classes\."):
+        divide("natural", groups=None)
+
+
+def test_fewer_groups_than_clients() -> None:
+    with pytest.raises(ConfigError, match=r"31 natural clients, fewer than the 32 .*: use 31 "):
+        divide("natural", 32)
+
+
+@pytest.mark.parametrize("scheme", ["dirichlet", "classes"])
+@pytest.mark.parametrize(("groups", "possible"), [(None, "iid"), (WRITERS, "iid or natural")])
+def test_masks_do_not_divide_by_class(
+    scheme: Scheme, groups: np.ndarray | None, possible: str
+) -> None:
+    masks = np.zeros((1_000, 2, 3), dtype=np.int64)
+    with pytest.raises(ConfigError, match=rf"no single class for each image: choose {possible}\."):
+        partition(masks, 3, scheme, alpha=0.5, classes_per_client=2, seed=0, groups=groups)
