@@ -20,6 +20,9 @@ __all__ = ["TASKS", "Split", "Task", "get_task", "load_splits", "normalise"]
 TASKS = (
     "digits",
     "cifar10",
+    "tiny-imagenet",
+    "femnist",
+    "pacs",
 )
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")

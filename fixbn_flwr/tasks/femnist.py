@@ -1,0 +1,50 @@
+"""FEMNIST: handwritten digits and letters, 62 classes, which come from many writers by nature.
+
+S. Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018,
+https://arxiv.org/abs/1812.01097, made from NIST Special Database 19. With `partition=natural` one
+client is one writer, or several when there are fewer clients.
+
+Read from the Parquet files `train.parquet` and `test.parquet` with the columns `image` (grey, 28x28
+pixels), `character` (0 to 9 digits, 10 to 35 capitals, 36 to 61 small letters) and `writer_id`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from torch.nn.functional import cross_entropy
+
+from fixbn_flwr.models.small_resnet import small_resnet
+from fixbn_flwr.tasks.images import find_folder, read_parquet
+from fixbn_flwr.tasks.task import Split, Task, accuracy
+
+CLASSES = 62
+
+
+def load(data_dir: Path | None) -> tuple[Split, Split]:
+    """All training and test images; the training images' groups are their writers.
+
+    Args:
+        data_dir: the folder with the two files, or with a folder `femnist-small` that holds them.
+            None is `~/.cache/fixbn-flwr`.
+
+    Raises:
+        ConfigError: a file is missing, damaged or not this data set.
+    """
+    folder = find_folder(data_dir, ["femnist-small"], ["train.parquet"])
+    read = partial(read_parquet, mode="L", size=28, label="character", classes=CLASSES)
+    return read(folder / "train.parquet", group="writer_id"), read(folder / "test.parquet")
+
+
+TASK = Task(
+    name="femnist",
+    classes=CLASSES,
+    load=load,
+    models={"small-resnet": partial(small_resnet, classes=CLASSES)},
+    mean=(245.43,),
+    std=(41.37,),
+    augment=None,
+    loss=cross_entropy,
+    metric=partial(accuracy, CLASSES),
+)

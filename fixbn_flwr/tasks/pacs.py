@@ -1,0 +1,51 @@
+"""PACS: seven classes of things as art paintings, cartoons, photos and sketches.
+
+D. Li, Y. Yang, Y.-Z. Song and T. Hospedales, "Deeper, Broader and Artier Domain Generalization",
+ICCV 2017, https://arxiv.org/abs/1710.03077. With `partition=natural` one client is one of the four
+domains: the clients hold the same classes, but their images look nothing alike.
+
+Read, at 64x64 pixels, from the Parquet files `train.parquet` and `test.parquet` with the columns
+`image`, `label` (dog, elephant, giraffe, guitar, horse, house, person) and `domain`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from torch.nn.functional import cross_entropy
+
+from fixbn_flwr.models.resnet20 import resnet20
+from fixbn_flwr.tasks.cifar10 import crop_and_flip
+from fixbn_flwr.tasks.images import find_folder, read_parquet
+from fixbn_flwr.tasks.task import Split, Task, accuracy
+
+CLASSES = 7
+
+
+def load(data_dir: Path | None) -> tuple[Split, Split]:
+    """All training and test images; the training images' groups are their domains.
+
+    Args:
+        data_dir: the folder with the two files, or with a folder `pacs-64` that holds them. None is
+            `~/.cache/fixbn-flwr`.
+
+    Raises:
+        ConfigError: a file is missing, damaged or not this data set.
+    """
+    folder = find_folder(data_dir, ["pacs-64"], ["train.parquet"])
+    read = partial(read_parquet, mode="RGB", size=64, label="label", classes=CLASSES)
+    return read(folder / "train.parquet", group="domain"), read(folder / "test.parquet")
+
+
+TASK = Task(
+    name="pacs",
+    classes=CLASSES,
+    load=load,
+    models={"resnet20": partial(resnet20, classes=CLASSES)},
+    mean=(181.35, 174.33, 164.75),
+    std=(77.15, 80.16, 87.40),
+    augment=crop_and_flip,
+    loss=cross_entropy,
+    metric=partial(accuracy, CLASSES),
+)
