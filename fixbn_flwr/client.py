@@ -92,9 +92,8 @@ class FixBNClient(NumPyClient):
     ) -> tuple[float, int, dict[str, Scalar]]:
         """Evaluate the global model on this client's own images."""
         own = torch.from_numpy(self.partition)
-        data = Split(self._data.images[own], self._data.targets[own])
-        loss, accuracy = evaluate(self._bench(parameters), self.task, data)
-        return loss, len(data), {"accuracy": accuracy}
+        loss, accuracy = evaluate(self._bench(parameters), self.task, self._data, own)
+        return loss, len(own), {"accuracy": accuracy}
 
     @property
     def _partition_id(self) -> int:

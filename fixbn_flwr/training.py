@@ -1,9 +1,9 @@
 """Local training and evaluation in plain PyTorch: what a client does between receiving and sending.
 
 Fast by four means, none of which changes the numbers that float32 training gives: the data set is
-one uint8 tensor that all clients of a process share, batches are gathered and augmented whole, the
-model keeps channels-last memory, and model and optimiser are built once a process (see
-:class:`Workbench`). Knows nothing of Flower or of FixBN.
+one uint8 tensor that all clients of a process share (or stays in its files, if it is too large),
+batches are gathered and augmented whole, the model keeps channels-last memory, and model and
+optimiser are built once a process (see :class:`Workbench`). Knows nothing of Flower or of FixBN.
 """
 
 from __future__ import annotations
@@ -152,10 +152,12 @@ def train(
     losses: list[Tensor] = []
     for indices in batches:
         images = normalise(task, data.images[indices].to(bench.device), dtype)
-        if task.augment is not None:
+        targets = data.targets[indices].to(bench.device)
+        if task.masks is not None:
+            images, targets = task.masks.augment(images, targets, random)
+        elif task.augment is not None:
             images = task.augment(images, random)
         images = images.contiguous(memory_format=torch.channels_last)
-        targets = data.targets[indices].to(bench.device)
         with _arithmetic(precision, bench.device):
             loss = task.loss(model(images), targets)
         optimizer.zero_grad()
@@ -166,21 +168,44 @@ def train(
 
 
 @torch.inference_mode()
-def evaluate(bench: Workbench, task: Task, data: Split) -> tuple[float, float]:
-    """Return mean loss and metric of the model, with its global statistics, in float32."""
+def evaluate(
+    bench: Workbench, task: Task, data: Split, indices: Tensor | None = None
+) -> tuple[float, float]:
+    """Return mean loss and metric of the model, with its global statistics, in float32.
+
+    Args:
+        bench: the model.
+        task: gives loss and metric.
+        data: the images.
+        indices: which of them to evaluate on; None for all.
+    """
     model = bench.model
     model.eval()
-    dtype = next(model.parameters()).dtype
     metric = task.metric().to(bench.device)
-    total = 0.0
-    for start in range(0, len(data), EVALUATION_BATCH):
-        chunk = slice(start, start + EVALUATION_BATCH)
-        images = normalise(task, data.images[chunk].to(bench.device), dtype)
-        targets = data.targets[chunk].to(bench.device)
+    total, examples = 0.0, 0
+    for images, targets in _evaluation_batches(bench, task, data, indices):
         outputs = model(images.contiguous(memory_format=torch.channels_last))
-        total += float(task.loss(outputs, targets)) * len(targets)
+        counted = len(targets) if task.masks is None else task.masks.counted(targets)
+        total += float(task.loss(outputs, targets)) * counted
+        examples += counted
         metric.update(outputs, targets)
-    return total / len(data), float(metric.compute())
+    return total / examples, float(metric.compute())
+
+
+def _evaluation_batches(
+    bench: Workbench, task: Task, data: Split, indices: Tensor | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    dtype = next(bench.model.parameters()).dtype
+    size = EVALUATION_BATCH if task.masks is None else task.masks.evaluation_batch
+    for start in range(0, len(data) if indices is None else len(indices), size):
+        chunk = slice(start, start + size)
+        chosen = chunk if indices is None else indices[chunk]
+        images = normalise(task, data.images[chosen].to(bench.device), dtype)
+        targets = data.targets[chosen].to(bench.device)
+        if task.masks is None:
+            yield images, targets
+        else:
+            yield from task.masks.windows(images, targets)
 
 
 def seed_of(*parts: int) -> int:

@@ -39,7 +39,7 @@ def client_fn(context: Context) -> Client:
     task = get_task(settings.task)
     train, _ = load_splits(task, settings.data_path)
     parts = partition(
-        train.targets.numpy(),
+        train.labels,
         partitions,
         settings.partition,
         alpha=settings.partition_alpha,

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fixbn_flwr.tasks import get_task
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -37,7 +39,8 @@ def figure_title(settings: "Settings", clients: int) -> str:
         "classes": f"{settings.partition_classes} classes each",
         "natural": "natural partition",
     }[settings.partition]
-    return f"{settings.task_name}, {clients} clients, {partition}"
+    score = "" if get_task(settings.task).masks is None else " (accuracy is mean IoU)"
+    return f"{settings.task_name}, {clients} clients, {partition}{score}"
 
 
 def draw_curves(

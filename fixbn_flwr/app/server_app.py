@@ -34,6 +34,8 @@ def main(grid: Grid, context: Context) -> None:
     settings = Settings.from_run_config(context.run_config)
     find_device(settings.device)  # of the evaluation
     task = get_task(settings.task)
+    torch.manual_seed(settings.seed)
+    model = task.models[settings.model](settings.norm)  # fails first where there is no such model
     _, test = load_splits(task, settings.data_path)
     federation = Federation(grid)
     members = federation.assemble()
@@ -42,8 +44,6 @@ def main(grid: Grid, context: Context) -> None:
     folder = RunFolder.create(settings, method=settings.method, clients=len(members))
     print(f"Run folder: {folder.path}")
 
-    torch.manual_seed(settings.seed)
-    model = task.models[settings.model](settings.norm)
     strategy = RecordedFixBN(
         ReproducibleFedAvg(settings, len(members)),
         freeze_after=settings.freeze_after,

@@ -12,8 +12,9 @@ from fixbn_flwr.schedule import Phase
 class RoundMetrics:
     """What one round gave; a line of a run folder's metrics.jsonl.
 
-    Losses are mean cross-entropies in nats, accuracies are shares in [0, 1]; a test value is None
-    in a round without evaluation. Traffic is the server's, in bytes; time in seconds.
+    Losses are mean cross-entropies in nats, accuracies are shares in [0, 1], of segmentation the
+    mean intersection over union; a test value is None in a round without evaluation. Traffic is the
+    server's, in bytes; time in seconds.
     `clients` counts the replies that were averaged, `dropped` those that were not.
     """
 

@@ -170,6 +170,13 @@ def _freeze_after(freeze_after: int | float, rounds: int) -> str | None:
     return problem("freeze-after", freeze_after, text)
 
 
+def _partition(task: str, partition: str) -> str | None:
+    if get_task(task).masks is None or partition not in ("dirichlet", "classes"):
+        return None
+    text = f"an image of task {task} has a class for every pixel, not one; use natural or iid"
+    return problem("partition", partition, text)
+
+
 def _classes(task: str, partition: str, classes: int) -> str | None:
     there_are = get_task(task).classes
     if partition != "classes" or classes <= there_are:
@@ -227,6 +234,7 @@ def _device(device: str) -> str | None:
 TOGETHER: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
     (("task", "model"), _model),
     (("data_dir",), _data_dir),
+    (("task", "partition"), _partition),
     (("task", "partition", "partition_classes"), _classes),
     (("norm", "freeze_after"), _norm),
     (("freeze_after", "num_server_rounds"), _freeze_after),

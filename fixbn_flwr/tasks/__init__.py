@@ -23,6 +23,8 @@ TASKS = (
     "tiny-imagenet",
     "femnist",
     "pacs",
+    "camvid",
+    "cityscapes",
 )
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")

@@ -9,13 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
+
+    from fixbn_flwr.tasks.segmentation import Masks
+
+
+class Stored(Protocol):
+    """A tensor, or what gives one when indexed like it, such as `ImageFiles`."""
+
+    def __len__(self) -> int:
+        """How many images there are."""
+
+    def __getitem__(self, indices: Tensor | slice, /) -> Tensor:
+        """Those asked for, one row each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,17 +38,25 @@ class Split:
 
     Attributes:
         images: the stored pixels, uint8 `[n, channels, height, width]`.
-        targets: the class of each image, int64 `[n]`.
+        targets: the class of each image, int64 `[n]`, or of each pixel, uint8 `[n, height, width]`.
         groups: the natural client that each image comes from (its writer, hospital, city), int64
             `[n]`, any numbers; None when the data has no such thing.
     """
 
-    images: Tensor
-    targets: Tensor
+    images: Stored
+    targets: Stored
     groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """The class of each image, `[n]`; of images with masks, which have none, `[n, 0]`."""
+        if isinstance(self.targets, Tensor) and self.targets.ndim == 1:
+            labels: npt.NDArray[np.int64] = self.targets.numpy()
+            return labels
+        return np.empty((len(self), 0), dtype=np.int64)
 
 
 # Compared and hashed by identity: there is one object a task, and a cache can be keyed by it.
@@ -55,6 +77,8 @@ class Task:
             same shape, drawing from the generator; None for a task without augmentation.
         loss: `(outputs, targets)` to the mean over the batch, a scalar.
         metric: makes a fresh accuracy, in [0, 1], that is fed `(outputs, targets)`.
+        masks: how images and masks are cut, for a task with a class for every pixel, which then
+            leaves `augment` None; None for a task with a class for every image.
     """
 
     name: str
@@ -66,6 +90,7 @@ class Task:
     augment: Callable[[Tensor, torch.Generator], Tensor] | None
     loss: Callable[[Tensor, Tensor], Tensor]
     metric: Callable[[], Metric]
+    masks: Masks | None = None
 
 
 def normalise(task: Task, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -122,6 +122,14 @@ def test_runs_without_a_round_still_give_a_figure(tmp_path: Path) -> None:
         ({}, "digits, 10 clients, 2 classes each"),
         ({"partition": "dirichlet", "partition-alpha": 0.5}, "digits, 10 clients, Dirichlet(0.5)"),
         ({"partition": "iid", "task": "cifar10"}, "cifar10, 10 clients, IID"),
+        (
+            {"partition": "natural", "task": "fixbn_flwr.tasks.femnist:TASK"},
+            "femnist, 10 clients, natural partition",
+        ),
+        (
+            {"partition": "natural", "task": "camvid"},
+            "camvid, 10 clients, natural partition (accuracy is mean IoU)",
+        ),
     ],
 )
 def test_the_title_says_what_is_shown(run_config: dict[str, Any], title: str) -> None:

@@ -1,0 +1,108 @@
+"""DeepLabV3+ with every normalisation: its layers, what it refuses, and that it freezes."""
+
+import socket
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD
+
+from fixbn_flwr import freeze_statistics
+from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.models.deeplab import deeplab
+from fixbn_flwr.normalization import statistics
+
+pytest.importorskip("segmentation_models_pytorch")
+
+LAYERS = 61  # 52 in MobileNetV2, 9 in the decoder
+IMAGES = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+
+
+def build(norm: str, classes: int = 11) -> nn.Module:
+    torch.manual_seed(0)
+    return deeplab(norm, classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("norm", "kind", "groups"),
+    [
+        ("bn", nn.BatchNorm2d, set()),
+        ("gn", nn.GroupNorm, {2}),
+        ("ln", nn.GroupNorm, {1}),
+        ("in", nn.InstanceNorm2d, {1}),  # layer normalisation where maps are one pixel
+    ],
+)
+def test_layers(norm: str, kind: type[nn.Module], groups: set[int]) -> None:
+    model = build(norm)
+    kinds = (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
+    layers = [module for module in model.modules() if isinstance(module, kinds)]
+    assert len(layers) == LAYERS
+    assert sum(isinstance(layer, kind) for layer in layers) == LAYERS - (norm == "in")
+    assert {layer.num_groups for layer in layers if isinstance(layer, nn.GroupNorm)} == groups
+    assert len(statistics(model)) == (2 * LAYERS if norm == "bn" else 0)
+    # 4,378,256 and 257 for each class, whatever the normalisation.
+    assert sum(parameter.numel() for parameter in model.parameters()) == 4_381_083
+
+    model.train()
+    outputs = model(IMAGES)
+    assert outputs.shape == (2, 11, 32, 48)
+    torch.autograd.backward(outputs.square().mean())
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert model.eval()(IMAGES[:1]).isfinite().all()
+
+
+def test_the_same_seed_draws_the_same_weights_for_every_normalisation() -> None:
+    weights = [
+        [module.weight for module in build(norm).modules() if isinstance(module, nn.Conv2d)]
+        for norm in ("bn", "gn")
+    ]
+    assert len(weights[0]) == len(weights[1]) > LAYERS
+    assert all(map(torch.equal, *weights))
+
+
+def test_nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "socket", lambda *_, **__: pytest.fail("asked for a connection"))
+    assert build("bn", classes=19)(IMAGES).shape == (2, 19, 32, 48)
+
+
+def test_frozen_statistics_keep_their_bits_and_everything_else_trains() -> None:
+    model = build("bn").double().train()  # so small steps would be lost in 32 bits
+    model(IMAGES.double())  # statistics like no other
+    before = statistics(model)
+    values = {name: value.detach().clone() for name, value in model.named_parameters()}
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with freeze_statistics(model):
+        model.train()
+        torch.autograd.backward(model(3 * IMAGES.double()).square().mean())
+        optimizer.step()
+    assert len(before) == 2 * LAYERS
+    for name, value in statistics(model).items():
+        assert torch.equal(value, before[name]), name
+    still = [name for name, value in model.named_parameters() if torch.equal(value, values[name])]
+    assert still == []
+
+
+def test_without_normalisation() -> None:
+    with pytest.raises(ConfigError, match=r"norm is 'none', .* Choose one of bn, gn, ln, in\."):
+        deeplab("none", classes=11)
+
+
+def test_unknown_normalisation() -> None:
+    with pytest.raises(ConfigError, match="norm is 'batch', which does not exist"):
+        deeplab("batch", classes=11)
+
+
+def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
+    with pytest.raises(ConfigError, match=r'pip install "fixbn-flwr\[segmentation\]"'):
+        deeplab("bn", classes=11)
+
+
+def test_a_batch_of_one_image_is_refused_where_batch_normalisation_would_train_on_it() -> None:
+    model = build("bn").train()
+    with pytest.raises(ConfigError, match=r"A batch of 1 image.*batch-size of 2 or more"):
+        model(IMAGES[:1])
+    with freeze_statistics(model):
+        assert model(IMAGES[:1]).shape == (1, 11, 32, 48)
+    assert build("gn").train()(IMAGES[:1]).shape == (1, 11, 32, 48)
