@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Context, RecordDict
 from whole_app import SMALL
 
@@ -42,6 +44,19 @@ def test_partition_and_seed_come_from_the_run_config() -> None:
     assert part() == part()
     assert len({tuple(p) for p in (part(), part(seed=1), part(partition="iid"))}) == 3
     assert len(part(partition="iid")) in (359, 360)
+
+
+def test_natural_clients_hold_the_groups_of_the_data(shared_data: Path) -> None:
+    groups = load_splits(get_task("pacs"), shared_data)[0].groups
+    assert groups is not None
+    for own in range(4):
+        held = client(own, 4, task="pacs", partition="natural", **{"data-dir": str(shared_data)})
+        assert torch.equal(groups[held.partition], torch.full((350,), own))
+
+
+def test_data_without_groups_has_no_natural_clients() -> None:
+    with pytest.raises(ConfigError, match=r"partition is 'natural', .* choose iid or dirichlet or"):
+        client(0, 2, partition="natural")
 
 
 @pytest.mark.parametrize("missing", ["partition-id", "num-partitions"])

@@ -32,7 +32,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"learning-rat": 0.1}, "learning-rat = 0.1: unknown key; did you mean learning-rate?"),
     ({"zzz": 1}, "zzz = 1: unknown key; see the README's table"),
     ({"task": "digit"}, 'task = "digit": unknown word; did you mean digits?'),
-    ({"task": "mnist"}, "unknown word; use one of digits, cifar10"),
+    ({"task": "mnist"}, 'task = "mnist": unknown word; did you mean femnist?'),
+    ({"task": "audio"}, "unknown word; use one of digits, cifar10"),
+    ({"task": "audio"}, ", package.module:NAME for your own"),
+    ({"task": "no_such:TASK"}, 'task = "no_such:TASK": no_such:TASK cannot be imported (Module'),
+    ({"partition": "naturel"}, "did you mean natural?"),
     ({"model": "smal-resnet"}, "no model of task digits; did you mean small-resnet?"),
     ({"task": "cifar10", "model": "small-resnet"}, "no model of task cifar10"),
     ({"norm": "BN"}, 'norm = "BN": unknown word; did you mean bn?'),
@@ -141,6 +145,14 @@ def test_missing_keys_take_the_defaults_and_the_model_is_resolved() -> None:
     settings = Settings.from_run_config({})
     assert settings == Settings(model="small-resnet")
     assert Settings.from_run_config({"task": "cifar10"}).model == "resnet20"
+
+
+def test_a_task_of_ones_own_brings_its_models_and_its_name() -> None:
+    own = "fixbn_flwr.tasks.cifar10:TASK"
+    settings = made({"task": own})
+    assert (settings.task, settings.task_name, settings.model) == (own, "cifar10", "resnet20")
+    with pytest.raises(ConfigError, match=f"no model of task {own}; use one of resnet20"):
+        made({"task": own, "model": "lenet"})
 
 
 def test_the_saved_config_gives_the_same_settings_again(tmp_path: Path) -> None:
@@ -265,6 +277,7 @@ def test_the_table_has_a_whole_row_for_every_key() -> None:
         "| `seed` | `0` |  | seed of every random choice (at least 0 and at most 4294967295) |"
         in rows
     )
+    assert rows[2].endswith("`, or `package.module:NAME` for your own) |")
     assert (
         '| `statistics` | `"mean"` |  | how the clients\' variances are averaged '
         "(one of `mean`, `pooled`) |"

@@ -1,7 +1,9 @@
 """Finding tasks by name, reading their data once, normalising."""
 
+import importlib
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,21 +22,77 @@ def test_get_task(name: str) -> None:
 
 
 def test_unknown_task() -> None:
-    with pytest.raises(ConfigError, match=r"task is 'mnist'.*digits, cifar10"):
+    with pytest.raises(
+        ConfigError, match=r"task is 'mnist'.*digits, cifar10, .*, or package.module:NAME"
+    ):
         get_task("mnist")
 
 
-def test_importing_a_task_imports_no_other_and_nothing_heavy() -> None:
+def test_importing_a_task_imports_no_other_and_none_imports_anything_heavy() -> None:
     code = (
-        "import sys; from fixbn_flwr.tasks import get_task; get_task('digits');"
-        "print([m for m in ('fixbn_flwr.tasks.cifar10', 'torchvision', 'sklearn', 'datasets',"
-        " 'flwr_datasets', 'torchmetrics') if m in sys.modules])"
+        "import sys; from fixbn_flwr.tasks import TASKS, get_task; get_task('digits');"
+        "print('fixbn_flwr.tasks.cifar10' in sys.modules);"
+        "list(map(get_task, TASKS));"
+        "print([m for m in ('torchvision', 'sklearn', 'datasets', 'flwr_datasets', 'torchmetrics',"
+        " 'pyarrow') if m in sys.modules])"
     )
     root = Path(__file__).parents[2]
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
-    assert run.stdout == "[]\n"
+    assert run.stdout == "False\n[]\n"
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Writes a user's module `own_module`, importable during the test."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(code: str) -> None:
+        (tmp_path / "own_module.py").write_text(code)
+        importlib.invalidate_caches()
+
+    yield write
+    sys.modules.pop("own_module", None)
+
+
+def test_a_task_of_ones_own(own: Callable[[str], None]) -> None:
+    own(
+        "from dataclasses import replace; from fixbn_flwr.tasks import get_task\n"
+        "MINE = replace(get_task('digits'), name='mine-2')"
+    )
+    task = get_task("own_module:MINE")
+    assert task.name == "mine-2"
+    assert get_task("own_module:MINE") is task
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "message"),
+    [
+        (
+            "",
+            "no_module:TASK",
+            r"^no_module:TASK cannot be imported \(ModuleNotFoundError: .*PYTHON",
+        ),
+        ("", "own_module:TASK", r"\(AttributeError: .*'TASK'\); .* is package.module:NAME"),
+        ("", "own_module:", r"cannot be imported \(AttributeError"),
+        ("", ":TASK", r"^:TASK cannot be imported"),
+        ("1 / 0", "own_module:TASK", r"\(ZeroDivisionError: division by zero\)"),
+        ("TASK = 'digits'", "own_module:TASK", r"is of type str; name a fixbn_flwr.tasks.Task"),
+        (
+            "from dataclasses import replace; from fixbn_flwr.tasks import get_task\n"
+            "TASK = replace(get_task('digits'), name='../mine')",
+            "own_module:TASK",
+            r"has the name '../mine', but run folders are called so; use letters",
+        ),
+    ],
+)
+def test_a_task_of_ones_own_that_cannot_be_used(
+    own: Callable[[str], None], code: str, name: str, message: str
+) -> None:
+    own(code)
+    with pytest.raises(ConfigError, match=message):
+        get_task(name)
 
 
 def toy_task(reads: list[Path | None]) -> Task:

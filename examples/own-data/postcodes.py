@@ -1,0 +1,59 @@
+"""Digits of postcodes, as several post offices have read them: a task of one's own.
+
+The data folder holds a PNG file of 8x8 grey pixels for every digit:
+
+    <data-dir>/train/<post office>/<digit>/<any name>.png      and the same in <data-dir>/test
+"""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.models.resnet20 import ResidualNetwork
+from fixbn_flwr.tasks import Split, Task
+from fixbn_flwr.tasks.images import decode
+from fixbn_flwr.tasks.task import accuracy
+
+CLASSES = list("0123456789")
+
+
+def load(data_dir: Path | None) -> tuple[Split, Split]:
+    """The training and the test images; the training images say which office they are from."""
+    if data_dir is None:
+        raise ConfigError("data-dir is empty: name the folder that holds train and test.")
+    return read(data_dir / "train"), read(data_dir / "test")
+
+
+def read(folder: Path) -> Split:
+    """The images below a folder, all of them in one uint8 tensor `[n, 1, 8, 8]`."""
+    files = sorted(file for name in CLASSES for file in folder.glob(f"*/{name}/*.png"))
+    if not files:
+        raise ConfigError(f"{folder} holds no <post office>/<digit>/*.png: is data-dir right?")
+    offices = sorted({file.parts[-3] for file in files})
+    return Split(
+        images=decode(files, [str(file) for file in files], "L", (8, 8)),
+        targets=torch.tensor([CLASSES.index(file.parts[-2]) for file in files]),
+        groups=torch.tensor([offices.index(file.parts[-3]) for file in files]),
+    )
+
+
+def network(norm: str) -> nn.Module:
+    """Any module will do; `norm` is the run config's, and "bn" is what FixBN is about."""
+    return ResidualNetwork(1, len(CLASSES), widths=(16, 32), blocks=1, norm=norm)
+
+
+TASK = Task(
+    name="postcodes",
+    classes=len(CLASSES),
+    load=load,
+    models={"small": network},
+    mean=(67.2,),
+    std=(85.6,),
+    augment=None,
+    loss=cross_entropy,
+    metric=partial(accuracy, len(CLASSES)),
+)

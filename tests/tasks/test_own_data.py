@@ -1,0 +1,99 @@
+"""The example of one's own data: made, read, trained on in a federation; the page shows its file."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from whole_app import rounds_of, run_app
+
+from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.tasks import get_task, load_splits
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "own-data"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def importable() -> Iterator[None]:
+    """As PYTHONPATH=$PWD does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXAMPLE)
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from make_data import write
+
+    folder = tmp_path_factory.mktemp("postcodes")
+    write(folder)
+    return folder
+
+
+def test_the_example_reads_images_digits_and_post_offices(data: Path) -> None:
+    task = get_task("postcodes:TASK")
+    train, test = load_splits(task, data)
+    assert train.images.shape == (1_437, 1, 8, 8)
+    assert test.images.shape == (360, 1, 8, 8)
+    assert train.groups is not None
+    assert train.groups.bincount().tolist() == [720, 478, 239]
+    pixels = train.images.float()
+    assert (pixels.mean().item(), pixels.std().item()) == pytest.approx(
+        (task.mean[0], task.std[0]), abs=0.1
+    )
+    # The files are read by digit, so the first is a 0; office C's pen is half as dark.
+    digits = torch.unique_consecutive(train.targets)
+    assert digits.tolist()[:2] == [0, 1]
+    assert [int(train.images[train.groups == office].max()) for office in range(3)] == [
+        240,
+        240,
+        120,
+    ]
+
+
+def test_it_trains_with_an_office_a_client_and_its_statistics_freeze(
+    data: Path, tmp_path: Path
+) -> None:
+    run_config = {
+        "task": "postcodes:TASK",
+        "data-dir": str(data),
+        "partition": "natural",
+        "fraction-train": 1.0,
+        "local-steps": 20,
+        "batch-size": 32,
+    }
+    folders = [
+        run_app(tmp_path / str(rounds), 3, run_config | rounds)
+        for rounds in ({"num-server-rounds": 2, "freeze-after": 1.0}, {"num-server-rounds": 3})
+    ]
+    rounds = rounds_of(folders[1])
+    assert [entry["phase"] for entry in rounds] == ["exploration"] * 2 + ["calibration"]
+    assert rounds[-1]["test_accuracy"] > 0.5  # of ten digits
+    assert "-postcodes-" in folders[1].name
+
+    # Two rounds of plain BN end with the statistics that FixBN has frozen, to the last bit.
+    at_freeze, final = (load_file(folder / "final.safetensors") for folder in folders)
+    statistics = [name for name in final if "running_" in name]
+    assert len(statistics) == 10
+    assert all(np.array_equal(at_freeze[name], final[name]) for name in statistics)
+    assert not any(
+        np.array_equal(at_freeze[name], final[name]) for name in final if "weight" in name
+    )
+
+
+def test_it_says_what_is_missing(tmp_path: Path) -> None:
+    task = get_task("postcodes:TASK")
+    with pytest.raises(ConfigError, match="data-dir is empty"):
+        task.load(None)
+    with pytest.raises(ConfigError, match=r"train holds no <post office>/<digit>/\*.png: is data"):
+        task.load(tmp_path)
+
+
+def test_the_page_shows_the_file_as_it_is() -> None:
+    page = (ROOT / "docs" / "your-own-data.md").read_text(encoding="utf-8")
+    code = (EXAMPLE / "postcodes.py").read_text(encoding="utf-8")
+    assert f"```python\n{code}```\n" in page
+    assert len(code.splitlines()) <= 60
