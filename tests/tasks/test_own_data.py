@@ -44,7 +44,7 @@ def test_the_example_reads_images_digits_and_post_offices(data: Path) -> None:
     assert (pixels.mean().item(), pixels.std().item()) == pytest.approx(
         (task.mean[0], task.std[0]), abs=0.1
     )
-    # The files are read by digit, so the first is a 0; office C's pen is half as dark.
+    # The files come by office, then by digit; office C's pen is half as dark.
     digits = torch.unique_consecutive(train.targets)
     assert digits.tolist()[:2] == [0, 1]
     assert [int(train.images[train.groups == office].max()) for office in range(3)] == [
