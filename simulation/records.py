@@ -1,7 +1,7 @@
 """What the experiments leave behind: JSON lines, one a run, committed beside the README's figures.
 
-A file `results/<experiment>/<scale>.jsonl` holds a line for every run that has ended, in the order in
-which they ended, with all that it takes to run it again. A file is only ever appended to.
+A file `results/<experiment>/<scale>.jsonl` holds a line for every run that has ended, in the order
+in which they ended, with all that it takes to run it again. A file is only ever appended to.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Result:
 
     Attributes:
         id: of the run's config; the same run in two experiments has the same.
-        kind: "result", or "search" for a run that only looks for a learning rate: on training images
-            held out from it, with a seed of its own.
+        kind: "result", or "search" for a run that only looks for a learning rate: with a seed of
+            its own, and tested on training images that were held out from it.
         grid: which of the experiment's grids it belongs to.
         method: the method's name in the experiment, such as "FixBN".
         setting: the place in the grid, axis by axis, such as {"partition": "two classes"}.

@@ -2,7 +2,7 @@
 
     history, of_round = run_older(strategy, numpy_app(network, batches), arrays, num_rounds=3)
 
-The server is a real ``ServerApp(server_fn=...)`` on the grid of in_memory_grid.
+The server is a real ``ServerApp(server_fn=...)`` on simulation.in_memory_grid.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from clients import Batch, TrainStep, dropout_seed, partition_of, sgd_step
 from flwr.app import Context, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
@@ -19,11 +20,11 @@ from flwr.clientapp.typing import Mod
 from flwr.common import Parameters, parameters_to_ndarrays
 from flwr.server import ServerApp, ServerAppComponents, ServerConfig
 from flwr.server.strategy import Strategy
-from in_memory_grid import Batch, InMemoryGrid, TrainStep, dropout_seed, partition_of, sgd_step
 from torch import nn
 from torch.optim import SGD
 
 from fixbn_flwr import local_training
+from simulation.in_memory_grid import InMemoryGrid
 
 Arrays = list[np.ndarray]
 
@@ -86,7 +87,7 @@ def numpy_app(
     client: type[Trainer] = Trainer,
     mods: Sequence[Mod] = (),
 ) -> ClientApp:
-    """A ClientApp with client_fn; the choices are those of in_memory_grid's training_app.
+    """A ClientApp with client_fn; the choices are those of clients.training_app.
 
     Args:
         build: makes the model; its initial weights are used only if the server asks for them.

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clients import dropout_seed, initial_arrays, partition_of, sgd_step, training_app
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.client import Client, NumPyClient
 from flwr.clientapp import ClientApp
@@ -22,20 +23,13 @@ from flwr.server import LegacyContext, ServerConfig
 from flwr.server.strategy import FedAvg as OlderFedAvg
 from flwr.server.workflow import DefaultWorkflow
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
-from in_memory_grid import (
-    InMemoryGrid,
-    dropout_seed,
-    initial_arrays,
-    partition_of,
-    sgd_step,
-    training_app,
-)
 from torch import Tensor, nn
 from torch.optim import SGD
 
 from fixbn_flwr import FixBN, local_training
 from fixbn_flwr.bridge import numpy_client_mod
 from fixbn_flwr.errors import RoundsFailedError
+from simulation.in_memory_grid import InMemoryGrid
 
 CLIENTS = 3
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clients import Batch, training_app
 from flwr.app import Array, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import (
@@ -20,12 +21,12 @@ from flwr.serverapp.strategy import (
     MultiKrum,
     Strategy,
 )
-from in_memory_grid import Batch, InMemoryGrid, training_app
 from test_strategy import federation, network, same, statistics_of
 from torch import nn
 
 from fixbn_flwr import FixBN
 from fixbn_flwr.errors import ConfigError
+from simulation.in_memory_grid import InMemoryGrid
 
 CLIENTS, HOSTILE = 7, 3  # 4 * 1 + 3: Bulyan's least against one
 EVALUATE: dict[str, Any] = {"fraction_evaluate": 0.0}

@@ -42,21 +42,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from clients import Batch, dropout_seed, initial_arrays, partition_of, sgd_step, training_app
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.client import Client
 from flwr.clientapp import ClientApp
 from flwr.common import ndarrays_to_parameters
 from flwr.server.strategy import FedAvg as OlderFedAvg
 from flwr.serverapp.strategy import FedAvg, Strategy
-from in_memory_grid import (
-    Batch,
-    InMemoryGrid,
-    dropout_seed,
-    initial_arrays,
-    partition_of,
-    sgd_step,
-    training_app,
-)
 from older_generation import arrays_of, numpy_app, run_older
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -70,6 +62,7 @@ from fixbn_flwr.legacy import FixBN as LegacyFixBN
 from fixbn_flwr.models.resnet20 import ResidualNetwork, resnet20
 from fixbn_flwr.tasks import Split, Task
 from fixbn_flwr.tasks.task import accuracy
+from simulation.in_memory_grid import InMemoryGrid
 
 CLIENTS, BATCH, CLASSES = 3, 4, 3
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 0.01

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clients import initial_arrays, sgd_step, training_app
 from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.client.mod import secaggplus_mod
 from flwr.common import ndarrays_to_parameters
@@ -17,7 +18,6 @@ from flwr.server import LegacyContext, ServerConfig
 from flwr.server.strategy import FedAvg
 from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
 from flwr.serverapp.strategy import FedAvg as NewFedAvg
-from in_memory_grid import InMemoryGrid, initial_arrays, sgd_step, training_app
 from older_generation import Arrays, Trainer, arrays_of, load, numpy_app, run_older
 from test_strategy import batches, network
 from torch import nn
@@ -34,6 +34,7 @@ from fixbn_flwr.errors import (
 )
 from fixbn_flwr.legacy import FixBN
 from fixbn_flwr.legacy_replies import in_order
+from simulation.in_memory_grid import InMemoryGrid
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
+from clients import Batch
 from flwr.common import ndarrays_to_parameters
 from flwr.server.strategy import (
     Bulyan,
@@ -37,7 +38,6 @@ from flwr.server.strategy import (
     QFedAvg,
     Strategy,
 )
-from in_memory_grid import Batch
 from older_generation import Arrays, Trainer, arrays_of, numpy_app, run_older
 from test_legacy import CLIENTS, NAMES, ROUNDS, STATISTICS, fedavg, fixbn
 from test_strategy import batches, network

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from clients import initial_arrays, training_app
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
-from in_memory_grid import InMemoryGrid, initial_arrays, training_app
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adam, Optimizer
 
@@ -19,6 +19,7 @@ from fixbn_flwr import Phase, local_training
 from fixbn_flwr.errors import ConfigError, MomentumError, NoStatisticsError, StatisticsMovedError
 from fixbn_flwr.normalization import statistics
 from fixbn_flwr.wire import Momentum, RoundConfig
+from simulation.in_memory_grid import InMemoryGrid
 
 Wrap = Callable[[dict[str, Any], dict[str, Tensor]], Any]
 

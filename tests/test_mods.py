@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clients import initial_arrays, sgd_step, training_app
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.client.mod import secagg_mod, secaggplus_mod
@@ -26,7 +27,6 @@ from flwr.serverapp.strategy import (
     FedAvg,
     Strategy,
 )
-from in_memory_grid import InMemoryGrid, initial_arrays, sgd_step, training_app
 from test_strategy import CLIENTS, ROUNDS, batches, fedavg, federation, network, same, statistics_of
 from torch import Tensor, nn
 
@@ -34,6 +34,7 @@ from fixbn_flwr import FixBN, local_training
 from fixbn_flwr.bridge import numpy_client_mod
 from fixbn_flwr.errors import ConfigError, RoundsFailedError, StatisticsMovedError
 from fixbn_flwr.mods import MARK, parameters_only
+from simulation.in_memory_grid import InMemoryGrid
 
 Arrays = dict[str, np.ndarray]
 NORM = 0.05

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clients import initial_arrays, training_app
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
-from in_memory_grid import InMemoryGrid, initial_arrays, training_app
 from older_generation import arrays_of, numpy_app, run_older
 from test_legacy import CLIENTS, NAMES, fixbn
 from test_strategy import batches, network
@@ -26,6 +26,7 @@ from test_strategy import batches, network
 from fixbn_flwr import FixBN
 from fixbn_flwr.bridge import numpy_client_mod
 from fixbn_flwr.errors import RoundsFailedError
+from simulation.in_memory_grid import InMemoryGrid
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -9,6 +9,7 @@ from typing import Any
 import flwr.serverapp.strategy as shipped
 import numpy as np
 import pytest
+from clients import initial_arrays, training_app
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
@@ -35,13 +36,13 @@ from flwr.serverapp.strategy import (
     QFedAvg,
     Strategy,
 )
-from in_memory_grid import FIRST_NODE_ID, InMemoryGrid, initial_arrays, training_app
 from test_strategy import batches, fedavg, federation, network, same, statistics_of
 from torch import nn
 
 from fixbn_flwr import FixBN
 from fixbn_flwr.errors import ConfigError, NoStatisticsError, RoundsFailedError
 from fixbn_flwr.mods import parameters_only
+from simulation.in_memory_grid import FIRST_NODE_ID, InMemoryGrid
 
 CLIENTS, ROUNDS, FREEZE_AFTER = 4, 4, 2
 EXAMPLES = [1, 2, 3, 4]

@@ -1,4 +1,4 @@
-"""FixBN around real strategies, with real clients, without Ray (see in_memory_grid)."""
+"""FixBN around real strategies, with real clients, without Ray (see simulation.in_memory_grid)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clients import Batch, initial_arrays, partition_of, training_app
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.server.strategy import FedAvg as OlderFedAvg
@@ -26,14 +27,6 @@ from flwr.serverapp.strategy import (
     Result,
     Strategy,
 )
-from in_memory_grid import (
-    FIRST_NODE_ID,
-    Batch,
-    InMemoryGrid,
-    initial_arrays,
-    partition_of,
-    training_app,
-)
 from torch import Tensor, nn
 
 from fixbn_flwr import FixBN, Phase
@@ -44,6 +37,7 @@ from fixbn_flwr.errors import (
     RoundsFailedError,
     StatisticsMovedError,
 )
+from simulation.in_memory_grid import FIRST_NODE_ID, InMemoryGrid
 
 CLIENTS = 4
 ROUNDS = 4

@@ -12,9 +12,9 @@ from unittest.mock import patch
 import numpy as np
 import numpy.typing as npt
 from flwr.app import Context, RecordDict
-from in_memory_grid import InMemoryGrid
 
 from fixbn_flwr.app import client_app, server_app
+from simulation.in_memory_grid import InMemoryGrid
 
 # Two rounds with the statistics of each client, one with the frozen ones; learns something.
 SMALL: dict[str, Any] = {

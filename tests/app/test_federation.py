@@ -11,12 +11,12 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.client import Client, NumPyClient
 from flwr.clientapp import ClientApp
-from in_memory_grid import FIRST_NODE_ID, InMemoryGrid
 from whole_app import weight_of
 
 from fixbn_flwr.app.federation import Federation, Member
 from fixbn_flwr.bridge import numpy_client_mod
 from fixbn_flwr.errors import ClientsMissingError, ConfigError
+from simulation.in_memory_grid import FIRST_NODE_ID, InMemoryGrid
 
 
 class Echo(NumPyClient):

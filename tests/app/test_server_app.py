@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Message
-from in_memory_grid import FIRST_NODE_ID, InMemoryGrid
 from safetensors.numpy import load_file
 from whole_app import SMALL, rounds_of, run_app, serve, weight_of
 
@@ -22,6 +21,7 @@ from fixbn_flwr.client import FixBNClient
 from fixbn_flwr.errors import ClientsMissingError, ConfigError, RoundsFailedError
 from fixbn_flwr.tasks import get_task, load_splits
 from fixbn_flwr.training import evaluate, workbench
+from simulation.in_memory_grid import FIRST_NODE_ID, InMemoryGrid
 
 DIGITS = get_task("digits")
 

@@ -1,4 +1,4 @@
-"""A small real federation in one process: the strategy and the ClientApp are those of a real run.
+"""A federation in one process, without Ray: the app and the messages are those of a real run.
 
     grid = InMemoryGrid(client_app, nodes=4)
     result = FixBN(FedAvg(), freeze_after=1).start(grid, initial_arrays(model), num_rounds=3)
@@ -6,7 +6,9 @@
 Each node keeps one ``Context`` for its whole life. Messages pass as protobuf bytes and contexts as
 pickles, as they do between SuperLink and SuperNode or between Ray's processes, so nothing is shared
 by reference. A client that raises answers with the error reply that Flower's simulation would send,
-and what it did to its context is discarded, as there.
+and what it did to its context is discarded, as there. A run gives the same bits here as through
+`flwr run` (tests/federation/test_completed_runs.py) and starts in no time, which is why the
+experiments and the fast tests use it.
 """
 
 from __future__ import annotations
@@ -15,11 +17,10 @@ import logging
 import pickle
 import random
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import torch
-from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
@@ -27,10 +28,7 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
-from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
 
-from fixbn_flwr import local_training
 from fixbn_flwr.momentum import Buffers
 from fixbn_flwr.store import load_buffers
 
@@ -83,10 +81,12 @@ class InMemoryGrid(Grid):
         self._run = Run.create_empty(run_id)
 
     def set_run(self, run: Run) -> None:
+        """See ``Grid.set_run``."""
         self._run = run
 
     @property
     def run(self) -> Run:
+        """See ``Grid.run``."""
         return self._run
 
     def create_message(
@@ -97,20 +97,25 @@ class InMemoryGrid(Grid):
         group_id: str,
         ttl: float | None = None,
     ) -> Message:
+        """See ``Grid.create_message``."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
+        """See ``Grid.get_node_ids``."""
         return list(self.contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """See ``Grid.push_messages``."""
         raise NotImplementedError("strategies use send_and_receive")
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """See ``Grid.pull_messages``."""
         raise NotImplementedError("strategies use send_and_receive")
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
+        """Run the clients asked, one after the other, and return their replies."""
         with self._one_at_a_time:
             wires = [self._to_wire(message) for message in messages]  # all before any client runs
             answered = [wire for wire in wires if not self.lost(_from_wire(wire))]
@@ -147,88 +152,3 @@ def _from_wire(wire: bytes) -> Message:
     proto = ProtoMessage()
     proto.ParseFromString(wire)
     return message_from_proto(proto)
-
-
-def initial_arrays(model: nn.Module) -> ArrayRecord:
-    return ArrayRecord(model.state_dict())
-
-
-def partition_of(context: Context) -> int:
-    return int(context.node_config["partition-id"])
-
-
-Batch = tuple[Tensor, Tensor]
-TrainStep = Callable[[nn.Module, Optimizer, Batch], None]
-
-
-def sgd_step(model: nn.Module, optimizer: Optimizer, batch: Batch) -> None:
-    """One step of an ordinary training loop, `model.train()` included."""
-    images, targets = batch
-    model.train()
-    optimizer.zero_grad()
-    nn.functional.cross_entropy(model(images), targets).backward()
-    optimizer.step()
-
-
-def training_app(
-    build: Callable[[], nn.Module],
-    batches: Callable[[int, int], Sequence[Batch]],
-    *,
-    learning_rate: float = 0.05,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
-    step: TrainStep = sgd_step,
-    optimizer_of: Callable[[nn.Module], Optimizer] | None = None,
-    examples: Sequence[int] | None = None,
-    on_reply: Callable[[int, int, nn.Module, RecordDict], None] = lambda *_: None,
-) -> ClientApp:
-    """A Message API client as a user writes one: new model, new SGD, its own loop, one ``with``.
-
-    Args:
-        build: makes the model; its initial weights are not used.
-        batches: a client's batches by partition and round; each is one step.
-        learning_rate: of SGD.
-        momentum: of SGD.
-        weight_decay: of SGD.
-        step: one step on one batch.
-        optimizer_of: another optimiser than SGD.
-        examples: the client's number of examples by partition; all alike by default.
-        on_reply: called with partition, round, model and reply's content before it is sent.
-    """
-    app = ClientApp()
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        partition = partition_of(context)
-        server_round = int(message.content.config_records["config"]["server-round"])  # type: ignore[arg-type]
-        model = build()
-        model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
-        optimizer = (
-            optimizer_of(model)
-            if optimizer_of
-            else SGD(model.parameters(), learning_rate, momentum, weight_decay=weight_decay)
-        )
-        torch.manual_seed(dropout_seed(partition, server_round))
-        with local_training(model, optimizer, message.content, context) as local:
-            for batch in batches(partition, server_round):
-                step(model, optimizer, batch)
-        content = RecordDict(
-            {
-                "arrays": ArrayRecord(model.state_dict()),
-                "metrics": MetricRecord({"num-examples": examples[partition] if examples else 8}),
-                **local.records,
-            }
-        )
-        on_reply(partition, server_round, model, content)
-        return Message(content, reply_to=message)
-
-    @app.evaluate()
-    def evaluate(message: Message, context: Context) -> Message:
-        metrics = MetricRecord({"num-examples": 8, "partition": partition_of(context)})
-        return Message(RecordDict({"metrics": metrics}), reply_to=message)
-
-    return app
-
-
-def dropout_seed(partition: int, server_round: int) -> int:
-    return 1000 * server_round + partition
