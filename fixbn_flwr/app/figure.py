@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fixbn_flwr.app.summary import RoundMetrics
 
 # Colour, line style, marker: by the order of the runs.
-_STYLES = (
+STYLES = (
     ("#0072B2", "-", "o"),
     ("#D55E00", "--", "s"),
     ("#009E73", "-.", "^"),
@@ -65,7 +65,7 @@ def draw_curves(
     axes["test"].sharex(axes["train"])
     axes["test"].sharey(axes["train"])
     for index, (label, rounds) in enumerate(runs.items()):
-        style = index % len(_STYLES)
+        style = index % len(STYLES)
         _line(axes["accuracy"], style, label, [(m.round, m.test_accuracy, 100.0) for m in rounds])
         _line(axes["train"], style, label, [(m.round, m.train_loss, 1.0) for m in rounds])
         _line(axes["test"], style, label, [(m.round, m.test_loss, 1.0) for m in rounds])
@@ -112,7 +112,7 @@ def _line(
 ) -> None:
     """One run's curve through the rounds that have a finite value, each times its scale."""
     known = [(x, y * scale) for x, y, scale in points if y is not None and math.isfinite(y)]
-    color, dashes, marker = _STYLES[style]
+    color, dashes, marker = STYLES[style]
     step = max(1, len(known) // _MARKERS_A_LINE)
     ax.plot(
         [x for x, _ in known],
