@@ -80,7 +80,7 @@ def workbench(
     Args:
         task: the task whose model to build.
         model: a name among ``task.models``.
-        norm: the normalisation's name, see :mod:`fixbn_flwr.models.norm`.
+        norm: the normalisation's name, see :func:`fixbn_flwr.models.norm.normaliser`.
         momentum: SGD's momentum coefficient.
         weight_decay: SGD's L2 penalty.
         device: "auto" (CUDA where there is some, else the CPU), "cpu", "cuda" or "cuda:N".

@@ -32,13 +32,13 @@ def train_centrally(settings: Settings, clients: int) -> Path:
         The run folder; its rounds are those of the federation, which end with an evaluation.
 
     Raises:
-        ConfigError: data or device are not there, or the run folder cannot be made.
+        ConfigError: data, device or model are not there, or the run folder cannot be made.
     """
     settings = replace(settings, freeze_after=1.0)  # nothing is frozen here: there is no T*
     task = get_task(settings.task)
+    bench = workbench_of(task, settings)  # fails first where there is no such model
     data, test = load_splits(task, settings.data_path)
     together = settings.clients_per_round(clients)
-    bench = workbench_of(task, settings)
     folder = RunFolder.create(settings, method=METHOD, clients=clients)
     print(f"Run folder: {folder.path}")
     torch.manual_seed(settings.seed)  # the initial model is the federation's

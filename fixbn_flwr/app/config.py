@@ -26,10 +26,14 @@ from fixbn_flwr.tasks.partition import Scheme
 class Settings:
     """A run's validated config. Make it with `from_run_config`: the constructor checks nothing."""
 
-    task: str = setting("digits", "data set, model and loss", choices=TASKS, or_own=True)
+    task: str = setting(
+        "digits", "data set, model and loss", choices=TASKS, beside=validation.OWN_TASK
+    )
     data_dir: str = setting("", "where the task's files are; empty: the task's own place", "path")
     model: str = setting("", "network; empty: the task's own default")
-    norm: str = setting("bn", "normalisation layers of the network", choices=tuple(NORMS))
+    norm: str = setting(
+        "bn", "normalisation layers of the network", choices=NORMS, beside=validation.GROUPS
+    )
     partition: Scheme = setting("classes", "how the images are spread over the clients")  # noqa: RUF009
     partition_alpha: float = setting(
         0.3, "concentration of `dirichlet`: the smaller, the less alike the clients", above=0
@@ -67,9 +71,10 @@ class Settings:
     )
     batch_size: int = setting(16, "size of a mini-batch", "images", at_least=1)
     learning_rate: float = setting(0.05, "SGD's learning rate in round 1", above=0)
-    learning_rate_schedule: Literal["constant", "cosine", "step"] = setting(
+    learning_rate_schedule: Literal["constant", "cosine", "step", "halfway"] = setting(
         "constant",
-        "`cosine` falls to zero over the rounds, `step` is times 0.1 after 75 % of them",
+        "`cosine` falls to zero over the rounds, `step` is times 0.1 after 75 % of them, `halfway` "
+        "after 50 %",
     )
     weight_decay: float = setting(0.001, "SGD's L2 penalty", at_least=0)
     evaluate_every: int = setting(
@@ -138,7 +143,7 @@ class Settings:
 
     @property
     def method(self) -> str:
-        """The label of the method: FixBN, BN, GN, LN, IN or "no norm"."""
+        """The label of the method: FixBN, BN, GN, GN8 (and so on), LN, IN or "no norm"."""
         if self.norm == "bn":
             return "FixBN" if self.freeze_round < self.num_server_rounds else "BN"
         return "no norm" if self.norm == "none" else self.norm.upper()
@@ -153,9 +158,8 @@ class Settings:
         if self.learning_rate_schedule == "cosine":
             share_done = (server_round - 1) / rounds
             return self.learning_rate * (1 + math.cos(math.pi * share_done)) / 2
-        if self.learning_rate_schedule == "step" and 4 * server_round > 3 * rounds:
-            return self.learning_rate * 0.1
-        return self.learning_rate
+        falls = {"step": 0.75, "halfway": 0.5}.get(self.learning_rate_schedule, 1.0)
+        return self.learning_rate * (0.1 if server_round > falls * rounds else 1.0)
 
     def effective_learning_rate(self, server_round: int) -> float:
         """What clients train with: `learning_rate_at`, times the factor in calibration."""
@@ -194,8 +198,9 @@ def table() -> str:
     for field in dataclasses.fields(Settings):
         rule: validation.Rule = field.metadata["rule"]
         words = ", ".join(f"`{word}`" for word in validation.choices_of(field))
-        own = f", or `{validation.OWN}` for your own" if rule.or_own else ""
-        allowed = f" (one of {words}{own})" if words else f" ({rule.bounds})" if rule.bounds else ""
+        beside = f", or `{rule.beside.example}` {rule.beside.meaning}" if rule.beside else ""
+        limits = f"one of {words}{beside}" if words else rule.bounds
+        allowed = f" ({limits})" if limits else ""
         default = json.dumps(field.default)
         lines.append(
             f"| `{key_of(field.name)}` | `{default}` | {rule.unit} | {rule.meaning}{allowed} |"

@@ -16,26 +16,52 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from fixbn_flwr import schedule
+from fixbn_flwr.models.norm import counts_groups
 from fixbn_flwr.tasks import get_task
 
 Value = bool | float | int | str
-OWN = "package.module:NAME"
 _T = TypeVar("_T")
 _RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
 
 
 @dataclass(frozen=True)
+class Form:
+    """Values that are allowed beside a key's words because they are written alike.
+
+    Attributes:
+        example: how they are written.
+        meaning: what the example means.
+        fits: whether a value is one of them; raises `ValueError` when it is, but cannot be used.
+    """
+
+    example: str
+    meaning: str
+    fits: Callable[[str], bool]
+
+
+def _is_own_task(name: str) -> bool:
+    if ":" not in name:
+        return False
+    get_task(name)  # raises when it cannot be had
+    return True
+
+
+OWN_TASK = Form("package.module:NAME", "for your own", _is_own_task)
+GROUPS = Form("gn8", "for 8 groups instead of 2, or another number of them", counts_groups)
+
+
+@dataclass(frozen=True)
 class Rule:
     """What one key means and allows: one sentence, a unit, words to choose from, or bounds.
 
-    With `or_own` a task of the user's own is allowed beside the words.
+    With `beside`, other values than the words are allowed, too.
     """
 
     meaning: str
     unit: str = ""
     choices: tuple[str, ...] = ()
-    or_own: bool = False
+    beside: Form | None = None
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None
@@ -96,10 +122,9 @@ def parse(field: "dataclasses.Field[Any]", value: object) -> Value:
         if not isinstance(value, str):
             remedy = f"use one of {', '.join(choices)}" if choices else "write it in quotes"
             raise ValueError(f"must be text; {remedy}")
-        if rule.or_own and ":" in value:
-            get_task(value)
-        elif choices and value not in choices:
-            allowed = [*choices, f"{OWN} for your own"] if rule.or_own else choices
+        beside = rule.beside
+        if choices and value not in choices and not (beside and beside.fits(value)):
+            allowed = [*choices, f"{beside.example} {beside.meaning}"] if beside else choices
             raise ValueError(f"unknown word; {did_you_mean(value, allowed)}")
         return value
     number = _number(value, whole=field.type is int)

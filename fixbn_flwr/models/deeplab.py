@@ -25,9 +25,10 @@ def deeplab(norm: str = "bn", *, classes: int) -> nn.Module:
     downloaded. The same seed gives the same convolutions whatever the normalisation.
 
     Args:
-        norm: the normalisation, one of `fixbn_flwr.models.norm.NORMS` but "none". With "in" the
-            layer of the image-pooling branch is a layer normalisation: its maps are one pixel, of
-            which instance normalisation would leave nothing.
+        norm: the normalisation, see `fixbn_flwr.models.norm.normaliser`, but not "none". With "in"
+            the layer of the image-pooling branch is a layer normalisation: its maps are one pixel,
+            of which instance normalisation would leave nothing. Of groups there can be 1, 2, 4 or
+            8, which divide all widths.
         classes: number of classes.
 
     Raises:

@@ -8,7 +8,9 @@ in: D. Ulyanov, A. Vedaldi, V. Lempitsky, "Instance Normalization", https://arxi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
@@ -18,8 +20,14 @@ Normaliser = Callable[[int], nn.Module]
 """Makes the layer for feature maps `[n, channels, height, width]` from the number of channels."""
 
 
-def _group_norm(channels: int) -> nn.Module:
-    return nn.GroupNorm(2, channels)
+def _group_norm(channels: int, *, groups: int) -> nn.Module:
+    if channels % groups:
+        raise ConfigError(
+            f"norm is 'gn{groups}', but a layer of this network has {channels} channels, which do"
+            f" not divide into {groups} equal groups: choose a number that divides {channels} and"
+            " the channels of every other layer, such as gn2."
+        )
+    return nn.GroupNorm(groups, channels)
 
 
 def _layer_norm(channels: int) -> nn.Module:
@@ -36,7 +44,7 @@ def _no_norm(_channels: int) -> nn.Module:
 
 _NORMALISERS: dict[str, Normaliser] = {
     "bn": nn.BatchNorm2d,
-    "gn": _group_norm,
+    "gn": partial(_group_norm, groups=2),
     "ln": _layer_norm,
     "in": _instance_norm,
     "none": _no_norm,
@@ -44,18 +52,29 @@ _NORMALISERS: dict[str, Normaliser] = {
 
 NORMS = tuple(_NORMALISERS)
 
+_GROUPS = re.compile(r"gn([1-9][0-9]*)")
+
+
+def counts_groups(name: str) -> bool:
+    """Whether `name` is group normalisation with its number of groups, such as "gn8"."""
+    return _GROUPS.fullmatch(name) is not None
+
 
 def normaliser(name: str) -> Normaliser:
-    """What makes the normalisation layers of the kind `name`, one of `NORMS`.
+    """What makes the normalisation layers of the kind `name`, one of `NORMS`, or such as "gn8".
 
     All but "none" scale and shift each channel by trained parameters; only "bn" keeps running
-    statistics.
+    statistics. "gn" has 2 groups, "gn8" has 8; its layers raise a `ConfigError` when they are made
+    for a number of channels that this does not divide.
 
     Raises:
         ConfigError: there is no such kind.
     """
+    if with_groups := _GROUPS.fullmatch(name):
+        return partial(_group_norm, groups=int(with_groups[1]))
     if name not in _NORMALISERS:
         raise ConfigError(
-            f"norm is {name!r}, which does not exist: choose one of {', '.join(NORMS)}."
+            f"norm is {name!r}, which does not exist: choose one of {', '.join(NORMS)}, or gn with"
+            " the number of groups, such as gn8."
         )
     return _NORMALISERS[name]

@@ -22,11 +22,11 @@ def resnet18(norm: str = "bn", *, classes: int = 200) -> nn.Module:
     shortcuts have no parameters, where torchvision's have a convolution.
 
     Args:
-        norm: the normalisation, one of `fixbn_flwr.models.norm.NORMS`.
+        norm: the normalisation, see `fixbn_flwr.models.norm.normaliser`.
         classes: number of outputs.
 
     Raises:
-        ConfigError: there is no such normalisation.
+        ConfigError: there is no such normalisation, or its groups do not divide the widths.
     """
     make_norm = normaliser(norm)
     if norm == "none":

@@ -97,10 +97,10 @@ class ResidualNetwork(nn.Module):
         classes: number of outputs.
         widths: channels of each stage; every stage but the first halves height and width.
         blocks: residual blocks in each stage.
-        norm: the normalisation, one of `fixbn_flwr.models.norm.NORMS`; "none" is FixUp.
+        norm: the normalisation, see `fixbn_flwr.models.norm.normaliser`; "none" is FixUp.
 
     Raises:
-        ConfigError: there is no such normalisation.
+        ConfigError: there is no such normalisation, or its groups do not divide the widths.
     """
 
     def __init__(

@@ -1,8 +1,7 @@
 """CIFAR-10: 60,000 colour images of 32x32 pixels in 10 classes, with random crops and flips.
 
 A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", technical report, University
-of Toronto, 2009. The augmentation is that of K. He, X. Zhang, S. Ren and J. Sun, "Deep Residual
-Learning for Image Recognition", CVPR 2016, https://arxiv.org/abs/1512.03385, section 4.2.
+of Toronto, 2009.
 """
 
 from __future__ import annotations
@@ -14,17 +13,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.models.resnet20 import resnet20
+from fixbn_flwr.tasks.augmentation import crop_and_flip
 from fixbn_flwr.tasks.task import Split, Task, accuracy
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_FOLDER = Path("~/.cache/fixbn-flwr")
-PADDING = 4  # pixels on every side, before a crop of the original size
 
 
 def load(data_dir: Path | None) -> tuple[Split, Split]:
@@ -63,32 +61,6 @@ def _read(folder: Path, *, train: bool) -> Split:
         dataset = CIFAR10(str(folder), train=train, download=True)
     images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2)
     return Split(images, torch.tensor(dataset.targets))
-
-
-def crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift every image by up to 4 pixels each way, filling with zeros, and mirror every other one.
-
-    Zero is the mean colour, because the batch is normalised already.
-
-    Args:
-        images: a batch, float `[n, channels, height, width]`.
-        generator: where the shifts and mirrorings are drawn from.
-
-    Returns:
-        A batch of the same shape, on the device of `images`.
-    """
-    number, channels, height, width = images.shape
-    here, there = images.device, generator.device
-    shifts = torch.randint(2 * PADDING + 1, (2, number, 1), generator=generator, device=there)
-    mirrored = torch.randint(2, (number, 1), generator=generator, device=there)
-    top, left = shifts.to(here)
-    columns = torch.arange(width, device=here)
-    columns = left + torch.where(mirrored.to(here) == 1, columns.flip(0), columns)  # [n, width]
-    rows = top + torch.arange(height, device=here)  # [n, height]
-    image = torch.arange(number, device=here).view(-1, 1, 1, 1)
-    channel = torch.arange(channels, device=here).view(1, -1, 1, 1)
-    padded = pad(images, (PADDING, PADDING, PADDING, PADDING))
-    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 TASK = Task(

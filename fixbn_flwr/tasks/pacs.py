@@ -16,7 +16,7 @@ from pathlib import Path
 from torch.nn.functional import cross_entropy
 
 from fixbn_flwr.models.resnet20 import resnet20
-from fixbn_flwr.tasks.cifar10 import crop_and_flip
+from fixbn_flwr.tasks.augmentation import crop_and_flip
 from fixbn_flwr.tasks.images import find_folder, read_parquet
 from fixbn_flwr.tasks.task import Split, Task, accuracy
 

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.models.resnet18 import resnet18
-from fixbn_flwr.tasks.cifar10 import crop_and_flip
+from fixbn_flwr.tasks.augmentation import crop_and_flip
 from fixbn_flwr.tasks.images import decode, find_folder, read_parquet
 from fixbn_flwr.tasks.task import Split, Task, accuracy
 

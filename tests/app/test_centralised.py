@@ -119,3 +119,12 @@ def test_what_is_not_there_is_said_before_a_folder_is_made(
     with pytest.raises(ConfigError, match="no data"):
         train_centrally(settings(runs), clients=4)
     assert not runs.exists()
+
+
+def test_groups_that_do_not_divide_the_network_are_refused_before_any_data_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(centralised, "load_splits", lambda *_: pytest.fail("read data"))
+    with pytest.raises(ConfigError, match=r"norm is 'gn3', but a layer .* has 16 channels"):
+        train_centrally(settings(tmp_path, norm="gn3", freeze_after=1.0), clients=2)
+    assert list(tmp_path.iterdir()) == []

@@ -40,7 +40,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"model": "smal-resnet"}, "no model of task digits; did you mean small-resnet?"),
     ({"task": "cifar10", "model": "small-resnet"}, "no model of task cifar10"),
     ({"norm": "BN"}, 'norm = "BN": unknown word; did you mean bn?'),
-    ({"norm": "batch"}, "use one of bn, gn, ln, in, none"),
+    ({"norm": "batch"}, "use one of bn, gn, ln, in, none, gn8 for 8 groups instead of 2, or"),
+    ({"norm": "gn0"}, 'norm = "gn0": unknown word; did you mean gn?'),
+    ({"norm": 8}, "norm = 8: must be text; use one of bn, gn"),
     ({"partition": "dirichelet"}, "did you mean dirichlet?"),
     ({"momentum": "lokal"}, "did you mean local?"),
     ({"statistics": "median"}, "unknown word; did you mean mean?"),
@@ -94,6 +96,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"num-server-rounds": 1}, "this share leaves none of 1 rounds to calibrate in"),
     ({"norm": "gn"}, "freeze-after = 0.5: norm gn has no running statistics to freeze; write "),
     ({"norm": "gn", "freeze-after": 1}, "freeze-after = 1: norm gn has no running statistics"),
+    ({"norm": "gn8"}, "freeze-after = 0.5: norm gn8 has no running statistics to freeze"),
     ({"norm": "none", "freeze-after": 40}, "norm none has no running statistics"),
     # keys that go together
     (
@@ -152,7 +155,7 @@ def test_a_task_of_ones_own_brings_its_models_and_its_name() -> None:
     settings = made({"task": own})
     assert (settings.task, settings.task_name, settings.model) == (own, "cifar10", "resnet20")
     with pytest.raises(ConfigError, match=f"no model of task {own}; use one of resnet20"):
-        made({"task": own, "model": "lenet"})
+        made({"task": own, "model": "vgg"})
 
 
 def test_the_saved_config_gives_the_same_settings_again(tmp_path: Path) -> None:
@@ -185,6 +188,7 @@ def test_an_int_is_a_float_where_a_float_is_meant_but_not_in_freeze_after() -> N
         ({"freeze-after": 0.01}, 1, "FixBN"),
         ({"freeze-after": 0.25, "num-server-rounds": 10}, 3, "FixBN"),
         ({"freeze-after": 1.0, "norm": "gn"}, 40, "GN"),
+        ({"freeze-after": 1.0, "norm": "gn8"}, 40, "GN8"),
         ({"freeze-after": 1.0, "norm": "ln"}, 40, "LN"),
         ({"freeze-after": 1.0, "norm": "in"}, 40, "IN"),
         ({"freeze-after": 1.0, "norm": "none"}, 40, "no norm"),
@@ -278,6 +282,9 @@ def test_the_table_has_a_whole_row_for_every_key() -> None:
         in rows
     )
     assert rows[2].endswith("`, or `package.module:NAME` for your own) |")
+    assert rows[5].endswith(
+        ", `none`, or `gn8` for 8 groups instead of 2, or another number of them) |"
+    )
     assert (
         '| `statistics` | `"mean"` |  | how the clients\' variances are averaged '
         "(one of `mean`, `pooled`) |"

@@ -212,6 +212,7 @@ def test_a_run_whose_clients_all_diverge_fails_with_each_reason(tmp_path: Path) 
     [
         ({"batch-size": 400}, "holds 287 images, fewer than one batch; use batch-size=287 or less"),
         ({"norm": "gn"}, "norm gn has no running statistics to freeze; write freeze-after=1.0"),
+        ({"norm": "gn3", "freeze-after": 1.0}, "norm is 'gn3', but a layer of this network has 16"),
         ({"data-dir": "/no/such/place"}, "there is no directory /no/such/place; create it"),
         ({"device": "cuda:99"}, "device='cuda:99': this machine has"),
     ],

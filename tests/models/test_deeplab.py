@@ -29,6 +29,7 @@ def build(norm: str, classes: int = 11) -> nn.Module:
     [
         ("bn", nn.BatchNorm2d, set()),
         ("gn", nn.GroupNorm, {2}),
+        ("gn8", nn.GroupNorm, {8}),
         ("ln", nn.GroupNorm, {1}),
         ("in", nn.InstanceNorm2d, {1}),  # layer normalisation where maps are one pixel
     ],
@@ -93,6 +94,8 @@ def test_without_normalisation() -> None:
 def test_unknown_normalisation() -> None:
     with pytest.raises(ConfigError, match="norm is 'batch', which does not exist"):
         deeplab("batch", classes=11)
+    with pytest.raises(ConfigError, match=r"norm is 'gn16', but a layer .* has 24 channels"):
+        deeplab("gn16", classes=11)
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from fixbn_flwr.errors import ConfigError
-from fixbn_flwr.models.norm import NORMS, normaliser
+from fixbn_flwr.models.norm import NORMS, counts_groups, normaliser
 
 IMAGES = torch.randn(3, 4, 2, 5, generator=torch.Generator().manual_seed(0)) * 3 + 1
 
@@ -15,8 +15,8 @@ def standardise(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     return (x - mean) / torch.sqrt(variance + 1e-5)
 
 
-def two_groups(x: Tensor) -> Tensor:
-    return standardise(x.view(3, 2, 2, 2, 5), (2, 3, 4)).view_as(x)
+def in_groups(x: Tensor, groups: int) -> Tensor:
+    return standardise(x.view(3, groups, 4 // groups, 2, 5), (2, 3, 4)).view_as(x)
 
 
 def test_names() -> None:
@@ -27,7 +27,10 @@ def test_names() -> None:
     ("name", "expected"),
     [
         ("bn", standardise(IMAGES, (0, 2, 3))),
-        ("gn", two_groups(IMAGES)),
+        ("gn", in_groups(IMAGES, 2)),
+        ("gn1", in_groups(IMAGES, 1)),
+        ("gn2", in_groups(IMAGES, 2)),
+        ("gn4", in_groups(IMAGES, 4)),
         ("ln", standardise(IMAGES, (1, 2, 3))),
         ("in", standardise(IMAGES, (2, 3))),
         ("none", IMAGES),
@@ -37,7 +40,7 @@ def test_formula(name: str, expected: Tensor) -> None:
     torch.testing.assert_close(normaliser(name)(4)(IMAGES), expected)
 
 
-@pytest.mark.parametrize("name", ["gn", "ln", "in"])
+@pytest.mark.parametrize("name", ["gn", "gn4", "ln", "in"])
 def test_only_bn_keeps_statistics(name: str) -> None:
     assert set(normaliser(name)(4).state_dict()) == {"weight", "bias"}
 
@@ -52,6 +55,23 @@ def test_bn_keeps_statistics() -> None:
     }
 
 
-def test_unknown_name() -> None:
-    with pytest.raises(ConfigError, match=r"norm is 'batch'.*bn, gn, ln, in, none"):
-        normaliser("batch")
+@pytest.mark.parametrize(
+    "name", ["batch", "gn0", "gn-2", "gn02", "gn 2", "gn2.0", "gn2\n", "gn\u0664", "GN2", "bn2"]
+)
+def test_unknown_name(name: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"does not exist: .*bn, gn, ln, in, none, .* as gn8"
+    ) as e:
+        normaliser(name)
+    assert str(e.value).startswith(f"norm is {name!r}, ")
+    assert not counts_groups(name)
+
+
+def test_groups_that_do_not_divide_the_channels() -> None:
+    assert counts_groups("gn12")
+    make = normaliser("gn12")
+    assert make(24).state_dict()["weight"].shape == (24,)
+    with pytest.raises(
+        ConfigError, match=r"norm is 'gn12', .* has 16 channels, .* 12 equal groups"
+    ):
+        make(16)

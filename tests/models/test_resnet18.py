@@ -14,8 +14,8 @@ def parameters(model: nn.Module) -> int:
 
 
 # torchvision's 11,689,512 for 1,000 classes, less 800 rows of 512 weights and a bias, less the
-# larger stem's 7,680. FixUp's shortcuts have no convolutions (172,032), and it has scalars where the
-# others have scales and shifts (9,600).
+# larger stem's 7,680. FixUp's shortcuts have no convolutions (172,032), and it has scalars where
+# the others have scales and shifts (9,600).
 @pytest.mark.parametrize(
     ("norm", "expected"),
     [
@@ -41,11 +41,21 @@ def test_has_18_layers_beside_its_shortcuts(norm: str) -> None:
 
 
 def test_all_20_normalisations_are_swapped() -> None:
-    kinds = {"bn": nn.BatchNorm2d, "gn": nn.GroupNorm, "ln": nn.GroupNorm, "in": nn.InstanceNorm2d}
+    kinds = {
+        "bn": (nn.BatchNorm2d, None),
+        "gn": (nn.GroupNorm, 2),
+        "gn8": (nn.GroupNorm, 8),
+        "ln": (nn.GroupNorm, 1),
+        "in": (nn.InstanceNorm2d, None),
+    }
     every = (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
-    for norm, kind in kinds.items():
-        found = [type(module) for module in resnet18(norm).modules() if isinstance(module, every)]
-        assert found == [kind] * 20
+    for norm, expected in kinds.items():
+        found = [
+            (type(module), getattr(module, "num_groups", None))
+            for module in resnet18(norm).modules()
+            if isinstance(module, every)
+        ]
+        assert found == [expected] * 20
 
 
 def test_the_stages_see_64_32_16_and_8_pixels() -> None:
@@ -80,3 +90,5 @@ def test_everything_trains(norm: str) -> None:
 def test_unknown_normalisation() -> None:
     with pytest.raises(ConfigError, match="norm is 'batch'"):
         resnet18("batch")
+    with pytest.raises(ConfigError, match=r"norm is 'gn3', but a layer .* has 64 channels"):
+        resnet18("gn3")

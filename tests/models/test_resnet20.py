@@ -1,11 +1,13 @@
 """Sizes of the residual networks, and FixUp's initial values."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
+from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.models.norm import NORMS
 from fixbn_flwr.models.resnet20 import BasicBlock, FixUpBlock, resnet20
 from fixbn_flwr.models.small_resnet import small_resnet
@@ -39,7 +41,19 @@ def test_feature_maps_shrink_by_stage(norm: str) -> None:
     assert shapes == [(16, 32, 32)] * 3 + [(32, 16, 16)] * 3 + [(64, 8, 8)] * 3
 
 
-@pytest.mark.parametrize(("norm", "expected"), [("bn", 19_130), ("none", 18_918)])
+@pytest.mark.parametrize("norm", ["gn", "gn8"])
+def test_all_19_normalisations_have_as_many_groups_as_asked_for(norm: str) -> None:
+    groups = [m.num_groups for m in resnet20(norm).modules() if isinstance(m, nn.GroupNorm)]
+    assert groups == [8 if norm == "gn8" else 2] * 19
+
+
+@pytest.mark.parametrize("build", [resnet20, small_resnet])
+def test_groups_that_do_not_divide_the_widths(build: Callable[[str], nn.Module]) -> None:
+    with pytest.raises(ConfigError, match=r"norm is 'gn32', but a layer .* has 16 channels"):
+        build("gn32")
+
+
+@pytest.mark.parametrize(("norm", "expected"), [("bn", 19_130), ("gn8", 19_130), ("none", 18_918)])
 def test_small_resnet_parameters(norm: str, expected: int) -> None:
     model = small_resnet(norm)
     assert parameters(model) == expected

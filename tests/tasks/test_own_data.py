@@ -1,4 +1,4 @@
-"""The example of one's own data: made, read, trained on in a federation; the page shows its file."""
+"""The example of one's own data: made, read, trained on in a federation, shown by its page."""
 
 from collections.abc import Iterator
 from pathlib import Path
