@@ -125,7 +125,9 @@ def hardware_line(results: Sequence[Result]) -> str:
     first_and_last = distinct(f"{day.day} {day:%B %Y}" for day in (days[:1] + days[-1:]))
     searches = sum(line.kind == "search" for line in results)
     seconds = sum(line.seconds for line in results)
-    counted = f"{len(results)} runs" + (f" ({searches} to find learning rates)" if searches else "")
+    counted = "1 run" if len(results) == 1 else f"{len(results)} runs"
+    if searches:
+        counted += f" ({searches} to find learning rates)"
     return (
         f"{' and '.join(machines)}; {versions}; {' to '.join(first_and_last)};"
         f" {counted}, {seconds:,.0f} s in all."
