@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +79,8 @@ def test_points_are_means_beside_each_other_with_a_bar_and_a_dot_a_seed() -> Non
 def test_one_seed_has_no_bar_and_says_so() -> None:
     figure = figure_of(by_partition(seeds=1), POINTS)
     assert len(alone(figure.axes[0], filled=True)) == 4
-    assert all(len(line.get_xydata()) < 2 or line.get_xdata()[0] != line.get_xdata()[1]
-               or line.get_color() == "0.85" for line in figure.axes[0].lines)  # fmt: skip
+    separator = [line for line in figure.axes[0].lines if len(line.get_xydata()) > 1]
+    assert [list(line.get_xdata()) for line in separator] == [[0.5, 0.5]]
     assert figure.legends[0].get_title().get_text() == "1 seed"
 
 
@@ -142,14 +144,10 @@ def test_lines_stand_at_their_numbers(
     assert [ax.get_title() for ax in axes] == ["partition: IID", "partition: two classes"]
     for ax in axes:
         assert ax.get_xscale() == scale
-        joined = [line for line in ax.lines if line.get_linestyle() in ("-", "--")]
-        lines = [line for line in joined if line.get_transform() != ax.get_yaxis_transform()]
-        lines = [line for line in lines if len(line.get_xydata()) == len(steps)]
-        courses = [list(line.get_xdata()) for line in lines if line.get_color() != "0.4"]
-        assert courses == [positions, positions]
+        lines = [line for line in ax.lines if len(line.get_xydata()) == len(steps)]
+        assert [list(line.get_xdata()) for line in lines] == [positions, positions]
+        assert [line.get_linestyle() for line in lines] == ["-", "--"]
         assert tick_labels(ax, "x") == list(steps)
-    styles = {line.get_linestyle() for line in lines}
-    assert styles == {"-", "--"}
     assert [ax.get_ylabel() for ax in axes] == ["test accuracy (%)", ""]
     assert [ax.get_xlabel() for ax in axes] == ["local steps in a round"] * 2
 
@@ -162,7 +160,7 @@ def test_a_line_is_broken_where_all_runs_diverged() -> None:
     ]
     (ax,) = figure_of(results, LINES).axes
     (line,) = [line for line in ax.lines if len(line.get_xydata()) == 3]
-    assert [y == y for y in line.get_ydata()] == [True, False, True]
+    assert [math.isnan(y) for y in line.get_ydata()] == [False, True, False]
     assert list(alone(ax, filled=False)[0].get_xdata()) == [5]
 
 
@@ -220,7 +218,7 @@ def test_a_baseline_that_diverged_is_not_subtracted() -> None:
 
 
 def test_a_view_that_cannot_be_drawn_is_refused_at_once() -> None:
-    with pytest.raises(ConfigError, match="kind is 'bars'.*points, lines, map"):
+    with pytest.raises(ConfigError, match=r"kind is 'bars'.*points, lines, map"):
         View("a", "bars", "x", "x")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="give rows and baseline"):
         View("a", "map", "x", "x", rows="alpha")
@@ -234,9 +232,9 @@ def test_settings_are_never_mixed_up() -> None:
     results = by_steps(("1", "5"))
     with pytest.raises(ConfigError, match=r"axes partition cannot show .* partition, steps"):
         figure_of(results, POINTS)
-    with pytest.raises(ConfigError, match="baseline is 'GN'.* BN, FixBN"):
+    with pytest.raises(ConfigError, match=r"baseline is 'GN'.* BN, FixBN"):
         figure_of(results, View("a", "map", "steps", "x", rows="partition", baseline="GN"))
-    with pytest.raises(ConfigError, match="baseline is 'BN'.* BN: name"):
+    with pytest.raises(ConfigError, match=r"baseline is 'BN'.* BN: name"):
         figure_of(
             [one for one in results if one.method == "BN"],
             View("a", "map", "steps", "x", rows="partition", baseline="BN"),
@@ -255,6 +253,6 @@ def test_no_words_overlap_in_narrow_panels(tmp_path: Path) -> None:
     for ax in figure.axes:
         boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
         assert len(boxes) == 5
-        assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))
+        assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
     labels = [ax.xaxis.label.get_window_extent() for ax in figure.axes]
-    assert all(a.x1 < b.x0 for a, b in zip(labels, labels[1:], strict=False))
+    assert all(a.x1 < b.x0 for a, b in itertools.pairwise(labels))

@@ -87,7 +87,7 @@ def test_percentages_are_numbers() -> None:
 
 
 def test_nothing_to_show_and_grids_mixed_up_are_errors() -> None:
-    with pytest.raises(ConfigError, match="no result to show.*python -m simulation run"):
+    with pytest.raises(ConfigError, match=r"no result to show.*python -m simulation run"):
         table([result("BN", IID, 0.5, kind="search")], "partition")
     with pytest.raises(ConfigError, match="grids main, other cannot share"):
         table([result("BN", IID, 0.5), result("BN", IID, 0.5, grid="other")], "partition")
