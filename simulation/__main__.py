@@ -1,0 +1,103 @@
+"""The paper's experiments: each a TOML file in simulation/experiments, run by one command.
+
+python -m simulation list                                # what there is
+python -m simulation run normalisers --scale cpu         # goes on where it was stopped
+python -m simulation report normalisers --scale cpu      # tables and figures of what has ended
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from fixbn_flwr.errors import FixBNError
+from simulation.federated import REPOSITORY
+from simulation.plan import Experiment, names
+from simulation.records import RESULTS
+from simulation.runner import Runner
+from simulation.writeup import write_report
+
+_HELP = (__doc__ or "").replace("\n\n", "\n\n\b\n")  # \b: the lines of the examples stay
+cli = typer.Typer(help=_HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+
+
+class Scale(StrEnum):
+    """How large an experiment is."""
+
+    SMOKE = "smoke"  # seconds, on digits: that it runs
+    CPU = "cpu"  # about an hour on two cores
+    PAPER = "paper"  # the paper's sizes, on a GPU
+
+
+Name = Annotated[str, typer.Argument(help="Of an experiment, see `list`.")]
+OfScale = Annotated[Scale, typer.Option(help="Seconds in CI; an hour on two cores; a GPU.")]
+Output = Annotated[Path, typer.Option(help="Where results, tables and figures are kept.")]
+
+
+@cli.command("list")
+def show() -> None:
+    """Name the experiments, and how much there is to do at each scale."""
+    for name in names():
+        print(f"{name}: {Experiment(name, Scale.SMOKE).title}")
+        for scale in Scale:
+            experiment = Experiment(name, scale)
+            runs = experiment.results(lambda *_: 0.1)
+            searches = experiment.searches()
+            print(f"    {scale:<6} {len(runs):>4} runs, {len(searches):>4} to find learning rates")
+
+
+@cli.command()
+def run(
+    name: Name,
+    scale: OfScale = Scale.CPU,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the data sets. Default: ../shared/data if there.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time. Default: one a core.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="As the run config's key `device`.")] = "auto",
+    output: Output = RESULTS,
+    folders: Annotated[Path, typer.Option(help="Where run folders are made.")] = Path(
+        "runs/experiments"
+    ),
+) -> None:
+    """Make the runs that are missing, then report."""
+    shared = REPOSITORY.parent / "shared" / "data"
+    data = data_dir or (shared if shared.is_dir() else None)
+    machine = {"device": device, "data-dir": "" if data is None else str(data.resolve())}
+    experiment = Experiment(name, scale)
+    Runner(experiment, output, folders.resolve(), workers or _workers(device), machine).run()
+    write_report(experiment, output)
+
+
+@cli.command()
+def report(name: Name, scale: OfScale = Scale.CPU, output: Output = RESULTS) -> None:
+    """Write tables and figures of the runs that have ended."""
+    write_report(Experiment(name, scale), output)
+
+
+def _workers(device: str) -> int:
+    """One a core; on a GPU, whose kernels runs share, few enough for its memory."""
+    cores = os.cpu_count() or 1
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    return min(cores, 4) if on_gpu else cores
+
+
+def main() -> None:
+    """Run the command line; an error of ours is a message and exit code 1, not a traceback."""
+    try:
+        cli()
+    except FixBNError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""One run of an experiment, made in this process by the app's own server and client.
+
+It goes over the in-memory grid: the same bits as through `flwr run`, without the minute in which
+SuperLink and Ray start. What it leaves is a run folder like any other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Context, RecordDict
+
+from fixbn_flwr.app import client_app, server_app
+from fixbn_flwr.app.centralised import train_centrally
+from fixbn_flwr.app.config import Settings
+from fixbn_flwr.app.run_folder import read_metrics
+from fixbn_flwr.errors import FixBNError
+from simulation.in_memory_grid import InMemoryGrid
+from simulation.layerwise import measure_run
+from simulation.plan import Run
+from simulation.records import Result, mean_of_last_rounds
+
+LOG = "log.txt"
+
+
+def prepare(threads: int) -> None:
+    """Make a worker process ready: its share of the cores."""
+    torch.set_num_threads(threads)
+
+
+def execute(
+    run: Run,
+    folder: Path,
+    machine: Mapping[str, str],
+    command: str,
+    measure: Mapping[str, Any] | None = None,
+) -> Result:
+    """Make a run, and return what came out; an unfinished folder of it is made anew.
+
+    Args:
+        run: what to do.
+        folder: becomes its run folder; what it prints goes into `log.txt` there.
+        machine: the run config's keys that belong to this machine: data-dir and device.
+        command: what the user typed, for the record.
+        measure: see `simulation.layerwise`; None measures nothing more.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    config = {
+        **run.run_config,
+        **machine,
+        "output-dir": str(folder.parent),
+        "run-name": folder.name,
+    }
+    log = folder.with_suffix(".log")
+    started, failure, state = time.monotonic(), None, 0.0
+    with _output_to(log):
+        try:
+            if run.central:
+                train_centrally(Settings.from_run_config(config), run.clients)
+            else:
+                state = _federate(config, run.clients)
+        except FixBNError as error:
+            if not folder.exists():  # it never began: a mistake, not a result
+                raise
+            failure = str(error)
+            print(failure)
+        extra = measure_run(run, config, folder, measure) if measure and not failure else {}
+    seconds = time.monotonic() - started
+    os.replace(log, folder / LOG)
+    return _result(run, folder, failure, seconds, state, command, extra)
+
+
+def _federate(config: Mapping[str, Any], clients: int) -> float:
+    """Run the app, and return the bytes that a client keeps, the mean over those that do."""
+    grid = InMemoryGrid(client_app.app, clients, run_config=config)
+    context = Context(
+        run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(config)
+    )
+    server_app.app(grid, context)
+    kept = [
+        sum(record.count_bytes() for record in client.state.values())
+        for client in grid.contexts.values()
+    ]
+    return sum(kept) / max(1, sum(1 for size in kept if size))
+
+
+def _result(
+    run: Run,
+    folder: Path,
+    failure: str | None,
+    seconds: float,
+    state: float,
+    command: str,
+    extra: Mapping[str, Any],
+) -> Result:
+    about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    metrics = read_metrics(folder)
+    tested = [m for m in metrics if m.test_accuracy is not None and m.test_loss is not None]
+    replies = max(1, sum(m.clients for m in metrics))
+    return Result(
+        id=run.id,
+        kind=run.kind,
+        grid=run.grid,
+        method=run.method,
+        setting=run.setting,
+        seed=run.seed,
+        clients=run.clients,
+        learning_rate=float(run.run_config["learning-rate"]),
+        accuracy=None if failure else mean_of_last_rounds(metrics, run.rounds),
+        accuracies={m.round: float(m.test_accuracy or 0.0) for m in tested},
+        losses={m.round: float(m.test_loss or 0.0) for m in tested},
+        failure=failure,
+        seconds=round(seconds, 1),
+        bytes_sent=sum(m.bytes_sent for m in metrics) / replies,
+        bytes_received=sum(m.bytes_received for m in metrics) / replies,
+        client_state_bytes=state,
+        run_config=run.run_config,
+        started=about["started"],
+        hardware=about["hardware"],
+        versions=about["versions"],
+        command=command,
+        extra=extra,
+    )
+
+
+class _output_to:  # noqa: N801  a context manager, used as a function
+    """Everything that this process writes, Flower's log too, goes into a file meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._saved = os.dup(1), os.dup(2)
+        file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        os.close(file)
+
+    def __exit__(self, *_: object) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, saved in zip((1, 2), self._saved, strict=True):
+            os.dup2(saved, number)
+            os.close(saved)
