@@ -137,11 +137,13 @@ def test_costs_name_an_axis_only_where_bytes_differ_along_it() -> None:
         "sent to a client in a round (MB) | received from it (MB) | kept by a client (MB) |"
         " seconds a run |\n"
     )
-    assert costs([*results, cut_short]) == (
+    plain = result("BN", {"momentum": "reset", **IID}, 0.5)  # its bytes differ nowhere
+    assert costs([*results, cut_short, plain]) == (
         f"| momentum | method | {headings}"
         "| --- | --- | ---: | ---: | ---: | ---: |\n"
         "| reset | FixBN | 1.080 | 1.080 | 0 | 1,500 (1,000 to 2,000) |\n"
-        "| local | FixBN | 1.080 | 1.080 | 1.079 | 1,500 (1,000 to 2,000) |"
+        "| local | FixBN | 1.080 | 1.080 | 1.079 | 1,500 (1,000 to 2,000) |\n"
+        "| reset | BN | 1.080 | 1.080 | 0 | 10 |"
     )
     assert costs([results[0]]).splitlines()[2] == "| FixBN | 1.080 | 1.080 | 0 | 1,000 |"
     assert costs([cut_short]).splitlines()[2] == "| FixBN | 1.080 | 1.080 | 0 | - |"
