@@ -43,7 +43,7 @@ def measure_run(
         what: the experiment's table `measure`.
 
     Returns:
-        {"gradients": rows for `simulation.figures.draw_gradients`}; nothing for a method that the
+        {"gradients": rows for `simulation.curves.draw_gradients`}; nothing for a method that the
         table does not name.
     """
     of = what["of"].get(run.method)

@@ -30,6 +30,7 @@ from typing import Any, Literal
 
 from fixbn_flwr.app.config import Settings
 from fixbn_flwr.errors import ConfigError
+from simulation.figures import View
 
 EXPERIMENTS = Path(__file__).resolve().parent / "experiments"
 SCALES = ("smoke", "cpu", "paper")
@@ -104,6 +105,7 @@ class Experiment:
         self.scale = scale
         self.title: str = content["title"]
         self.grids: dict[str, dict[str, Any]] = content["grids"]
+        self.views = {name: View(**grid["view"]) for name, grid in self.grids.items()}
         self._content = content
         self._scale: dict[str, Any] = content["scales"][scale]
         self.measure: Mapping[str, Any] | None = None
@@ -178,7 +180,7 @@ class Experiment:
         share: float = 1.0,
     ) -> Run:
         content, scale = self._content, self._scale
-        config: dict[str, Any] = {**content["base"], **scale.get("config", {})}
+        config: dict[str, Any] = {**_DEFAULTS, **content["base"], **scale.get("config", {})}
         config |= content["methods"][method]
         for axis, value in setting.items():
             config |= content["axes"][axis][value]
@@ -189,9 +191,8 @@ class Experiment:
         rounds = max(1, round(steps / config["local-steps"]))
         config["num-server-rounds"] = rounds
         config["evaluate-every"] = max(1, rounds // scale["evaluations"])
-        config.setdefault("learning-rate", rate)
+        config["learning-rate"] = rate
         if kind == "search":
-            config["learning-rate"] = rate
             config["task"] = HELD_OUT + config["task"]
         config["seed"] = seed
         full = Settings.from_run_config(config).as_run_config()

@@ -13,7 +13,7 @@ from typing import Any
 
 from fixbn_flwr.errors import ConfigError
 from simulation.curves import draw_courses, draw_gradients
-from simulation.figures import View, draw
+from simulation.figures import draw
 from simulation.gradients import explained_share
 from simulation.plan import Experiment
 from simulation.records import Result, read, results_file
@@ -54,19 +54,18 @@ def write_report(experiment: Experiment, output: Path) -> Path:
         " deviation over the seeds (their number).",
     ]
     folder = source.parent
-    for name, grid in experiment.grids.items():
+    for name, view in experiment.views.items():
         of_grid = [result for result in results if result.grid == name]
         if not of_grid:
             continue
-        view = View(**grid["view"])
         figure = folder / f"{experiment.scale}-{name}.png"
         draw(of_grid, view, figure)
         text = table(of_grid, view.x)
         console(text)
         parts += [f"## {view.title}", text, f"![{view.title}]({figure.name})"]
-        courses = folder / f"{experiment.scale}-{name}-courses.png"
-        if view.kind == "points":
-            draw_courses(of_grid, view.x, courses, view.title)
+        if view.kind == "points" and view.panels is None:
+            courses = folder / f"{experiment.scale}-{name}-courses.png"
+            draw_courses(of_grid, view.x, courses, view.title, view.y_label)
             parts += [f"![By round: {view.title}]({courses.name})"]
         parts += [costs(of_grid)]
     parts += _layers(experiment, results, folder)

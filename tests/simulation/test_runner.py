@@ -1,0 +1,162 @@
+"""The runner: every run once, in as many processes as asked, going on where it was stopped."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from fixbn_flwr.errors import ConfigError
+from simulation.execution import execute
+from simulation.plan import Experiment
+from simulation.records import append, read, results_file
+from simulation.runner import Runner
+from simulation.writeup import write_report
+
+EXPERIMENT = """
+title = "Does it run?"
+[base]
+task = "digits"
+batch-size = 4
+local-steps = 1
+evaluate-every = 1
+[methods.BN]
+freeze-after = 1.0
+[methods.FixBN]
+freeze-after = 0.5
+[methods.centralised]
+central = true
+[axes.partition]
+"two classes" = { partition = "classes" }
+[grids.main]
+axes = ["partition"]
+methods = ["BN", "FixBN", "centralised"]
+[grids.main.view]
+kind = "points"
+title = "Accuracy"
+x = "partition"
+x_label = "clients' data"
+[scales.smoke]
+seeds = [0]
+clients = 2
+local-steps-in-all = 4
+search-share = 0.5
+search-axes = []
+evaluations = 2
+learning-rates = [0.01, 0.05]
+"""
+MACHINE = {"device": "cpu", "data-dir": ""}
+
+
+@pytest.fixture
+def experiment(tmp_path) -> Experiment:
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    (folder / "common.toml").write_text("")
+    (folder / "it.toml").write_text(EXPERIMENT)
+    return Experiment("it", "smoke", folder)
+
+
+def runner(experiment: Experiment, tmp_path: Path, machine=MACHINE) -> Runner:
+    return Runner(experiment, tmp_path / "results", tmp_path / "runs", 1, machine)
+
+
+def test_a_run_is_a_run_folder_and_a_result(experiment, tmp_path):
+    (bn, fixbn, central) = experiment.results(lambda *_: 0.05)
+    folder = tmp_path / "runs" / fixbn.id
+    result = execute(fixbn, folder, MACHINE, "typed")
+
+    assert (folder / "final.safetensors").exists()
+    assert (folder / "log.txt").read_text().count("calibration") == 2
+    assert not folder.with_suffix(".log").exists()
+    config = json.loads((folder / "config.json").read_text())
+    assert config["method"] == "FixBN"
+    assert config["freeze_round"] == 2
+    assert sorted(result.accuracies) == [2, 4]
+    assert result.accuracy == result.accuracies[4]
+    assert result.command == "typed"
+    assert result.client_state_bytes > 0
+    assert result.bytes_sent > 50_000
+    assert not result.diverged
+    assert execute(bn, tmp_path / "bn", MACHINE, "").accuracies[2] == result.accuracies[2]
+    assert execute(central, tmp_path / "central", MACHINE, "").bytes_sent == 0
+
+
+def test_the_same_run_has_the_same_bits_and_replaces_an_unfinished_folder(experiment, tmp_path):
+    run = experiment.results(lambda *_: 0.05)[1]
+    folder = tmp_path / "runs" / run.id
+    execute(run, folder, MACHINE, "")
+    model = (folder / "final.safetensors").read_bytes()
+    (folder / "summary.json").unlink()
+    (folder / "final.safetensors").unlink()
+    execute(run, folder, MACHINE, "")
+
+    assert (folder / "final.safetensors").read_bytes() == model
+
+
+def test_a_run_that_diverges_is_a_result(experiment, tmp_path):
+    run = experiment.results(lambda *_: 1e12)[0]
+    result = execute(run, tmp_path / "runs" / run.id, MACHINE, "")
+
+    assert result.diverged
+    assert result.accuracy is None or result.accuracy < 0.3
+
+
+def test_a_mistake_is_no_result(experiment, tmp_path):
+    run = experiment.results(lambda *_: 0.05)[0]
+
+    with pytest.raises(ConfigError, match="this machine has 0 CUDA devices"):
+        execute(run, tmp_path / "runs" / run.id, {"device": "cuda:7"}, "")
+
+
+def test_an_experiment_from_its_search_to_its_report_and_nothing_twice(experiment, tmp_path):
+    lines = runner(experiment, tmp_path).run()
+
+    searches = [line for line in lines if line.kind == "search"]
+    results = [line for line in lines if line.kind == "result"]
+    assert len(searches) == 6
+    assert [result.method for result in results] == ["BN", "FixBN", "centralised"]
+    for result in results:
+        tried = {
+            line.learning_rate: line.accuracy for line in searches if line.method == result.method
+        }
+        assert tried[result.learning_rate] == max(tried.values())
+
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")}
+    assert runner(experiment, tmp_path).run() == lines
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")} == made
+
+    report = write_report(experiment, tmp_path / "results").read_text()
+    assert "3 of 3 runs" in report
+    assert (tmp_path / "results" / "it" / "smoke-main.png").exists()
+    for result in results:
+        assert f"| {result.method} | {100 * result.accuracy:.1f} (1) |" in report
+
+
+def test_what_was_lost_is_made_again_and_the_rest_is_not(experiment, tmp_path):
+    lines = runner(experiment, tmp_path).run()
+    path = results_file("it", "smoke", tmp_path / "results")
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+    again = runner(experiment, tmp_path).run()
+
+    assert again[:-1] == lines[:-1]
+    assert again[-1].id == lines[-1].id
+    assert again[-1].accuracies == lines[-1].accuracies
+
+
+def test_a_run_that_another_experiment_made_is_taken_from_it(experiment, tmp_path):
+    lines = runner(experiment, tmp_path).run()
+    path = results_file("it", "smoke", tmp_path / "results")
+    other = results_file("other", "smoke", tmp_path / "results")
+    for line in lines:
+        append(other, dataclasses.replace(line, grid="theirs", method=line.method.lower()))
+    path.unlink()
+    taken = runner(experiment, tmp_path).run()
+
+    assert taken == lines
+    assert read(other)[0].grid == "theirs"
+
+
+def test_a_report_of_nothing_says_how_to_make_something(experiment, tmp_path):
+    with pytest.raises(ConfigError, match="python -m simulation run it --scale smoke"):
+        write_report(experiment, tmp_path)
