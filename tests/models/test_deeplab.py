@@ -63,7 +63,8 @@ def test_the_same_seed_draws_the_same_weights_for_every_normalisation() -> None:
 
 
 def test_nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "socket", lambda *_, **__: pytest.fail("asked for a connection"))
+    for name in ("socket", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, lambda *_, **__: pytest.fail("asked for a connection"))
     assert build("bn", classes=19)(IMAGES).shape == (2, 19, 32, 48)
 
 
