@@ -11,7 +11,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ def execute(
     }
     log = folder.with_suffix(".log")
     started, failure, state = time.monotonic(), None, 0.0
+    extra: Mapping[str, Any]
     with _output_to(log):
         try:
             if run.central:
@@ -73,7 +75,10 @@ def execute(
                 raise
             failure = str(error)
             print(failure)
-        extra = measure_run(run, config, folder, measure) if measure and not failure else {}
+        try:
+            extra = measure_run(run, config, folder, measure) if measure and not failure else {}
+        except FixBNError as error:  # of a model that has diverged
+            extra = {"not measured": str(error)}
     seconds = time.monotonic() - started
     os.replace(log, folder / LOG)
     return _result(run, folder, failure, seconds, state, command, extra)
@@ -132,24 +137,19 @@ def _result(
     )
 
 
-class _output_to:  # noqa: N801  a context manager, used as a function
-    """Everything that this process writes, Flower's log too, goes into a file meanwhile."""
+@contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """Everything that this process writes goes into a file meanwhile.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        sys.stdout.flush()
+    Flower's log holds on to the stream that it once got, so its descriptor goes there too.
+    """
+    with path.open("w", encoding="utf-8", buffering=1) as file:
         sys.stderr.flush()
-        self._saved = os.dup(1), os.dup(2)
-        file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        os.close(file)
-
-    def __exit__(self, *_: object) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for number, saved in zip((1, 2), self._saved, strict=True):
-            os.dup2(saved, number)
+        saved = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            with redirect_stdout(file), redirect_stderr(file):
+                yield
+        finally:
+            os.dup2(saved, 2)
             os.close(saved)

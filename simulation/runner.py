@@ -73,10 +73,10 @@ class Runner:
         """
         searches = self._experiment.searches()
         later = self._experiment.results(lambda *_: 0.1)  # as many, and as long
-        with _progress() as progress:
+        with _progress() as progress, self._processes() as pool:
             total = progress.add_task(self._experiment.name, total=_work([*searches, *later]))
-            self._make(searches, progress, total)
-            self._make(self._experiment.results(self.rate), progress, total)
+            self._make(searches, pool, progress, total)
+            self._make(self._experiment.results(self.rate), pool, progress, total)
         return read(self._file)
 
     def rate(self, method: str, setting: Mapping[str, str]) -> float:
@@ -92,7 +92,24 @@ class Runner:
         best = max(tried, key=lambda r: -1.0 if r.diverged else r.accuracy or 0.0)
         return best.learning_rate
 
-    def _make(self, runs: Sequence[Run], progress: Progress, total: TaskID) -> None:
+    @contextmanager
+    def _processes(self) -> Iterator[ProcessPoolExecutor]:
+        """The worker processes, each started when there is first a run for it."""
+        context = multiprocessing.get_context("spawn")
+        threads = max(1, (os.cpu_count() or 1) // self._workers)
+        pool = ProcessPoolExecutor(self._workers, context, prepare, (threads,))
+        with pool:
+            try:
+                yield pool
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                raise
+
+    def _make(
+        self, runs: Sequence[Run], pool: ProcessPoolExecutor, progress: Progress, total: TaskID
+    ) -> None:
         done = {_place(result) for result in read(self._file)}
         missing = [run for run in runs if _place(run) not in done]
         progress.advance(total, _work(runs) - _work(missing))
@@ -104,20 +121,10 @@ class Runner:
                 append(self._file, _elsewhere(same, run))
                 progress.advance(total, run.work)
                 missing.remove(run)
-        context = multiprocessing.get_context("spawn")
-        threads = max(1, (os.cpu_count() or 1) // self._workers)
-        pool = ProcessPoolExecutor(self._workers, context, prepare, (threads,))
-        with pool:
-            try:
-                self._collect(pool, missing, progress, total)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in list(multiprocessing.active_children()):
-                    process.terminate()
-                raise
+        self._collect(missing, pool, progress, total)
 
     def _collect(
-        self, pool: ProcessPoolExecutor, runs: Sequence[Run], progress: Progress, total: TaskID
+        self, runs: Sequence[Run], pool: ProcessPoolExecutor, progress: Progress, total: TaskID
     ) -> None:
         command = " ".join(["python -m simulation", *sys.argv[1:]])
         waiting: dict[Future[Result], Run] = {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from fixbn_flwr.errors import ConfigError
 from simulation.execution import execute
 from simulation.plan import Experiment
-from simulation.records import append, read, results_file
+from simulation.records import Result, append, read, results_file
 from simulation.runner import Runner
 from simulation.writeup import write_report
 
@@ -48,17 +49,34 @@ learning-rates = [0.01, 0.05]
 MACHINE = {"device": "cpu", "data-dir": ""}
 
 
-@pytest.fixture
-def experiment(tmp_path) -> Experiment:
-    folder = tmp_path / "experiments"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory) -> Experiment:
+    folder = tmp_path_factory.mktemp("experiments")
     (folder / "common.toml").write_text("")
     (folder / "it.toml").write_text(EXPERIMENT)
     return Experiment("it", "smoke", folder)
 
 
-def runner(experiment: Experiment, tmp_path: Path, machine=MACHINE) -> Runner:
-    return Runner(experiment, tmp_path / "results", tmp_path / "runs", 1, machine)
+@pytest.fixture(scope="module")
+def made(experiment, tmp_path_factory) -> Path:
+    """A folder in which the whole experiment was run, once; whoever changes it copies it first."""
+    folder = tmp_path_factory.mktemp("made")
+    runner(experiment, folder).run()
+    return folder
+
+
+@pytest.fixture
+def copied(made, tmp_path) -> Path:
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def runner(experiment: Experiment, folder: Path) -> Runner:
+    return Runner(experiment, folder / "results", folder / "runs", 1, MACHINE)
+
+
+def lines_of(folder: Path) -> list[Result]:
+    return read(results_file("it", "smoke", folder / "results"))
 
 
 def test_a_run_is_a_run_folder_and_a_result(experiment, tmp_path):
@@ -109,9 +127,8 @@ def test_a_mistake_is_no_result(experiment, tmp_path):
         execute(run, tmp_path / "runs" / run.id, {"device": "cuda:7"}, "")
 
 
-def test_an_experiment_from_its_search_to_its_report_and_nothing_twice(experiment, tmp_path):
-    lines = runner(experiment, tmp_path).run()
-
+def test_an_experiment_from_its_search_to_its_report(experiment, copied):
+    lines = lines_of(copied)
     searches = [line for line in lines if line.kind == "search"]
     results = [line for line in lines if line.kind == "result"]
     assert len(searches) == 6
@@ -122,38 +139,40 @@ def test_an_experiment_from_its_search_to_its_report_and_nothing_twice(experimen
         }
         assert tried[result.learning_rate] == max(tried.values())
 
-    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")}
-    assert runner(experiment, tmp_path).run() == lines
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")} == made
-
-    report = write_report(experiment, tmp_path / "results").read_text()
+    report = write_report(experiment, copied / "results").read_text()
     assert "3 of 3 runs" in report
-    assert (tmp_path / "results" / "it" / "smoke-main.png").exists()
+    assert (copied / "results" / "it" / "smoke-main.png").exists()
     for result in results:
         assert f"| {result.method} | {100 * result.accuracy:.1f} (1) |" in report
 
 
-def test_what_was_lost_is_made_again_and_the_rest_is_not(experiment, tmp_path):
-    lines = runner(experiment, tmp_path).run()
-    path = results_file("it", "smoke", tmp_path / "results")
+def test_nothing_is_made_twice(experiment, copied):
+    before = lines_of(copied)
+    folders = {path: path.stat().st_mtime_ns for path in (copied / "runs").rglob("*")}
+
+    assert runner(experiment, copied).run() == before
+    assert {path: path.stat().st_mtime_ns for path in (copied / "runs").rglob("*")} == folders
+
+
+def test_what_was_lost_is_made_again_and_the_rest_is_not(experiment, copied):
+    before = lines_of(copied)
+    path = results_file("it", "smoke", copied / "results")
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
-    again = runner(experiment, tmp_path).run()
+    again = runner(experiment, copied).run()
 
-    assert again[:-1] == lines[:-1]
-    assert again[-1].id == lines[-1].id
-    assert again[-1].accuracies == lines[-1].accuracies
+    assert again[:-1] == before[:-1]
+    assert again[-1].id == before[-1].id
+    assert again[-1].accuracies == before[-1].accuracies
 
 
-def test_a_run_that_another_experiment_made_is_taken_from_it(experiment, tmp_path):
-    lines = runner(experiment, tmp_path).run()
-    path = results_file("it", "smoke", tmp_path / "results")
-    other = results_file("other", "smoke", tmp_path / "results")
-    for line in lines:
+def test_a_run_that_another_experiment_made_is_taken_from_it(experiment, copied):
+    before = lines_of(copied)
+    results_file("it", "smoke", copied / "results").unlink()
+    other = results_file("other", "smoke", copied / "results")
+    for line in before:
         append(other, dataclasses.replace(line, grid="theirs", method=line.method.lower()))
-    path.unlink()
-    taken = runner(experiment, tmp_path).run()
 
-    assert taken == lines
+    assert runner(experiment, copied).run() == before
     assert read(other)[0].grid == "theirs"
 
 
