@@ -171,11 +171,13 @@ def _placed(slot: str, buffer: Tensor, parameter: Tensor, step_on_device: bool) 
 def _fit(slots: Mapping[str, Tensor], parameter: Tensor) -> bool:
     """Whether a parameter's buffers have its shape, or are the rows and columns that span it."""
     shapes = [buffer.shape for slot, buffer in slots.items() if slot not in _NUMBERS]
+    if all(shape == parameter.shape for shape in shapes):  # spares SGD the slow function below
+        return True
     try:
-        spanned = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+        spanned: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
     except RuntimeError:
         return False
-    return not shapes or spanned == parameter.shape
+    return spanned == parameter.shape
 
 
 def _shapes(slots: Mapping[str, Tensor]) -> str:
