@@ -38,7 +38,7 @@ def write_report(experiment: Experiment, output: Path) -> Path:
     """
     source = results_file(experiment.name, experiment.scale, output)
     lines = read(source)
-    results = [line for line in lines if line.kind == "result"]
+    results = _as_planned(experiment, [line for line in lines if line.kind == "result"])
     if not results:
         raise ConfigError(
             f"{source} has no result yet: `python -m simulation run {experiment.name} --scale"
@@ -79,6 +79,12 @@ def write_report(experiment: Experiment, output: Path) -> Path:
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     print(f"Report: {path}")
     return path
+
+
+def _as_planned(experiment: Experiment, results: Sequence[Result]) -> list[Result]:
+    """Results in the order of the plan, whichever of the processes ended first."""
+    planned = [(run.grid, run.method, run.setting) for run in experiment.results(lambda *_: 0.1)]
+    return sorted(results, key=lambda r: (planned.index((r.grid, r.method, r.setting)), r.seed))
 
 
 def _layers(experiment: Experiment, results: Sequence[Result], folder: Path) -> list[str]:

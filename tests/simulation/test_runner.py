@@ -176,6 +176,15 @@ def test_a_run_that_another_experiment_made_is_taken_from_it(experiment, copied)
     assert read(other)[0].grid == "theirs"
 
 
+def test_a_report_does_not_depend_on_which_run_ended_first(experiment, copied):
+    before = write_report(experiment, copied / "results").read_text()
+    path = results_file("it", "smoke", copied / "results")
+    path.write_text("\n".join(reversed(path.read_text().splitlines())) + "\n")
+
+    again = write_report(experiment, copied / "results").read_text()
+    assert again.partition("## Learning rates")[0] == before.partition("## Learning rates")[0]
+
+
 def test_a_report_of_nothing_says_how_to_make_something(experiment, tmp_path):
     with pytest.raises(ConfigError, match="python -m simulation run it --scale smoke"):
         write_report(experiment, tmp_path)
