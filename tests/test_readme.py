@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fixbn_flwr.app.config import Settings, table
+from fixbn_flwr.app.run_folder import read_metrics
 from simulation.communication import Cost
 from simulation.communication import table as communication_table
 
@@ -49,6 +50,28 @@ def test_the_table_of_bytes_is_the_one_that_was_measured() -> None:
     data = ROOT / "simulation" / "results" / "communication" / "bytes.json"
     costs = [Cost(**cost) for cost in json.loads(data.read_text())["costs"]]
     assert f"<!-- communication -->\n{communication_table(costs)}\n<!-- end -->" in README
+
+
+def full_size_table() -> str:
+    """The table of CIFAR-10's long runs, from their data."""
+    results = ROOT / "simulation" / "results" / "cifar10"
+    rows = {
+        "BN, 0.05": "BN",
+        "FixBN, 0.05, a tenth of it from T\\* on": "FixBN",
+        "FixBN, 0.05": "FixBN-0.05-factor-1",
+        "FixBN, 0.01, a tenth of it after 75 %": "FixBN-0.01-factor-1",
+    }
+    rounds = (150, 450, 750, 900, 1050, 1200, 1350, 1500)
+    lines = [f"| learning rate | {' | '.join(map(str, rounds))} |", "| --- |" + " ---: |" * 8]
+    for name, folder in rows.items():
+        accuracy = {m.round: m.test_accuracy for m in read_metrics(results / folder)}
+        shown = (f"{100 * (accuracy[number] or 0.0):.1f}" for number in rounds)
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def test_the_table_of_long_runs_is_the_data() -> None:
+    assert f"<!-- full size -->\n{full_size_table()}\n<!-- end -->" in README
 
 
 def test_no_placeholder_is_left() -> None:
