@@ -17,6 +17,7 @@ import torch
 import typer
 
 from fixbn_flwr.errors import FixBNError
+from fixbn_flwr.tasks import get_task, load_splits
 from simulation.federated import REPOSITORY
 from simulation.plan import Experiment, names
 from simulation.records import RESULTS
@@ -73,6 +74,9 @@ def run(
     data = data_dir or (shared if shared.is_dir() else None)
     machine = {"device": device, "data-dir": "" if data is None else str(data.resolve())}
     experiment = Experiment(name, scale)
+    # Once and here: what is missing is told before any run, or downloaded by one process only.
+    for task in {str(planned.run_config["task"]) for planned in experiment.results(lambda *_: 0.1)}:
+        load_splits(get_task(task), data)
     Runner(experiment, output, folders.resolve(), workers or _workers(device), machine).run()
     write_report(experiment, output)
 
