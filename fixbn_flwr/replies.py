@@ -21,6 +21,9 @@ from fixbn_flwr.errors import ReplyError
 from fixbn_flwr.server_state import Update
 from fixbn_flwr.wire import MOMENTUM
 
+NOT_FINITE = "holds NaN or infinity"
+"""What every error says of an array that shows a training that diverged."""
+
 
 def read_reply(
     reply: Message, sent: Arrays, *, weighted_by: str, with_momentum: bool
@@ -150,6 +153,6 @@ def _check_finite(name: str, array: Array, was_finite: NDArray[np.bool_] | np.bo
     # A model may hold infinity by design, as the mask of an attention layer does.
     if np.any(~np.isfinite(array) & was_finite):
         raise ReplyError(
-            f"array {name!r} holds NaN or infinity: its training diverged. A smaller learning "
+            f"array {name!r} {NOT_FINITE}: its training diverged. A smaller learning "
             "rate helps, in calibration a smaller learning_rate_factor."
         )

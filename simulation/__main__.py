@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -19,21 +18,13 @@ import typer
 from fixbn_flwr.errors import FixBNError
 from fixbn_flwr.tasks import get_task, load_splits
 from simulation.federated import REPOSITORY
-from simulation.plan import Experiment, names
+from simulation.plan import Experiment, Scale, names
 from simulation.records import RESULTS
 from simulation.runner import Runner
 from simulation.writeup import write_report
 
 _HELP = (__doc__ or "").replace("\n\n", "\n\n\b\n")  # \b: the lines of the examples stay
 cli = typer.Typer(help=_HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
-
-
-class Scale(StrEnum):
-    """How large an experiment is."""
-
-    SMOKE = "smoke"  # seconds, on digits: that it runs
-    CPU = "cpu"  # about an hour on two cores
-    PAPER = "paper"  # the paper's sizes, on a GPU
 
 
 Name = Annotated[str, typer.Argument(help="Of an experiment, see `list`.")]
@@ -48,8 +39,7 @@ def show() -> None:
         print(f"{name}: {Experiment(name, Scale.SMOKE).title}")
         for scale in Scale:
             experiment = Experiment(name, scale)
-            runs = experiment.results(lambda *_: 0.1)
-            searches = experiment.searches()
+            runs, searches = experiment.outline(), experiment.searches()
             print(f"    {scale:<6} {len(runs):>4} runs, {len(searches):>4} to find learning rates")
 
 
@@ -75,7 +65,7 @@ def run(
     machine = {"device": device, "data-dir": "" if data is None else str(data.resolve())}
     experiment = Experiment(name, scale)
     # Once and here: what is missing is told before any run, or downloaded by one process only.
-    for task in {str(planned.run_config["task"]) for planned in experiment.results(lambda *_: 0.1)}:
+    for task in {str(planned.run_config["task"]) for planned in experiment.outline()}:
         load_splits(get_task(task), data)
     Runner(experiment, output, folders.resolve(), workers or _workers(device), machine).run()
     write_report(experiment, output)
@@ -89,7 +79,7 @@ def report(name: Name, scale: OfScale = Scale.CPU, output: Output = RESULTS) -> 
 
 def _workers(device: str) -> int:
     """One a core; on a GPU, whose kernels runs share, few enough for its memory."""
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     return min(cores, 4) if on_gpu else cores
 

@@ -23,7 +23,8 @@ from fixbn_flwr.app import client_app, server_app
 from fixbn_flwr.app.centralised import train_centrally
 from fixbn_flwr.app.config import Settings
 from fixbn_flwr.app.run_folder import read_metrics
-from fixbn_flwr.errors import FixBNError
+from fixbn_flwr.errors import RoundsFailedError
+from fixbn_flwr.replies import NOT_FINITE
 from simulation.in_memory_grid import InMemoryGrid
 from simulation.layerwise import measure_run
 from simulation.plan import Run
@@ -63,23 +64,19 @@ def execute(
     }
     log = folder.with_suffix(".log")
     started, failure, state = time.monotonic(), None, 0.0
-    extra: Mapping[str, Any]
     with _output_to(log):
         try:
             if run.central:
                 train_centrally(Settings.from_run_config(config), run.clients)
             else:
                 state = _federate(config, run.clients)
-        except FixBNError as error:
-            if not folder.exists():  # it never began: a mistake, not a result
+        except RoundsFailedError as error:
+            if NOT_FINITE not in str(error):  # a mistake or an accident, not a result
                 raise
             failure = str(error)
             print(failure)
-        try:
-            extra = measure_run(run, config, folder, measure) if measure and not failure else {}
-        except FixBNError as error:  # of a model that has diverged
-            extra = {"not measured": str(error)}
-    seconds = time.monotonic() - started
+        seconds = time.monotonic() - started
+        extra = measure_run(run, config, folder, measure) if measure and not failure else {}
     os.replace(log, folder / LOG)
     return _result(run, folder, failure, seconds, state, command, extra)
 
@@ -109,8 +106,14 @@ def _result(
 ) -> Result:
     about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     metrics = read_metrics(folder)
-    tested = [m for m in metrics if m.test_accuracy is not None and m.test_loss is not None]
-    replies = max(1, sum(m.clients for m in metrics))
+    tested = [
+        (m.round, m.test_accuracy, m.test_loss)
+        for m in metrics
+        if m.test_accuracy is not None and m.test_loss is not None
+    ]
+    messages = max(1, sum(m.clients + m.dropped for m in metrics))
+    if not failure and metrics[-1].clients == 0:  # its last model is that of an earlier round
+        failure = "no client delivered a usable update in the last round"
     return Result(
         id=run.id,
         kind=run.kind,
@@ -121,12 +124,13 @@ def _result(
         clients=run.clients,
         learning_rate=float(run.run_config["learning-rate"]),
         accuracy=None if failure else mean_of_last_rounds(metrics, run.rounds),
-        accuracies={m.round: float(m.test_accuracy or 0.0) for m in tested},
-        losses={m.round: float(m.test_loss or 0.0) for m in tested},
+        accuracies={number: accuracy for number, accuracy, _ in tested},
+        losses={number: loss for number, _, loss in tested},
         failure=failure,
+        dropped=sum(m.dropped for m in metrics),
         seconds=round(seconds, 1),
-        bytes_sent=sum(m.bytes_sent for m in metrics) / replies,
-        bytes_received=sum(m.bytes_received for m in metrics) / replies,
+        bytes_sent=sum(m.bytes_sent for m in metrics) / messages,
+        bytes_received=sum(m.bytes_received for m in metrics) / messages,
         client_state_bytes=state,
         run_config=run.run_config,
         started=about["started"],

@@ -54,7 +54,7 @@ def held_out(task: Task) -> Task:
     def load(data_dir: Path | None) -> tuple[Split, Split]:
         train, _ = load_splits(task, data_dir)
         places = torch.arange(len(train))
-        tested = places % max(SHARE, len(train) // AT_MOST) == 0
+        tested = places % max(SHARE, -(-len(train) // AT_MOST)) == 0
         return choose(train, places[~tested]), choose(train, places[tested])
 
     return replace(task, name=f"{task.name}-held-out", load=load)

@@ -3,11 +3,11 @@
     [measure]
     local-steps = [1, 20]
     draws = 5
-    [measure.of]       # a method's last model: what to call it, and how to normalise
+    [measure.of]       # a method's last model: what to call it, and how to normalise in turn
     BN = { model = "at the end", modes = ["BN, statistics of the batch"] }
 
-A mode that begins with "BN, frozen" normalises with the model's own statistics. A method with
-`initial = true` has the initial model of the run measured as well.
+With `initial = true` the initial model of the method is measured as well. Steps are as long as
+those of the run at that model.
 """
 
 from __future__ import annotations
@@ -22,18 +22,20 @@ import torch
 from torch import nn
 
 from fixbn_flwr.app.config import Settings
-from fixbn_flwr.tasks import Split, Task, get_task, load_splits
+from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.tasks import get_task, load_splits
 from fixbn_flwr.tasks.partition import partition
 from simulation.gradients import measure
 from simulation.plan import Run
 
-FROZEN = "BN, frozen"
+FROZEN = "BN, frozen statistics"  # the mode that normalises with the model's own statistics
+INITIAL = "initial"
 SEED = 2000  # no run draws its batches from it
 
 
 def measure_run(
     run: Run, config: Mapping[str, Any], folder: Path, what: Mapping[str, Any]
-) -> dict[str, list[dict[str, Any]]]:
+) -> dict[str, list[Any]]:
     """Measure the last model of a run, and the initial one where that is asked for.
 
     Args:
@@ -43,35 +45,35 @@ def measure_run(
         what: the experiment's table `measure`.
 
     Returns:
-        {"gradients": rows for `simulation.curves.draw_gradients`}; nothing for a method that the
-        table does not name.
+        {"gradients": rows for `simulation.curves.draw_gradients`, "not measured": why, of models
+        that have diverged}; nothing for a method that the table does not name.
     """
     of = what["of"].get(run.method)
     if of is None or run.kind == "search":
         return {}
     settings = Settings.from_run_config(config)
-    task = get_task(settings.task)
-    data, _ = load_splits(task, settings.data_path)
     torch.manual_seed(settings.seed)
-    model = task.models[settings.model](settings.norm)
-    rows = []
+    model = get_task(settings.task).models[settings.model](settings.norm)
+    found: dict[str, list[Any]] = {"gradients": [], "not measured": []}
     if of.get("initial"):
-        rows += _rows(run, settings, task, data, model, "initial", of["modes"], what)
+        modes = [mode for mode in of["modes"] if mode != FROZEN]
+        _measure(run, settings, model, INITIAL, modes, what, found)
     model.load_state_dict(safetensors.torch.load_file(folder / "final.safetensors"))
-    rows += _rows(run, settings, task, data, model, of["model"], of["modes"], what)
-    return {"gradients": rows}
+    _measure(run, settings, model, of["model"], of["modes"], what, found)
+    return found
 
 
-def _rows(
+def _measure(
     run: Run,
     settings: Settings,
-    task: Task,
-    data: Split,
     model: nn.Module,
     name: str,
     modes: list[str],
     what: Mapping[str, Any],
-) -> list[dict[str, Any]]:
+    found: dict[str, list[Any]],
+) -> None:
+    task = get_task(settings.task)
+    data, _ = load_splits(task, settings.data_path)
     parts = partition(
         data.labels,
         run.clients,
@@ -81,23 +83,24 @@ def _rows(
         seed=settings.seed,
         groups=None if data.groups is None else data.groups.numpy(),
     )
-    rows = []
+    at_round = 1 if name == INITIAL else settings.num_server_rounds
     for mode in modes:
         for steps in what["local-steps"]:
-            layers = measure(
-                task,
-                data,
-                parts,
-                model.double(),
-                frozen=mode.startswith(FROZEN),
-                local_steps=steps,
-                batch_size=settings.batch_size,
-                learning_rate=settings.learning_rate,
-                draws=what["draws"],
-                seed=SEED + run.seed,
-            )
-            rows += [
-                {"model": name, "mode": mode, "local_steps": steps, **asdict(layer)}
-                for layer in layers
-            ]
-    return rows
+            row = {"model": name, "mode": mode, "local_steps": steps}
+            try:
+                layers = measure(
+                    task,
+                    data,
+                    parts,
+                    model.double(),
+                    frozen=mode == FROZEN,
+                    local_steps=steps,
+                    batch_size=settings.batch_size,
+                    learning_rate=settings.effective_learning_rate(at_round),
+                    draws=what["draws"],
+                    seed=SEED + run.seed,
+                )
+            except ConfigError as error:
+                found["not measured"].append({**row, "why": str(error)})
+            else:
+                found["gradients"] += [{**row, **asdict(layer)} for layer in layers]

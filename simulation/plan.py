@@ -8,12 +8,18 @@ share, the files themselves what differs:
     [methods.<name>]        what a method changes in it; `central = true` is training in one place
     [axes.<axis>.<value>]   what a place on an axis changes
     [grids.<name>]          methods x axes, every combination with every seed; its view is a figure
-    [scales.<scale>]        how large all that is; for each value of its `search-axes` each method
-                            has a learning rate of its own
+    [scales.<scale>]        how large all that is
+        clients, seeds      how many clients, which seeds
+        local-steps-in-all  of a client: by the run's `local-steps` they make its rounds
+        evaluations         how often a run is tested, about
+        config              run config of every run
+        axes                the values to take, where they are not all
+        learning-rates      to try, each in a run of `search-share` of the length, for each method
+        search-axes         and again for each value of these axes; of the others at the base config
 
-A run's number of rounds is the scale's `local-steps-in-all` by its `local-steps`. On an axis
-`clients-times` multiplies the scale's number of clients. A method's `length` multiplies its number
-of rounds; `searched-as` names the method whose learning rate it takes.
+On an axis `clients-times` multiplies the number of clients. A method's `length` multiplies its
+number of rounds, and `searched-as` names the method whose learning rate it takes. What is measured
+beside accuracy is told by `[measure]`, see `simulation.layerwise`.
 """
 
 from __future__ import annotations
@@ -22,8 +28,9 @@ import hashlib
 import itertools
 import json
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -33,10 +40,23 @@ from fixbn_flwr.errors import ConfigError
 from simulation.figures import View
 
 EXPERIMENTS = Path(__file__).resolve().parent / "experiments"
-SCALES = ("smoke", "cpu", "paper")
 SEARCH_SEED = 1000  # of the runs that look for a learning rate: no other run has it
 _DEFAULTS = Settings().as_run_config()
 HELD_OUT = "simulation.held_out:"  # a task's name behind it: tested on training images
+
+
+class Scale(StrEnum):
+    """How large an experiment is."""
+
+    SMOKE = "smoke"  # seconds, on digits: that it runs
+    CPU = "cpu"  # about an hour on two cores
+    PAPER = "paper"  # the paper's sizes, on a GPU
+
+
+_SCALE_KEYS = {
+    "axes", "clients", "config", "evaluations", "learning-rates", "local-steps-in-all", "measure",
+    "search-axes", "search-share", "seeds",
+}  # fmt: skip
 
 Rate = Callable[[str, Mapping[str, str]], float]
 """Tells the learning rate of a method in a setting."""
@@ -88,19 +108,17 @@ class Experiment:
 
     Args:
         name: of a file in `experiments/`.
-        scale: one of `SCALES`.
+        scale: how large.
         folder: with the files.
 
     Raises:
         ConfigError: there is no such experiment or scale, or a run config in it is wrong.
     """
 
-    def __init__(self, name: str, scale: str, folder: Path = EXPERIMENTS) -> None:
+    def __init__(self, name: str, scale: Scale, folder: Path = EXPERIMENTS) -> None:
         if name not in names(folder):
             raise ConfigError(f"no experiment {name!r}: choose one of {', '.join(names(folder))}.")
         content = _merge(_load(folder / "common.toml"), _load(folder / f"{name}.toml"))
-        if scale not in content["scales"]:
-            raise ConfigError(f"no scale {scale!r}: choose one of {', '.join(SCALES)}.")
         self.name = name
         self.scale = scale
         self.title: str = content["title"]
@@ -111,14 +129,13 @@ class Experiment:
         self.measure: Mapping[str, Any] | None = None
         if "measure" in content:
             self.measure = _merge(content["measure"], self._scale.get("measure", {}))
-        self.search_axes: list[str] = self._scale["search-axes"]
-        self.results(lambda *_: 0.1)  # every run config is read and checked
+        self._search_axes: list[str] = self._scale["search-axes"]
+        self._check_scale()
+        self.outline()  # every run config is read and checked
 
     def searches(self) -> list[Run]:
-        """The runs that find each method's learning rate; none where there is one rate to try."""
+        """The runs that find each method's learning rate."""
         rates: list[float] = self._scale["learning-rates"]
-        if len(rates) == 1:
-            return []
         share: float = self._scale["search-share"]
         runs = [
             self._run("search", grid, method, self._searched(setting), SEARCH_SEED, rate, share)
@@ -126,7 +143,7 @@ class Experiment:
             if self._searched_as(method) == method
             for rate in rates
         ]
-        return _distinct(runs)
+        return list({(run.id, run.method, *run.setting.items()): run for run in runs}.values())
 
     def results(self, rate: Rate) -> list[Run]:
         """The runs that are the experiment's result, with the rates that the search found.
@@ -142,10 +159,24 @@ class Experiment:
             for grid, method, setting in self._places()
         ]  # fmt: skip
 
-    def only_rate(self) -> float | None:
-        """The learning rate where there is nothing to search."""
-        rates: list[float] = self._scale["learning-rates"]
-        return rates[0] if len(rates) == 1 else None
+    def outline(self) -> list[Run]:
+        """The results' runs, as many and as long, before their learning rates are known."""
+        first: float = self._scale["learning-rates"][0]
+        return self.results(lambda *_: first)
+
+    def chosen(self, tried: Iterable[tuple[Run, float]]) -> Rate:
+        """The rates that make the best of what was tried.
+
+        Args:
+            tried: searches with what came out, the higher the better.
+        """
+        best: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[float, float]] = {}
+        for run, score in tried:
+            place = (run.method, tuple(run.setting.items()))
+            found = (score, float(run.run_config["learning-rate"]))
+            if place not in best or score > best[place][0]:
+                best[place] = found
+        return lambda method, setting: best[method, tuple(setting.items())][1]
 
     def _places(self) -> list[tuple[str, str, dict[str, str]]]:
         places = []
@@ -153,21 +184,42 @@ class Experiment:
             axes: list[str] = grid["axes"]
             chosen = self._scale.get("axes", {})
             values = [chosen.get(axis, list(self._content["axes"][axis])) for axis in axes]
+            central: set[str] = set()
             for combination in itertools.product(*values):
-                setting = dict(zip(axes, combination, strict=True))
-                places += [(name, method, setting) for method in self._methods(grid)]
+                for method in grid["methods"]:
+                    setting = dict(zip(axes, combination, strict=True))
+                    if self._content["methods"][method].get("central", False):
+                        # Where all data is in one place, how it is divided makes no difference.
+                        setting.pop("partition", None)
+                        if (where := json.dumps([method, setting])) in central:
+                            continue
+                        central.add(where)
+                    places.append((name, method, setting))
         return places
 
-    def _methods(self, grid: Mapping[str, Any]) -> list[str]:
-        chosen: list[str] = self._scale.get("methods", grid["methods"])
-        return [method for method in grid["methods"] if method in chosen]
+    def _check_scale(self) -> None:
+        """Refuse what a slip of the pen would leave without effect."""
+        unknown = sorted(set(self._scale) - _SCALE_KEYS)
+        known: dict[str, dict[str, Any]] = self._content["axes"]
+        wrong = [
+            f"{axis} {value}"
+            for axis, values in self._scale.get("axes", {}).items()
+            for value in values
+            if value not in known.get(axis, {})
+        ]
+        if unknown or wrong:
+            raise ConfigError(
+                f"experiment {self.name}, scale {self.scale}: there is no"
+                f" {', '.join([*unknown, *wrong])}; keys are {', '.join(sorted(_SCALE_KEYS))}, axes"
+                f" {', '.join(known)}."
+            )
 
     def _searched_as(self, method: str) -> str:
         name: str = self._content["methods"][method].get("searched-as", method)
         return name
 
     def _searched(self, setting: Mapping[str, str]) -> dict[str, str]:
-        return {axis: value for axis, value in setting.items() if axis in self.search_axes}
+        return {axis: value for axis, value in setting.items() if axis in self._search_axes}
 
     def _run(
         self,
@@ -202,10 +254,6 @@ class Experiment:
 def names(folder: Path = EXPERIMENTS) -> list[str]:
     """The names of all experiments."""
     return sorted(path.stem for path in folder.glob("*.toml") if path.stem != "common")
-
-
-def _distinct(runs: Sequence[Run]) -> list[Run]:
-    return list({run.id: run for run in reversed(runs)}.values())[::-1]
 
 
 def _load(path: Path) -> dict[str, Any]:

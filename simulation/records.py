@@ -1,7 +1,7 @@
 """What the experiments leave behind: JSON lines, one a run, committed beside the README's figures.
 
 A file `results/<experiment>/<scale>.jsonl` holds a line for every run that has ended, in the order
-in which they ended, with all that it takes to run it again. A file is only ever appended to.
+in which they ended, with all that it takes to run it again. Lines are appended, never changed.
 """
 
 from __future__ import annotations
@@ -36,10 +36,13 @@ class Result:
         clients: the number of all clients.
         learning_rate: in round 1.
         accuracy: the mean test accuracy of the last rounds (mean intersection over union for
-            segmentation), a share in [0, 1]; None when the run ended before them.
+            segmentation), a share in [0, 1], see `mean_of_last_rounds`; None when the run ended
+            before them.
         accuracies: the test accuracy after each round that was evaluated.
         losses: the test loss likewise; not finite when the run diverged.
-        failure: what ended the run early; None when it went to its end.
+        failure: what ended the run early, or that it trained nothing in the end; None when it
+            went to its end.
+        dropped: replies that were not averaged, of all rounds.
         seconds: how long it took.
         bytes_sent: from the server to one client in a round, arrays only, the mean.
         bytes_received: from one client to the server likewise.
@@ -65,6 +68,7 @@ class Result:
     accuracies: Mapping[int, float]
     losses: Mapping[int, float]
     failure: str | None
+    dropped: int
     seconds: float
     bytes_sent: float
     bytes_received: float
@@ -84,11 +88,16 @@ class Result:
 
 
 def mean_of_last_rounds(rounds: Iterable[RoundMetrics], num_rounds: int) -> float | None:
-    """The mean test accuracy over the evaluated rounds in the last fifth; None without one."""
+    """The mean test accuracy over the evaluated rounds in the last fifth; None without one.
+
+    Of a run that has frozen its statistics only rounds after that count.
+    """
+    tested = [m for m in rounds if m.test_accuracy is not None]
+    phase = tested[-1].phase if tested else None
     last = [
         m.test_accuracy
-        for m in rounds
-        if m.test_accuracy is not None and m.round >= LAST * num_rounds
+        for m in tested
+        if m.test_accuracy is not None and m.phase is phase and m.round >= LAST * num_rounds
     ]
     return sum(last) / len(last) if last else None
 
@@ -101,8 +110,11 @@ def results_file(experiment: str, scale: str, folder: Path = RESULTS) -> Path:
 def append(path: Path, result: Result) -> None:
     """Add a line to a file, which is made with its folders if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(_plain(dataclasses.asdict(result)), allow_nan=False) + "\n")
+    line = json.dumps(_plain(dataclasses.asdict(result)), allow_nan=False) + "\n"
+    with path.open("ab") as file:
+        whole = path.read_bytes().rfind(b"\n") + 1
+        file.truncate(whole)  # what a kill has left of a line
+        file.write(line.encode())
 
 
 def read(path: Path) -> list[Result]:
@@ -114,7 +126,9 @@ def read(path: Path) -> list[Result]:
     if not path.exists():
         return []
     results = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    text = path.read_text(encoding="utf-8")
+    # A line without an end is what a kill has left of one: that run is made again.
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
         try:
             fields = json.loads(line)
             for by_round in ("accuracies", "losses"):

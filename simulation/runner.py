@@ -14,9 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -32,6 +30,7 @@ from fixbn_flwr.errors import FixBNError
 from simulation.execution import execute, prepare
 from simulation.plan import Experiment, Run
 from simulation.records import Result, append, read, results_file
+from simulation.selection import in_place_of, lines_of, same_config, searched_rates
 
 _POLL = 2.0  # seconds between two looks at the running ones
 
@@ -57,11 +56,11 @@ class Runner:
     ) -> None:
         self._experiment = experiment
         self._file = results_file(experiment.name, experiment.scale, results)
-        self._elsewhere = [
+        self._other_files = [
             path for path in sorted(results.glob(f"*/{experiment.scale}.jsonl"))
             if path != self._file
         ]  # fmt: skip
-        self._folders = folders / experiment.scale
+        self._folders = folders / experiment.name / experiment.scale
         self._workers = workers
         self._machine = machine
 
@@ -72,31 +71,20 @@ class Runner:
             FixBNError: a run could not begin, or its process was killed; all that ended is kept.
         """
         searches = self._experiment.searches()
-        later = self._experiment.results(lambda *_: 0.1)  # as many, and as long
         with _progress() as progress, self._processes() as pool:
-            total = progress.add_task(self._experiment.name, total=_work([*searches, *later]))
+            work = _work([*searches, *self._experiment.outline()])
+            total = progress.add_task(self._experiment.name, total=work)
             self._make(searches, pool, progress, total)
-            self._make(self._experiment.results(self.rate), pool, progress, total)
+            rate = searched_rates(self._experiment, read(self._file))
+            assert rate is not None  # all searches have ended
+            self._make(self._experiment.results(rate), pool, progress, total)
         return read(self._file)
-
-    def rate(self, method: str, setting: Mapping[str, str]) -> float:
-        """The learning rate with the highest held-out accuracy among those tried."""
-        only = self._experiment.only_rate()
-        if only is not None:
-            return only
-        tried = [
-            result
-            for result in read(self._file)
-            if result.kind == "search" and (result.method, result.setting) == (method, setting)
-        ]
-        best = max(tried, key=lambda r: -1.0 if r.diverged else r.accuracy or 0.0)
-        return best.learning_rate
 
     @contextmanager
     def _processes(self) -> Iterator[ProcessPoolExecutor]:
         """The worker processes, each started when there is first a run for it."""
         context = multiprocessing.get_context("spawn")
-        threads = max(1, (os.cpu_count() or 1) // self._workers)
+        threads = max(1, len(os.sched_getaffinity(0)) // self._workers)
         pool = ProcessPoolExecutor(self._workers, context, prepare, (threads,))
         with pool:
             try:
@@ -110,63 +98,74 @@ class Runner:
     def _make(
         self, runs: Sequence[Run], pool: ProcessPoolExecutor, progress: Progress, total: TaskID
     ) -> None:
-        done = {_place(result) for result in read(self._file)}
-        missing = [run for run in runs if _place(run) not in done]
-        progress.advance(total, _work(runs) - _work(missing))
-        known = {r.id: r for path in self._elsewhere for r in read(path)}
-        known |= {result.id: result for result in read(self._file)}
-        for run in [run for run in missing if run.id in known]:
-            same = known[run.id]
-            if self._experiment.measure is None or same.extra:
-                append(self._file, _elsewhere(same, run))
-                progress.advance(total, run.work)
-                missing.remove(run)
-        self._collect(missing, pool, progress, total)
+        """Make what is missing of these runs; each once, whatever the places that it stands in."""
+        missing = [run for run in runs if not lines_of([run], read(self._file))]
+        known = {line.id: line for path in self._other_files for line in read(path)}
+        known |= {line.id: line for line in read(self._file)}
+        to_make: dict[str, list[Run]] = {}
+        for run in missing:
+            same = known.get(run.id)
+            if same and same_config(run, same) and (same.extra or not self._measures(run)):
+                append(self._file, in_place_of(run, same, with_extra=self._measures(run)))
+            else:
+                to_make.setdefault(run.id, []).append(run)
+        later = _work(run for places in to_make.values() for run in places)
+        progress.advance(total, _work(runs) - later)
+        self._collect(list(to_make.values()), pool, progress, total)
+
+    def _measures(self, run: Run) -> bool:
+        measure = self._experiment.measure
+        return measure is not None and run.kind == "result" and run.method in measure["of"]
 
     def _collect(
-        self, runs: Sequence[Run], pool: ProcessPoolExecutor, progress: Progress, total: TaskID
+        self,
+        runs: Sequence[list[Run]],
+        pool: ProcessPoolExecutor,
+        progress: Progress,
+        total: TaskID,
     ) -> None:
         command = " ".join(["python -m simulation", *sys.argv[1:]])
-        waiting: dict[Future[Result], Run] = {
+        waiting: dict[Future[Result], list[Run]] = {
             pool.submit(
-                execute, run, self._folders / run.id, self._machine, command,
+                execute, places[0], self._folders / places[0].id, self._machine, command,
                 self._experiment.measure,
-            ): run
-            for run in runs
+            ): places
+            for places in runs
         }  # fmt: skip
         ended = progress.tasks[total].completed
         while waiting:
             done, _ = wait(waiting, _POLL, FIRST_COMPLETED)
+            broken: list[BaseException] = []
             for future in done:
-                run = waiting.pop(future)
-                try:
-                    result = future.result()
-                except BrokenProcessPool as error:
+                places = waiting.pop(future)
+                if (error := future.exception()) is not None:
+                    broken.append(error)
+                    continue
+                for run in places:
+                    extra = self._measures(run)
+                    append(self._file, in_place_of(run, future.result(), with_extra=extra))
+                ended += _work(places)
+                progress.console.print(_line(places[0], future.result()))
+            for error in broken:  # when all that has ended is on file
+                if isinstance(error, BrokenProcessPool):
                     raise FixBNError(
                         "a run's process was killed, perhaps for want of memory: start again with"
                         " fewer --workers; everything that had ended is kept"
                     ) from error
-                append(self._file, result)
-                ended += run.work
-                progress.console.print(_line(run, result))
-            under_way = sum(self._done_of(run) for run in waiting.values())
+                raise error
+            under_way = sum(
+                self._done_of(places) for future, places in waiting.items() if future.running()
+            )
             progress.update(total, completed=ended + under_way)
 
-    def _done_of(self, run: Run) -> float:
+    def _done_of(self, places: list[Run]) -> float:
         """How much of its work a run has done by now."""
+        run = places[0]
         try:
             rounds = (self._folders / run.id / "metrics.jsonl").read_bytes().count(b"\n")
         except OSError:
             return 0.0
-        return run.work * min(rounds, run.rounds) / run.rounds
-
-
-def _place(run: Run | Result) -> tuple[Any, ...]:
-    return run.id, run.kind, run.grid, run.method, tuple(run.setting.items())
-
-
-def _elsewhere(same: Result, run: Run) -> Result:
-    return replace(same, kind=run.kind, grid=run.grid, method=run.method, setting=run.setting)
+        return _work(places) * min(rounds, run.rounds) / run.rounds
 
 
 def _work(runs: Iterable[Run]) -> int:

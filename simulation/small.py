@@ -2,24 +2,27 @@
 
 The images are the real ones at half their height and width, each pixel the mean of four. CIFAR-10
 has the first 2,000 of its test images and ResNet-8, the smallest network of He et al.'s family (one
-block in each of the three stages); CamVid has every third of its test images.
+block in each of the three stages); CamVid has every third of its test images. `SCENES` are made up,
+to try segmentation where there is no data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
+from fixbn_flwr.models.deeplab import deeplab
 from fixbn_flwr.models.resnet20 import ResidualNetwork
 from fixbn_flwr.tasks import Split, Task, load_splits
 from fixbn_flwr.tasks.camvid import TASK as CAMVID_WHOLE
 from fixbn_flwr.tasks.cifar10 import TASK as CIFAR10_WHOLE
-from fixbn_flwr.tasks.segmentation import Masks
+from fixbn_flwr.tasks.segmentation import IGNORED, Masks, mean_iou, pixel_cross_entropy
 from simulation.held_out import choose
 
 _PART = 1000  # images halved at a time: as floats they take four times their memory
@@ -51,6 +54,19 @@ def _halved(split: Split) -> Split:
     return Split(halve(images), kept, split.groups)
 
 
+def _made_up(number: int) -> Split:
+    """A bright box on dim ground in each image, and by pixel whether it is the box; 8 groups."""
+    random = torch.Generator().manual_seed(number)
+    images = torch.randint(64, 128, (number, 3, 32, 32), dtype=torch.uint8, generator=random)
+    masks = torch.zeros(number, 32, 32, dtype=torch.uint8)
+    for image, mask in zip(images, masks, strict=True):
+        top, left = torch.randint(16, (2,), generator=random).tolist()
+        image[:, top : top + 16, left : left + 16] += 100
+        mask[top : top + 16, left : left + 16] = 1
+    masks[:, 0] = IGNORED
+    return Split(images, masks, torch.arange(number) % 8)
+
+
 CIFAR10 = replace(
     CIFAR10_WHOLE,
     name="cifar10-small",
@@ -62,4 +78,16 @@ CAMVID = replace(
     name="camvid-small",
     load=_smaller(CAMVID_WHOLE, slice(None, None, 3)),
     masks=Masks(crop=(80, 112), window=(96, 128), evaluation_batch=32),
+)
+SCENES = Task(
+    name="scenes",
+    classes=2,
+    load=lambda _: (_made_up(64), _made_up(16)),
+    models={"deeplabv3plus": partial(deeplab, classes=2)},
+    mean=(120.0, 120.0, 120.0),
+    std=(50.0, 50.0, 50.0),
+    augment=None,
+    loss=pixel_cross_entropy,
+    metric=partial(mean_iou, 2),
+    masks=Masks(crop=(32, 32), window=(32, 32), evaluation_batch=16),
 )

@@ -6,12 +6,14 @@ make it again from what is committed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.tasks import get_task
+from simulation.cells import distinct
 from simulation.curves import draw_courses, draw_gradients
 from simulation.figures import draw
 from simulation.gradients import explained_share
@@ -25,6 +27,7 @@ from simulation.report import (
     learning_rates,
     table,
 )
+from simulation.selection import lines_of, searched_rates
 
 
 def write_report(experiment: Experiment, output: Path) -> Path:
@@ -38,20 +41,22 @@ def write_report(experiment: Experiment, output: Path) -> Path:
     """
     source = results_file(experiment.name, experiment.scale, output)
     lines = read(source)
-    results = _as_planned(experiment, [line for line in lines if line.kind == "result"])
+    searches = lines_of(experiment.searches(), lines)
+    rate = searched_rates(experiment, lines)
+    planned = experiment.results(rate) if rate else []
+    results = lines_of(planned, lines)
     if not results:
         raise ConfigError(
             f"{source} has no result yet: `python -m simulation run {experiment.name} --scale"
             f" {experiment.scale}` makes them."
         )
-    done = len({(r.id, r.grid, r.method, *r.setting.values()) for r in results})
-    planned = len(experiment.results(lambda *_: 0.1))
     parts = [
         f"# {experiment.title}",
-        f"`python -m simulation run {experiment.name} --scale {experiment.scale}`: {done} of"
-        f" {planned} runs. {hardware_line(lines)}",
-        "Test accuracy in %, the mean of the last fifth of the rounds, then mean ± standard"
-        " deviation over the seeds (their number).",
+        f"`python -m simulation run {experiment.name} --scale {experiment.scale}`:"
+        f" {len(results)} of {len(planned)} runs. {hardware_line([*searches, *results])}",
+        f"{_conditions(results)} Every number is the mean over the last fifth of a run's rounds, of"
+        " a run that freezes over those after T* only; then mean ± standard deviation over the"
+        " seeds (their number).",
     ]
     folder = source.parent
     for name, view in experiment.views.items():
@@ -62,29 +67,40 @@ def write_report(experiment: Experiment, output: Path) -> Path:
         draw(of_grid, view, figure)
         text = table(of_grid, view.x)
         console(text)
-        parts += [f"## {view.title}", text, f"![{view.title}]({figure.name})"]
+        parts += [f"## {view.title}", f"{view.y_label}:", text, f"![{view.title}]({figure.name})"]
         if view.kind == "points" and view.panels is None:
             courses = folder / f"{experiment.scale}-{name}-courses.png"
             draw_courses(of_grid, view.x, courses, view.title, view.y_label)
             parts += [f"![By round: {view.title}]({courses.name})"]
         parts += [costs(of_grid)]
-    parts += _layers(experiment, results, folder)
-    if any(line.kind == "search" for line in lines):
-        parts += [
-            "## Learning rates",
-            "Held-out accuracy in %, of training images that the run did not train on.",
-            learning_rates(lines),
-        ]
+    if experiment.measure:
+        parts += _layers(experiment, results, folder)
+    parts += [
+        "## Learning rates",
+        "Accuracy in %, on training images that the run did not train on, by the rate in round 1.",
+        learning_rates([*searches, *results]),
+    ]
     path = source.with_suffix(".md")
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     print(f"Report: {path}")
     return path
 
 
-def _as_planned(experiment: Experiment, results: Sequence[Result]) -> list[Result]:
-    """Results in the order of the plan, whichever of the processes ended first."""
-    planned = [(run.grid, run.method, run.setting) for run in experiment.results(lambda *_: 0.1)]
-    return sorted(results, key=lambda r: (planned.index((r.grid, r.method, r.setting)), r.seed))
+def _conditions(results: Sequence[Result]) -> str:
+    """What the runs were made on, in a sentence: data, network, clients, steps and rounds."""
+
+    def of(values: Iterable[object]) -> str:
+        return ", ".join(distinct(map(str, values)))
+
+    configs = [result.run_config for result in results]
+    tasks = [get_task(str(config["task"])).name for config in configs]
+    return (
+        f"{of(tasks)} with {of(config['model'] for config in configs)}; clients:"
+        f" {of(result.clients for result in results)}; local steps of"
+        f" {of(config['batch-size'] for config in configs)} images a round:"
+        f" {of(config['local-steps'] for config in configs)}; rounds:"
+        f" {of(config['num-server-rounds'] for config in configs)}."
+    )
 
 
 def _layers(experiment: Experiment, results: Sequence[Result], folder: Path) -> list[str]:

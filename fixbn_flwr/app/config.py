@@ -158,8 +158,13 @@ class Settings:
         if self.learning_rate_schedule == "cosine":
             share_done = (server_round - 1) / rounds
             return self.learning_rate * (1 + math.cos(math.pi * share_done)) / 2
-        falls = {"step": 0.75, "halfway": 0.5}.get(self.learning_rate_schedule, 1.0)
-        return self.learning_rate * (0.1 if server_round > falls * rounds else 1.0)
+        if self.learning_rate_schedule == "step" and 4 * server_round > 3 * rounds:
+            return self.learning_rate * 0.1
+        # After the round that freeze-after=0.5 makes T*: BN then has the rates of FixBN.
+        halfway = schedule.freeze_round(0.5, rounds)
+        if self.learning_rate_schedule == "halfway" and server_round > halfway:
+            return self.learning_rate * 0.1
+        return self.learning_rate
 
     def effective_learning_rate(self, server_round: int) -> float:
         """What clients train with: `learning_rate_at`, times the factor in calibration."""

@@ -33,6 +33,7 @@ def result(
             "accuracies": {1: 0.25, 2: 0.5, 3: accuracy or 0.1, 4: accuracy or 0.1},
             "losses": {1: 1.0, 2: 1.0, 3: lost, 4: lost},
             "failure": None,
+            "dropped": 0,
             "seconds": 10.0,
             "bytes_sent": 1_080_000.0,
             "bytes_received": 1_080_000.0,

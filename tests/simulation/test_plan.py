@@ -1,11 +1,10 @@
 """Experiments as TOML: every file can be run, and what its runs are."""
 
-import tomllib
-
 import pytest
 
+from fixbn_flwr.app.config import Settings
 from fixbn_flwr.errors import ConfigError
-from simulation.plan import EXPERIMENTS, SCALES, SEARCH_SEED, Experiment, Run, names
+from simulation.plan import SEARCH_SEED, Experiment, Run, Scale, names
 
 COMMON = """
 [base]
@@ -52,22 +51,48 @@ x_label = ""
 def experiment(folder, axes, methods, more="") -> Experiment:
     (folder / "common.toml").write_text(COMMON)
     (folder / "it.toml").write_text(GRID.format(axes=axes, methods=methods) + more)
-    return Experiment("it", "smoke", folder)
+    return Experiment("it", Scale.SMOKE, folder)
 
 
 def rate(method, setting):
     return 0.25
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", Scale)
 @pytest.mark.parametrize("name", names())
 def test_every_experiment_has_runs_at_every_scale(name, scale):
     made = Experiment(name, scale)
-    results = made.results(rate)
+    searches = made.searches()
+    results = made.results(made.chosen((run, 0.5) for run in searches))
 
     assert {run.grid for run in results} == set(made.grids)
-    assert len({(run.id, run.grid, str(run.setting)) for run in results}) == len(results)
-    assert not {run.id for run in made.searches()} & {run.id for run in results}
+    # A place is a run of its own, and in it a method's seeds.
+    places = [(run.grid, run.method, str(run.setting), run.seed) for run in results]
+    assert len(set(places)) == len(places)
+    of_grid: dict[str, set[str]] = {}
+    for run in results:
+        assert run.id not in of_grid.setdefault(run.grid, set())
+        of_grid[run.grid].add(run.id)
+    assert not {run.id for run in searches} & {run.id for run in results}
+
+
+@pytest.mark.parametrize("scale", Scale)
+@pytest.mark.parametrize("name", names())
+def test_bn_and_fixbn_have_the_same_rates_in_every_round(name, scale):
+    made = Experiment(name, scale)
+    for runs in (made.searches(), made.outline()):
+        courses: dict[tuple[str, ...], dict[str, list[float]]] = {}
+        for run in runs:
+            if run.method in ("BN", "FixBN", "GN", "centralised"):
+                settings = Settings.from_run_config(run.run_config)
+                course = [settings.effective_learning_rate(r + 1) for r in range(run.rounds)]
+                first = settings.learning_rate
+                where = (str(first), str(run.seed), *map(str, run.setting.values()))
+                courses.setdefault(where, {})[run.method] = [r / first for r in course]
+        for by_method in courses.values():
+            if name != "freeze-after":  # where T* and factor are what differs
+                expected = next(iter(by_method.values()))
+                assert all(course == pytest.approx(expected) for course in by_method.values())
 
 
 def test_the_seven_experiments_of_the_issue():
@@ -161,15 +186,38 @@ def test_a_wrong_run_config_is_refused_before_any_run(tmp_path):
         experiment(tmp_path, ["steps"], ["BN"], "[base]\nmomentun = 1\n")
 
 
-def test_unknown_names_are_told_what_there_is():
+def test_an_unknown_experiment_is_told_what_there_is():
     with pytest.raises(ConfigError, match="no experiment 'x': choose one of freeze-after, "):
-        Experiment("x", "smoke")
-    with pytest.raises(ConfigError, match="no scale 'x': choose one of smoke, cpu, paper"):
-        Experiment("map", "x")
+        Experiment("x", Scale.SMOKE)
 
 
-def test_bn_has_the_learning_rates_of_fixbn_at_every_scale():
-    methods = tomllib.loads((EXPERIMENTS / "common.toml").read_text())["methods"]
+@pytest.mark.parametrize(
+    ("slip", "named"),
+    [
+        ("seed = [1]", "seed"),
+        ('[scales.smoke.axes]\nsteps = ["2"]', "steps 2"),
+        ('[scales.smoke.axes]\nstep = ["1"]', "step 1"),
+    ],
+)
+def test_a_slip_of_the_pen_in_a_scale_is_refused(tmp_path, slip, named):
+    with pytest.raises(ConfigError, match=f"experiment it, scale smoke: there is no {named}; keys"):
+        experiment(tmp_path, ["steps"], ["BN"], f"[scales.smoke]\n{slip}\n")
 
-    assert methods["BN"]["learning-rate-schedule"] == "halfway"
-    assert methods["FixBN"] == {"freeze-after": 0.5, "learning-rate-factor": 0.1}
+
+def test_central_training_is_made_once_for_all_ways_to_divide_the_data(tmp_path):
+    more = '[axes.partition]\niid = { partition = "iid" }\ntwo = { partition = "classes" }\n'
+    runs = experiment(tmp_path, ["partition"], ["BN", "centralised"], more).results(rate)[:3]
+
+    assert [(run.method, dict(run.setting)) for run in runs] == [
+        ("BN", {"partition": "iid"}), ("centralised", {}), ("BN", {"partition": "two"}),
+    ]  # fmt: skip
+
+
+def test_the_rate_with_the_highest_score_is_chosen_by_method_and_setting(tmp_path):
+    more = '[scales.smoke]\nsearch-axes = ["steps"]\n'
+    made = experiment(tmp_path, ["steps"], ["BN"], more)
+    searches = made.searches()
+    chosen = made.chosen(zip(searches, [0.3, 0.2, 0.1, 0.4], strict=True))
+
+    assert chosen("BN", {"steps": "1"}) == 0.1
+    assert chosen("BN", {"steps": "4"}) == 0.2

@@ -12,14 +12,17 @@ from simulation.records import Result, append, mean_of_last_rounds, read, result
 RESULT = Result(
     id="0123", kind="result", grid="main", method="FixBN", setting={"partition": "IID"}, seed=1,
     clients=5, learning_rate=0.05, accuracy=0.4, accuracies={5: 0.3, 10: 0.5},
-    losses={5: 1.5, 10: 1.25}, failure=None, seconds=1.5, bytes_sent=10.0, bytes_received=12.0,
+    losses={5: 1.5, 10: 1.25}, failure=None, dropped=0, seconds=1.5,
+    bytes_sent=10.0, bytes_received=12.0,
     client_state_bytes=0.0, run_config={"task": "digits", "seed": 1}, started="2026-11-22T14:00:00",
     hardware={"cores": 2}, versions={"torch": "2"}, command="python -m simulation run x",
 )  # fmt: skip
 
 
-def round_metrics(number: int, accuracy: float | None) -> RoundMetrics:
-    return RoundMetrics(number, Phase.EXPLORATION, 0.1, 1.0, None, accuracy, 0, 0, 1.0, 5, 0)
+def round_metrics(
+    number: int, accuracy: float | None, phase: Phase = Phase.EXPLORATION
+) -> RoundMetrics:
+    return RoundMetrics(number, phase, 0.1, 1.0, None, accuracy, 0, 0, 1.0, 5, 0)
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -48,6 +51,26 @@ def test_a_run_that_failed_diverged():
 
 def test_no_file_is_no_result(tmp_path):
     assert read(tmp_path / "nothing.jsonl") == []
+
+
+def test_what_a_kill_left_of_a_line_is_no_result_and_makes_room(tmp_path):
+    path = tmp_path / "it.jsonl"
+    append(path, RESULT)
+    with path.open("a") as file:
+        file.write('{"id": "torn')
+
+    assert read(path) == [RESULT]
+    append(path, RESULT)
+    assert read(path) == [RESULT, RESULT]
+
+
+def test_after_a_freeze_only_frozen_rounds_count():
+    rounds = [
+        round_metrics(8, 0.1), round_metrics(9, 0.2),
+        round_metrics(10, 0.5, Phase.CALIBRATION),
+    ]  # fmt: skip
+
+    assert mean_of_last_rounds(rounds, 10) == 0.5
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"id": "1"}'])

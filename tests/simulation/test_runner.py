@@ -9,7 +9,7 @@ import pytest
 
 from fixbn_flwr.errors import ConfigError
 from simulation.execution import execute
-from simulation.plan import Experiment
+from simulation.plan import Experiment, Scale
 from simulation.records import Result, append, read, results_file
 from simulation.runner import Runner
 from simulation.writeup import write_report
@@ -54,7 +54,7 @@ def experiment(tmp_path_factory) -> Experiment:
     folder = tmp_path_factory.mktemp("experiments")
     (folder / "common.toml").write_text("")
     (folder / "it.toml").write_text(EXPERIMENT)
-    return Experiment("it", "smoke", folder)
+    return Experiment("it", Scale.SMOKE, folder)
 
 
 @pytest.fixture(scope="module")

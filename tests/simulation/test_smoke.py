@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from simulation.plan import Experiment, names
+from simulation.plan import Experiment, Scale, names
 from simulation.records import read, results_file
 
 REPOSITORY = Path(__file__).parents[2]
@@ -28,13 +28,21 @@ def test_an_experiment_runs_and_reports(name, tmp_path):
     folders = ["--output", str(tmp_path / "results")]
     shown = typed("run", name, "--scale", "smoke", *folders, "--folders", str(tmp_path / "runs"))
 
-    experiment = Experiment(name, "smoke")
+    experiment = Experiment(name, Scale.SMOKE)
     lines = read(results_file(name, "smoke", tmp_path / "results"))
     results = [line for line in lines if line.kind == "result"]
-    assert len(results) == len(experiment.results(lambda *_: 0.1))
+    assert len(results) == len(experiment.outline())
     assert not any(result.failure for result in results)
     for grid in experiment.grids:
         assert (tmp_path / "results" / name / f"smoke-{grid}.png").stat().st_size > 10_000
+    if experiment.measure:
+        assert (tmp_path / "results" / name / "smoke-layers.png").stat().st_size > 10_000
+        rows = [row for result in results for row in result.extra.get("gradients", [])]
+        models = {row["model"] for row in rows}
+        assert {"initial", "at T*", "at the end of FixBN"} <= models
+        frozen = [r for r in rows if (r["mode"], r["local_steps"]) == ("BN, frozen statistics", 1)]
+        assert frozen
+        assert all(row["distance"] < 1e-6 for row in frozen)
     # The table on the console, and the file from the lines alone.
     assert results[0].method in shown
     report = tmp_path / "results" / name / "smoke.md"
