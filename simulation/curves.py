@@ -6,13 +6,21 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from simulation.cells import cell_of, distinct, methods, results_of
 from simulation.figures import check_axes, panel_settings
 from simulation.gradients import ALL_LAYERS
 from simulation.layout import add_legend, label_axes, new_figure, seeds_note
-from simulation.panels import Scale, draw_diverged, scale_of, set_scale, style
+from simulation.panels import (
+    Scale,
+    Style,
+    draw_diverged,
+    scale_of,
+    set_scale,
+    style,
+    styles_of,
+)
 from simulation.records import Result
 
 if TYPE_CHECKING:
@@ -20,6 +28,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARKS = 8  # markers on a line
+
+_MEASURED = {
+    "cosine": (
+        "cosine with the\ncentralised update",
+        "1: the direction of the centralised update; 0: at a right angle to it",
+    ),
+    "norm_ratio": (
+        "length over that of the\ncentralised update",
+        "1: as long as the centralised update",
+    ),
+}
 
 
 def draw_courses(
@@ -52,22 +71,22 @@ def figure_of_courses(
     shown = results_of(results)
     check_axes(shown, [] if panels is None else [panels])
     names = methods(shown)
-    drawn = {
+    panels_of = {
         heading: [
             [run for run in shown if run.method == name and setting.items() <= run.setting.items()]
             for name in names
         ]
         for heading, setting in panel_settings(shown, panels)
     }
-    cells = [cell_of(runs) for rows in drawn.values() for runs in rows]
+    cells = [cell_of(runs) for rows in panels_of.values() for runs in rows]
     scale = scale_of(
         [accuracy for run in shown for accuracy in _course(run).values()],
         max(cell.diverged for cell in cells),
     )
-    figure, grid = new_figure(len(drawn), columns=2, title=title)
-    for ax, (heading, rows) in zip(grid, drawn.items(), strict=True):
-        for index, runs in enumerate(rows):
-            _draw_course(ax, runs, index, scale)
+    figure, grid = new_figure(len(panels_of), columns=2, title=title)
+    for ax, (heading, rows) in zip(grid, panels_of.items(), strict=True):
+        for index, (drawn, runs) in enumerate(zip(styles_of(names).values(), rows, strict=True)):
+            _draw_course(ax, runs, drawn, index, scale)
         set_scale(ax, scale)
         ax.set_title(heading, fontsize="medium")
         ax.set_xlim(0, 102)
@@ -75,21 +94,29 @@ def figure_of_courses(
     note = seeds_note(cells)
     if note != "1 seed":
         note = f"mean of {note}, with a band from the lowest to the highest"
-    add_legend(figure, {name: style(k) for k, name in enumerate(names)}, line=True, note=note)
+    add_legend(figure, styles_of(names), line=True, note=note)
     return figure
 
 
-def draw_gradients(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+def draw_gradients(
+    rows: Sequence[Mapping[str, Any]],
+    measured: Literal["cosine", "norm_ratio"],
+    path: Path,
+    title: str,
+) -> None:
     """Draw gradients from layer to layer into a PNG file; see `figure_of_gradients`."""
-    figure_of_gradients(rows, title).savefig(path, format="png")
+    figure_of_gradients(rows, measured, title).savefig(path, format="png")
 
 
-def figure_of_gradients(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
-    """Cosine of the federated and the centralised update by layer: a panel a model and step count.
+def figure_of_gradients(
+    rows: Sequence[Mapping[str, Any]], measured: Literal["cosine", "norm_ratio"], title: str
+) -> Figure:
+    """The federated update beside the centralised one by layer: a panel a model and step count.
 
     Args:
-        rows: comparisons with "model", "local_steps", "mode", "name", "depth" and "cosine", of
-            several runs the mean; those of all layers together are not drawn.
+        rows: comparisons with "model", "local_steps", "mode", "name", "depth" and what is measured,
+            of several runs the mean; those of all layers together are not drawn.
+        measured: the cosine of the two updates, or the ratio of their lengths.
         title: what the figure shows.
     """
     layers = [row for row in rows if row["name"] != ALL_LAYERS]
@@ -102,18 +129,21 @@ def figure_of_gradients(rows: Sequence[Mapping[str, Any]], title: str) -> Figure
     places = [(model, count) for model in models for count in steps]
     for ax, (model, count) in zip(grid, places, strict=True):
         for index, mode in enumerate(modes):
-            cosines: dict[int, list[float]] = {}
+            found: dict[int, list[float]] = {}
             for row in layers:
                 if (row["model"], row["local_steps"], row["mode"]) == (model, count, mode):
-                    cosines.setdefault(row["depth"], []).append(row["cosine"])
+                    found.setdefault(row["depth"], []).append(row[measured])
             _plot(
-                ax, [(depth, statistics.fmean(of)) for depth, of in sorted(cosines.items())], index
+                ax,
+                [(depth, statistics.fmean(of)) for depth, of in sorted(found.items())],
+                style(index),
+                index,
             )
         ax.set_title(f"{model}, {count} local step{'s' * (count != 1)}", fontsize="medium")
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
-    label_axes(grid, "layer, from the input on", "cosine with the\ncentralised update")
-    note = "1: the direction of the centralised update; 0: at a right angle to it"
+    label, note = _MEASURED[measured]
+    label_axes(grid, "layer, from the input on", label)
     add_legend(figure, {mode: style(k) for k, mode in enumerate(modes)}, line=True, note=note)
     return figure
 
@@ -129,25 +159,25 @@ def _course(run: Result) -> dict[float, float]:
     return course
 
 
-def _draw_course(ax: Axes, runs: Sequence[Result], index: int, scale: Scale) -> None:
+def _draw_course(ax: Axes, runs: Sequence[Result], drawn: Style, index: int, scale: Scale) -> None:
     courses = [_course(run) for run in runs]
     shares = sorted({share for course in courses for share in course})
     by_share = [[course[share] for course in courses if share in course] for share in shares]
-    _plot(ax, list(zip(shares, map(statistics.fmean, by_share), strict=True)), index)
+    _plot(ax, list(zip(shares, map(statistics.fmean, by_share), strict=True)), drawn, index)
     if len(runs) > 1:
         ax.fill_between(
             shares, [min(found) for found in by_share], [max(found) for found in by_share],
-            color=style(index).color, alpha=0.18, linewidth=0,
+            color=drawn.color, alpha=0.18, linewidth=0,
         )  # fmt: skip
     ends = [
         max(course, default=0.0) for course, run in zip(courses, runs, strict=True) if run.diverged
     ]
-    draw_diverged(ax, ends, style(index), scale, ax.transData)
+    draw_diverged(ax, ends, drawn, scale, ax.transData)
 
 
-def _plot(ax: Axes, points: Sequence[tuple[float, float]], index: int) -> None:
+def _plot(ax: Axes, points: Sequence[tuple[float, float]], drawn: Style, index: int) -> None:
     """A line with some markers, which begin elsewhere on each, so that of two equal both show."""
-    drawn, step = style(index), max(1, len(points) // MARKS)
+    step = max(1, len(points) // MARKS)
     ax.plot(
         [x for x, _ in points], [y for _, y in points], color=drawn.color, linestyle=drawn.dashes,
         marker=drawn.marker, markersize=4.5, markevery=(index % step, step), linewidth=1.6,

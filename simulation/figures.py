@@ -21,7 +21,7 @@ from simulation.panels import (
     draw_points,
     scale_of,
     set_scale,
-    style,
+    styles_of,
 )
 from simulation.records import Result
 
@@ -149,7 +149,7 @@ def _marks(shown: Sequence[Result], view: View) -> Figure:
     note = seeds_note(cells)
     if note != "1 seed":
         note = f"mean of {note}, with a bar from the lowest to the highest and a dot for each"
-    add_legend(figure, {name: style(k) for k, name in enumerate(names)}, line=not points, note=note)
+    add_legend(figure, styles_of(names), line=not points, note=note)
     return figure
 
 

@@ -6,9 +6,10 @@ each method, so that a figure reads in grey print.
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fixbn_flwr.app.figure import STYLES
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
     from matplotlib.transforms import Transform
 
+# Of the experiments, in the order of their styles.
+METHODS = ("BN", "GN", "FixBN", "LN", "IN", "FixUp", "centralised")
 LOG_FROM_RATIO = 20.0
 LEAST_SPAN = 5.0  # percentage points: a difference of less is not blown up to fill a panel
 MARK, DOT = 5.5, 3.5  # points
@@ -71,6 +74,12 @@ def style(index: int) -> Style:
     return Style(color, dashes, STYLES[(index + index // len(STYLES)) % len(STYLES)][2])
 
 
+def styles_of(names: Iterable[str]) -> dict[str, Style]:
+    """The style of each method, which those of the experiments have in every figure."""
+    others = itertools.count(len(METHODS))
+    return {name: style(METHODS.index(name) if name in METHODS else next(others)) for name in names}
+
+
 def scale_of(accuracies: Sequence[float], stack: int) -> Scale:
     """The scale that shows these accuracies, in %, and as many diverged runs in one place."""
     low, high = min(accuracies, default=0.0), max(accuracies, default=100.0)
@@ -110,10 +119,11 @@ def draw_points(
         room: for a label, in letters.
     """
     width = 0.8 / len(rows)
-    for index, cells in enumerate(rows.values()):
+    styles = styles_of(rows)
+    for index, (name, cells) in enumerate(rows.items()):
         offset = (index - (len(rows) - 1) / 2) * width
         for position, cell in enumerate(cells):
-            _draw_cell(ax, position + offset, cell, style(index), scale, ax.transData)
+            _draw_cell(ax, position + offset, cell, styles[name], scale, ax.transData)
     for position in range(1, len(labels)):
         ax.axvline(position - 0.5, color="0.85", linewidth=0.8, zorder=0.5)
     ax.set_xticks(range(len(labels)), _wrapped(labels, room))
@@ -141,11 +151,12 @@ def draw_lines(
         ax.set_xscale("log")
         limits = (low * (low / high) ** 0.07, high * (high / low) ** 0.07)
     inches = ax.get_figure(root=True).dpi_scale_trans  # type: ignore[union-attr]
-    for index, cells in enumerate(rows.values()):
+    styles = styles_of(rows)
+    for index, (name, cells) in enumerate(rows.items()):
         # A little aside, so that bars do not cover each other: the line stays true.
         aside = 3 / 72 * (index - (len(rows) - 1) / 2)
         transform = ax.transData + ScaledTranslation(aside, 0, inches)
-        drawn = style(index)
+        drawn = styles[name]
         ax.plot(
             positions, [cell.mean for cell in cells], color=drawn.color, linestyle=drawn.dashes,
             linewidth=1.6, transform=transform,

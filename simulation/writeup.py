@@ -111,11 +111,21 @@ def _layers(experiment: Experiment, results: Sequence[Result], folder: Path) -> 
     if not rows:
         return []
     title = "The federated update beside the centralised one, layer by layer"
-    figure = folder / f"{experiment.scale}-layers.png"
-    draw_gradients(rows, figure, title)
+    directions = folder / f"{experiment.scale}-layers.png"
+    draw_gradients(rows, "cosine", directions, title)
+    lengths = folder / f"{experiment.scale}-layers-length.png"
+    draw_gradients(rows, "norm_ratio", lengths, title)
     text = gradients_table(rows)
     console(text)
-    return [f"## {title}", text, f"![{title}]({figure.name})", *_explained(results)]
+    diverged = [row for result in results for row in result.extra.get("not measured", [])]
+    return [
+        f"## {title}",
+        text,
+        *(f"Not measured: {row['model']}, {row['mode']}: {row['why']}" for row in diverged),
+        f"![Direction: {title}]({directions.name})",
+        f"![Length: {title}]({lengths.name})",
+        *_explained(results),
+    ]
 
 
 def _explained(results: Sequence[Result]) -> list[str]:

@@ -90,7 +90,7 @@ def gradients() -> list[dict[str, Any]]:
 
 
 def test_gradients_have_a_panel_a_model_and_step_count_and_a_line_a_mode() -> None:
-    figure = figure_of_gradients(gradients(), "Gradients")
+    figure = figure_of_gradients(gradients(), "cosine", "Gradients")
     assert [ax.get_title() for ax in figure.axes] == [
         "initial, 1 local step",
         "initial, 20 local steps",
@@ -108,6 +108,15 @@ def test_gradients_have_a_panel_a_model_and_step_count_and_a_line_a_mode() -> No
 
 def test_both_are_written_as_png(tmp_path: Path) -> None:
     draw_courses([result("BN", TWO, 0.5)], "partition", tmp_path / "courses.png", "")
-    draw_gradients(gradients(), tmp_path / "gradients.png", "")
+    draw_gradients(gradients(), "cosine", tmp_path / "gradients.png", "")
     for name in ("courses", "gradients"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_lengths_are_drawn_as_well_as_directions() -> None:
+    rows = [{**row, "norm_ratio": 2.0 * row["cosine"]} for row in gradients()]
+    figure = figure_of_gradients(rows, "norm_ratio", "Gradients")
+
+    for ax in figure.axes:
+        assert [list(line.get_ydata()) for line in ax.lines] == [[0.75] * 2, [1.25] * 2]
+    assert "length" in figure.axes[0].get_ylabel()

@@ -146,7 +146,7 @@ def test_lines_stand_at_their_numbers(
         assert ax.get_xscale() == scale
         lines = [line for line in ax.lines if len(line.get_xydata()) == len(steps)]
         assert [list(line.get_xdata()) for line in lines] == [positions, positions]
-        assert [line.get_linestyle() for line in lines] == ["-", "--"]
+        assert [line.get_linestyle() for line in lines] == ["-", "-."]
         assert tick_labels(ax, "x") == list(steps)
     assert [ax.get_ylabel() for ax in axes] == ["test accuracy (%)", ""]
     assert [ax.get_xlabel() for ax in axes] == ["local steps in a round"] * 2
@@ -256,3 +256,12 @@ def test_no_words_overlap_in_narrow_panels(tmp_path: Path) -> None:
         assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
     labels = [ax.xaxis.label.get_window_extent() for ax in figure.axes]
     assert all(a.x1 < b.x0 for a, b in itertools.pairwise(labels))
+
+
+def test_a_method_has_its_style_in_every_figure() -> None:
+    from simulation.panels import styles_of
+
+    alone, beside = styles_of(["FixBN", "other"]), styles_of(["BN", "FixBN", "mine"])
+    assert alone["FixBN"] == beside["FixBN"]
+    assert len(set(beside.values())) == 3
+    assert alone["other"] == beside["mine"]
