@@ -18,11 +18,10 @@ from torch.nn.functional import cross_entropy
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.models.resnet20 import resnet20
 from fixbn_flwr.tasks.augmentation import crop_and_flip
+from fixbn_flwr.tasks.images import DEFAULT_FOLDER
 from fixbn_flwr.tasks.task import Split, Task, accuracy
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_FOLDER = Path("~/.cache/fixbn-flwr")
 
 
 def load(data_dir: Path | None) -> tuple[Split, Split]:
