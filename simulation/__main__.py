@@ -8,6 +8,7 @@ python -m simulation report normalisers --scale cpu      # tables and figures of
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -86,6 +87,7 @@ def _workers(device: str) -> int:
 
 def main() -> None:
     """Run the command line; an error of ours is a message and exit code 1, not a traceback."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: ends the workers, too
     try:
         cli()
     except FixBNError as error:

@@ -6,6 +6,7 @@ Every function takes lines as `simulation.records` reads them, and returns text.
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from statistics import fmean
@@ -173,13 +174,18 @@ def console(markdown_table: str) -> None:
         grid.add_column(
             Text(heading),
             justify="right" if rule.endswith(":") else "left",
-            min_width=max((len(cell.strip("*")) for cell in cells), default=0),
+            min_width=max((len(_plain(cell)) for cell in cells), default=0),
         )
     for cells in lines[2:]:
         grid.add_row(
-            *(Text(cell.strip("*"), "bold" if cell.startswith("**") else "") for cell in cells)
+            *(Text(_plain(cell), "bold" if cell.startswith("**") else "") for cell in cells)
         )
-    Console().print(grid)
+    # In a file or a pipe nothing is too wide.
+    Console(width=None if sys.stdout.isatty() else 1000).print(grid)
+
+
+def _plain(cell: str) -> str:
+    return cell.removeprefix("**").removesuffix("**") if cell.startswith("**") else cell
 
 
 def _markdown(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: int) -> str:

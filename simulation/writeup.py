@@ -17,6 +17,7 @@ from simulation.cells import distinct
 from simulation.curves import draw_courses, draw_gradients
 from simulation.figures import draw
 from simulation.gradients import explained_share
+from simulation.layerwise import INITIAL
 from simulation.plan import Experiment
 from simulation.records import Result, read, results_file
 from simulation.report import (
@@ -110,6 +111,9 @@ def _layers(experiment: Experiment, results: Sequence[Result], folder: Path) -> 
     )
     if not rows:
         return []
+    of = (experiment.measure or {})["of"].values()
+    order = [INITIAL, *distinct(method["model"] for method in of)]
+    rows.sort(key=lambda row: order.index(row["model"]))
     title = "The federated update beside the centralised one, layer by layer"
     directions = folder / f"{experiment.scale}-layers.png"
     draw_gradients(rows, "cosine", directions, title)

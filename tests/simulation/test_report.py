@@ -198,3 +198,11 @@ def test_the_console_shows_the_same_cells(capsys: pytest.CaptureFixture[str]) ->
     assert [lines[0], *lines[2:]] == [["method", "rate", "0.1"], ["BN", "70.0"], ["a", "[b]"]]
     console("No learning rate was searched for.")
     assert capsys.readouterr().out == "No learning rate was searched for.\n"
+
+
+def test_the_console_keeps_what_only_looks_like_bold_and_cuts_nothing_off(capsys) -> None:
+    wide = ["until T*", *(f"{number}.123 ± 4.567 (3)" for number in range(8))]
+    console("\n".join(f"| {' | '.join(row)} |" for row in (["h"] * 9, ["---"] * 9, wide)))
+
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "until" in line]
+    assert all(cell in line for cell in wide)
