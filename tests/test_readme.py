@@ -10,6 +10,8 @@ from fixbn_flwr.app.config import Settings, table
 from fixbn_flwr.app.run_folder import read_metrics
 from simulation.communication import Cost
 from simulation.communication import table as communication_table
+from simulation.gradients import ALL_LAYERS, explained_share
+from simulation.records import read, results_file
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -72,6 +74,31 @@ def full_size_table() -> str:
 
 def test_the_table_of_long_runs_is_the_data() -> None:
     assert f"<!-- full size -->\n{full_size_table()}\n<!-- end -->" in README
+
+
+def test_the_first_results_are_the_data() -> None:
+    paragraph = README.partition("**First results at `cpu` size**")[2].partition("\n\n")[0]
+    results = [
+        line
+        for line in read(results_file("gradients", "cpu"))
+        if (line.kind, line.seed) == ("result", 0)
+    ]
+    accuracy = {line.method: line.accuracy or 0.0 for line in results}
+    for method in ("BN", "GN", "FixBN"):
+        assert f"{method} {100 * accuracy[method]:.1f} %" in paragraph.replace("\n", " ")
+    share = explained_share(accuracy["BN"], accuracy["FixBN"], accuracy["centralised"])
+    assert f"{100 * accuracy['centralised']:.1f} %, so freezing closes {share:.0%}".replace(
+        "%", " %"
+    ).replace("  ", " ") in paragraph.replace("\n", " ")
+    cosine = {
+        (row["mode"], row["local_steps"]): row["cosine"]
+        for line in results
+        for row in line.extra.get("gradients", [])
+        if (row["model"], row["name"]) == ("at T*", ALL_LAYERS)
+    }
+    for steps in (1, 20):
+        for mode in ("BN, statistics of the batch", "BN, frozen statistics"):
+            assert f"{cosine[mode, steps]:.2f}" in paragraph
 
 
 def test_no_placeholder_is_left() -> None:
