@@ -19,6 +19,7 @@ from torch import Tensor
 from fixbn_flwr.app.config import Settings
 from fixbn_flwr.local import local_training
 from fixbn_flwr.tasks import Split, Task, load_splits
+from fixbn_flwr.tasks.partition import partition
 from fixbn_flwr.training import (
     Workbench,
     batches_by_epochs,
@@ -40,6 +41,19 @@ def workbench_of(task: Task, settings: Settings) -> Workbench:
         settings.momentum_coefficient,
         settings.weight_decay,
         settings.device,
+    )
+
+
+def partitions_of(settings: Settings, train: Split, clients: int) -> list[NDArray[np.int64]]:
+    """Return the indices of each client's images among the training images."""
+    return partition(
+        train.labels,
+        clients,
+        settings.partition,
+        alpha=settings.partition_alpha,
+        classes_per_client=settings.partition_classes,
+        seed=settings.seed,
+        groups=None if train.groups is None else train.groups.numpy(),
     )
 
 

@@ -151,12 +151,7 @@ def train(
     dtype = next(model.parameters()).dtype
     losses: list[Tensor] = []
     for indices in batches:
-        images = normalise(task, data.images[indices].to(bench.device), dtype)
-        targets = data.targets[indices].to(bench.device)
-        if task.masks is not None:
-            images, targets = task.masks.augment(images, targets, random)
-        elif task.augment is not None:
-            images = task.augment(images, random)
+        images, targets = augmented_batch(task, data, indices, bench.device, dtype, random)
         images = images.contiguous(memory_format=torch.channels_last)
         with _arithmetic(precision, bench.device):
             loss = task.loss(model(images), targets)
@@ -165,6 +160,33 @@ def train(
         optimizer.step()
         losses.append(loss.detach())
     return float(torch.stack(losses).mean())
+
+
+def augmented_batch(
+    task: Task,
+    data: Split,
+    indices: Tensor,
+    device: torch.device,
+    dtype: torch.dtype,
+    random: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Return images and targets as a model is shown them in training.
+
+    Args:
+        task: normalises and augments them.
+        data: the stored images.
+        indices: which of them, int64 ``[n]``.
+        device: where to put them.
+        dtype: the floating type of the images.
+        random: what the augmentation draws from.
+    """
+    images = normalise(task, data.images[indices].to(device), dtype)
+    targets = data.targets[indices].to(device)
+    if task.masks is not None:
+        return task.masks.augment(images, targets, random)
+    if task.augment is not None:
+        images = task.augment(images, random)
+    return images, targets
 
 
 @torch.inference_mode()

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
-from fixbn_flwr.errors import FixBNError
+from fixbn_flwr.app.cli import run_commands
 from fixbn_flwr.tasks import get_task, load_splits
 from simulation.federated import REPOSITORY
 from simulation.plan import Experiment, Scale, names
@@ -37,11 +36,11 @@ Output = Annotated[Path, typer.Option(help="Where results, tables and figures ar
 def show() -> None:
     """Name the experiments, and how much there is to do at each scale."""
     for name in names():
-        print(f"{name}: {Experiment(name, Scale.SMOKE).title}")
-        for scale in Scale:
-            experiment = Experiment(name, scale)
-            runs, searches = experiment.outline(), experiment.searches()
-            print(f"    {scale:<6} {len(runs):>4} runs, {len(searches):>4} to find learning rates")
+        experiments = [Experiment(name, scale) for scale in Scale]
+        print(f"{name}: {experiments[0].title}")
+        for it in experiments:
+            runs, searches = len(it.outline()), len(it.searches())
+            print(f"    {it.scale:<6} {runs:>4} runs, {searches:>4} to find learning rates")
 
 
 @cli.command()
@@ -88,11 +87,7 @@ def _workers(device: str) -> int:
 def main() -> None:
     """Run the command line; an error of ours is a message and exit code 1, not a traceback."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: ends the workers, too
-    try:
-        cli()
-    except FixBNError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(1)
+    run_commands(cli)
 
 
 if __name__ == "__main__":

@@ -27,9 +27,10 @@ from typing import Annotated, Any
 
 import typer
 
+from fixbn_flwr.app.cli import run_commands
 from fixbn_flwr.app.machine import hardware, versions
 from fixbn_flwr.app.superlink import local_superlink
-from fixbn_flwr.errors import ConfigError, FixBNError
+from fixbn_flwr.errors import ConfigError
 from simulation.bare import BareLoops, variants
 from simulation.federated import BATCH, CLIENTS, REPOSITORY, STEPS, Measurement, our_app, quickstart
 
@@ -223,11 +224,7 @@ def _write(output: Path | None, report: Mapping[str, Any]) -> None:
 
 def main() -> None:
     """Run the command line; an error of ours is a message and exit code 1."""
-    try:
-        cli()
-    except FixBNError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(1)
+    run_commands(cli)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import torch
 from flwr.app import Context, RecordDict
 
 from fixbn_flwr.app import client_app, server_app
@@ -33,9 +32,9 @@ from simulation.records import Result, mean_of_last_rounds
 LOG = "log.txt"
 
 
-def prepare(threads: int) -> None:
-    """Make a worker process ready: its share of the cores."""
-    torch.set_num_threads(threads)
+def log_of(folder: Path) -> Path:
+    """Where what a run prints goes until it has ended; then it is `log.txt` in its folder."""
+    return folder.with_suffix(".log")
 
 
 def execute(
@@ -62,7 +61,7 @@ def execute(
         "output-dir": str(folder.parent),
         "run-name": folder.name,
     }
-    log = folder.with_suffix(".log")
+    log = log_of(folder)
     started, failure, state = time.monotonic(), None, 0.0
     with _output_to(log):
         try:

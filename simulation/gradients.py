@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.normalization import freeze_statistics
-from fixbn_flwr.tasks import Split, Task, normalise
-from fixbn_flwr.training import Workbench, batches_by_steps, seed_of, train
+from fixbn_flwr.tasks import Split, Task
+from fixbn_flwr.training import Workbench, augmented_batch, batches_by_steps, seed_of, train
 
 ALL_LAYERS = "all layers"
 
@@ -203,13 +203,7 @@ def _augmented(
     ready: list[tuple[Tensor, Tensor]] = []
     for indices, own in zip(partitions, random, strict=True):
         for batch in batches_by_steps(torch.from_numpy(indices), batch_size, local_steps, own):
-            images = normalise(task, data.images[batch].to(bench.device), dtype)
-            targets = data.targets[batch].to(bench.device)
-            if task.masks is not None:
-                images, targets = task.masks.augment(images, targets, own)
-            elif task.augment is not None:
-                images = task.augment(images, own)
-            ready.append((images, targets))
+            ready.append(augmented_batch(task, data, batch, bench.device, dtype, own))
     return Split(*(torch.cat(parts) for parts in zip(*ready, strict=True)))
 
 

@@ -22,9 +22,9 @@ import torch
 from torch import nn
 
 from fixbn_flwr.app.config import Settings
+from fixbn_flwr.client import partitions_of
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.tasks import get_task, load_splits
-from fixbn_flwr.tasks.partition import partition
 from simulation.gradients import measure
 from simulation.plan import Run
 
@@ -74,15 +74,7 @@ def _measure(
 ) -> None:
     task = get_task(settings.task)
     data, _ = load_splits(task, settings.data_path)
-    parts = partition(
-        data.labels,
-        run.clients,
-        settings.partition,
-        alpha=settings.partition_alpha,
-        classes_per_client=settings.partition_classes,
-        seed=settings.seed,
-        groups=None if data.groups is None else data.groups.numpy(),
-    )
+    parts = partitions_of(settings, data, run.clients)
     at_round = 1 if name == INITIAL else settings.num_server_rounds
     for mode in modes:
         for steps in what["local-steps"]:

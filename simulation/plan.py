@@ -96,7 +96,7 @@ class Run:
         """The number of rounds."""
         return int(self.run_config["num-server-rounds"])
 
-    @property
+    @cached_property
     def work(self) -> int:
         """Mini-batches of all clients together: what its time is proportional to."""
         settings = Settings.from_run_config(self.run_config)

@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -27,7 +28,7 @@ from rich.progress import (
 )
 
 from fixbn_flwr.errors import FixBNError
-from simulation.execution import execute, prepare
+from simulation.execution import execute, log_of
 from simulation.plan import Experiment, Run
 from simulation.records import Result, append, read, results_file
 from simulation.selection import in_place_of, lines_of, same_config, searched_rates
@@ -85,7 +86,7 @@ class Runner:
         """The worker processes, each started when there is first a run for it."""
         context = multiprocessing.get_context("spawn")
         threads = max(1, len(os.sched_getaffinity(0)) // self._workers)
-        pool = ProcessPoolExecutor(self._workers, context, prepare, (threads,))
+        pool = ProcessPoolExecutor(self._workers, context, torch.set_num_threads, (threads,))
         with pool:
             try:
                 yield pool
@@ -99,9 +100,10 @@ class Runner:
         self, runs: Sequence[Run], pool: ProcessPoolExecutor, progress: Progress, total: TaskID
     ) -> None:
         """Make what is missing of these runs; each once, whatever the places that it stands in."""
-        missing = [run for run in runs if not lines_of([run], read(self._file))]
+        own = read(self._file)
+        missing = [run for run in runs if not lines_of([run], own)]
         known = {line.id: line for path in self._other_files for line in read(path)}
-        known |= {line.id: line for line in read(self._file)}
+        known |= {line.id: line for line in own}
         to_make: dict[str, list[Run]] = {}
         for run in missing:
             same = known.get(run.id)
@@ -135,22 +137,27 @@ class Runner:
         ended = progress.tasks[total].completed
         while waiting:
             done, _ = wait(waiting, _POLL, FIRST_COMPLETED)
-            broken: list[BaseException] = []
+            broken: list[tuple[Run, BaseException]] = []
             for future in done:
                 places = waiting.pop(future)
                 if (error := future.exception()) is not None:
-                    broken.append(error)
+                    broken.append((places[0], error))
                     continue
                 for run in places:
                     extra = self._measures(run)
                     append(self._file, in_place_of(run, future.result(), with_extra=extra))
                 ended += _work(places)
                 progress.console.print(_line(places[0], future.result()))
-            for error in broken:  # when all that has ended is on file
+            for run, error in broken:  # when all that has ended is on file
                 if isinstance(error, BrokenProcessPool):
                     raise FixBNError(
                         "a run's process was killed, perhaps for want of memory: start again with"
                         " fewer --workers; everything that had ended is kept"
+                    ) from error
+                if isinstance(error, FixBNError):
+                    raise FixBNError(
+                        f"{run.label}: {error}\n  Its log is {log_of(self._folders / run.id)}."
+                        " Start again when that is mended; everything that had ended is kept."
                     ) from error
                 raise error
             under_way = sum(

@@ -1,9 +1,11 @@
 """What tests of several modules share."""
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 with warnings.catch_warnings():
     # flwr imports typer, and typer names of click that click calls deprecated: not ours to mend.
@@ -18,3 +20,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data sets at {folder}")
     return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Two threads that wait for each other on busy cores take ten times as long for 8x8 pixels."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

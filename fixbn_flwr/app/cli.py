@@ -101,8 +101,13 @@ def centralised(overrides: Overrides = None, clients: Clients = 10) -> None:
 def main() -> None:
     """Run the command line; an error of ours is a message and exit code 1, not a traceback."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: ends what was started
+    run_commands(cli)
+
+
+def run_commands(commands: typer.Typer) -> None:
+    """Run a command line of this project; an error of ours is a message and exit code 1."""
     try:
-        cli()
+        commands()
     except FixBNError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -8,10 +8,9 @@ from flwr.clientapp import ClientApp
 
 from fixbn_flwr.app.config import Settings
 from fixbn_flwr.bridge import numpy_client_mod
-from fixbn_flwr.client import FixBNClient
+from fixbn_flwr.client import FixBNClient, partitions_of
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.tasks import get_task, load_splits
-from fixbn_flwr.tasks.partition import partition
 from fixbn_flwr.training import find_device
 
 
@@ -38,15 +37,7 @@ def client_fn(context: Context) -> Client:
         )
     task = get_task(settings.task)
     train, _ = load_splits(task, settings.data_path)
-    parts = partition(
-        train.labels,
-        partitions,
-        settings.partition,
-        alpha=settings.partition_alpha,
-        classes_per_client=settings.partition_classes,
-        seed=settings.seed,
-        groups=None if train.groups is None else train.groups.numpy(),
-    )
+    parts = partitions_of(settings, train, partitions)
     return FixBNClient(task, parts[own], settings, context).to_client()
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from flwr.app import Message
 from safetensors.numpy import load_file
 from whole_app import SMALL, rounds_of, run_app, serve, weight_of
@@ -26,12 +25,7 @@ from simulation.in_memory_grid import FIRST_NODE_ID, InMemoryGrid
 DIGITS = get_task("digits")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def accuracy_of(model: Path) -> tuple[float, float]:

@@ -7,7 +7,7 @@ on scikit-learn's digits with the small residual network, and by hand on a strai
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -34,13 +34,7 @@ LAYERS = [
 ONE_STEP = {"local_steps": 1, "batch_size": 8, "learning_rate": 0.1, "draws": 2, "seed": 3}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Two threads that wait for each other on busy cores take ten times as long for 8x8 pixels."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def train_split() -> Split:
