@@ -69,6 +69,7 @@ class Worker:
             self._end(f"messages are for {code.decode()}, this is {CODE}")
         send_frame(connection, code)
         message, context = receive_pair(connection)
+        _logger.info("worker %s answers: %s", os.getpid(), message.metadata.message_type)
         self._busy = connection
         try:
             reply = self._app(message, context)

@@ -271,7 +271,7 @@ def test_the_socket_stands_in_a_directory_of_this_user_alone(
     assert directory.stat().st_mode & 0o777 == 0o700
     assert forwarding._socket_directory() == directory
     directory.chmod(0o755)
-    with pytest.raises(ConfigError, match="must be a directory of user .* with mode 0700"):
+    with pytest.raises(ConfigError, match=r"must be a directory of user .* with mode 0700"):
         forwarding._socket_directory()
     directory.rmdir()
     directory.symlink_to("/")
