@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 import socket
 import stat
-import subprocess
 import sys
 import tempfile
 from contextlib import suppress
@@ -156,12 +155,15 @@ class Forwarder:
             command += [str(listener.fileno()), str(self._node.process), str(self._node.started)]
             command += [str(self._idle)]
             path = os.pathsep.join([self._code, *(entry for entry in sys.path if entry)])
-            subprocess.Popen(
+            listener.set_inheritable(True)
+            # No subprocess.Popen, which expects to see the end of what it starts. What the worker
+            # prints goes where this process's lines go: into the node's log.
+            os.posix_spawn(
+                sys.executable,
                 command,
-                env=os.environ | {"PYTHONPATH": path},
-                stdin=subprocess.DEVNULL,  # what it prints goes where the node's lines go
-                pass_fds=[listener.fileno()],
-                start_new_session=True,  # Flower may end all of the message's own session
+                os.environ | {"PYTHONPATH": path},
+                file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)],
+                setsid=True,  # Flower may end all of the message's own session
             )
 
 
