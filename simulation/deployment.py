@@ -56,6 +56,7 @@ class RealFederation(SuperLink):
         super().__init__(home, free_port())
         self._nodes = nodes
         self._secure = secure
+        self._node_processes: list[subprocess.Popen[bytes]] = []
         # Sockets of the nodes' workers, too, end with the federation.
         self._environment |= {"TMPDIR": str(home), **environment}
 
@@ -83,6 +84,13 @@ class RealFederation(SuperLink):
             self._start_node(number)
         self._wait("not every SuperNode has connected", self._all_connected)
 
+    def stop(self) -> None:
+        """End all processes."""
+        super().stop()
+        for process in self._node_processes:
+            process.wait()
+        self._node_processes.clear()
+
     def node_log(self, number: int) -> str:
         """Return what a node, its workers and its clients have said so far."""
         return (self._home / f"node{number}.log").read_text()
@@ -99,7 +107,7 @@ class RealFederation(SuperLink):
             command += [f"--auth-supernode-private-key={key}"]
         else:
             command.append("--insecure")
-        self._begin(command, self._home / f"node{number}.log")
+        self._node_processes.append(self._begin(command, self._home / f"node{number}.log"))
 
     def _begin(self, command: list[str], log: Path) -> subprocess.Popen[bytes]:
         with log.open("wb") as file:
