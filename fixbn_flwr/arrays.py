@@ -30,18 +30,35 @@ def record_of(arrays: Arrays) -> ArrayRecord:
     return ArrayRecord({name: FlowerArray(array) for name, array in arrays.items()})
 
 
+def view_of(array: FlowerArray) -> Array:
+    """Return an array's values where they lie, read-only: nothing is copied or allocated.
+
+    Raises:
+        ValueError: they are not those of a numpy array as ``np.save`` writes it.
+    """
+    if array.stype != SType.NUMPY or not array.data.startswith(_NPY_1_0):
+        raise ValueError(f"{array.stype!r} does not begin as np.save writes an array")
+    try:
+        return _view(array.data)
+    except Exception as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
 def _decoded(array: FlowerArray) -> Array:
     """Return what ``array.numpy()`` does, many times faster: headers are parsed once and kept."""
-    data = array.data
     try:
-        if array.stype != SType.NUMPY or not data.startswith(_NPY_1_0):
+        if array.stype != SType.NUMPY or not array.data.startswith(_NPY_1_0):
             return array.numpy()
-        start = 10 + int.from_bytes(data[8:10], "little")
-        shape, fortran_order, dtype = _header(data[:start])
-        view = np.ndarray(shape, dtype, data, start, order="F" if fortran_order else "C")
+        view = _view(array.data)
     except Exception as error:  # numpy's parser raises errors of a dozen types
         raise ValueError(f"{type(error).__name__}: {error}") from error
     return view.copy(order="K")  # bytes cannot be written to, and torch wants what can
+
+
+def _view(data: bytes) -> Array:
+    start = 10 + int.from_bytes(data[8:10], "little")
+    shape, fortran_order, dtype = _header(data[:start])
+    return np.ndarray(shape, dtype, data, start, order="F" if fortran_order else "C")
 
 
 @lru_cache(maxsize=4096)

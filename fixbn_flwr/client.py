@@ -6,6 +6,7 @@ block in ``FixBNClient.fit``.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -84,7 +85,7 @@ class FixBNClient(NumPyClient):
         }
 
     def fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, dict[str, Scalar]]:
-        """Train for a round; return all arrays, the number of images and the training loss."""
+        """Train for a round; return all arrays, the number of images, training loss and seconds."""
         settings, server_round = self.settings, int(config[ROUND])
         bench = self._bench(parameters)
         # What the process's last client left there; local_training brings this client's own.
@@ -95,10 +96,16 @@ class FixBNClient(NumPyClient):
         torch.manual_seed(seed)  # dropout draws from the global generator
         random = torch.Generator().manual_seed(seed)
         with local_training(bench.model, bench.optimizer, config, self.context) as local:
+            started = time.monotonic()
             loss = train(
                 bench, self.task, self._data, self._batches(random), random, settings.precision
             )
-        metrics: dict[str, Scalar] = {"train-loss": loss, **local.metrics}
+            seconds = time.monotonic() - started
+        metrics: dict[str, Scalar] = {
+            "train-loss": loss,
+            "train-seconds": seconds,
+            **local.metrics,
+        }
         return list(bench.arrays().values()), len(self.partition), metrics
 
     def evaluate(

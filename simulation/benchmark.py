@@ -2,6 +2,7 @@
 
 python -m simulation.benchmark             # images per second: bare loop, our app, a quickstart
 python -m simulation.benchmark memory      # peak memory with 10 and with 1,000 clients
+python -m simulation.benchmark deployment  # seconds outside training, real SuperLink and SuperNodes
 
 Speed times the same local steps (ResNet-20 on CIFAR-10, 10 clients x 400 images a round in batches
 of 20, float32) three ways, in turn, several times over: (a) in a bare PyTorch loop that uses all
@@ -33,6 +34,7 @@ from fixbn_flwr.app.superlink import local_superlink
 from fixbn_flwr.errors import ConfigError
 from simulation.bare import BareLoops, variants
 from simulation.federated import BATCH, CLIENTS, REPOSITORY, STEPS, Measurement, our_app, quickstart
+from simulation.outside_training import Rounds, measure, report_of, table
 
 OURS, QUICK = "our app (b)", "quickstart (c)"
 
@@ -161,6 +163,30 @@ def memory(
     _write(output, {**asdict(machine), "runs": {n: asdict(run) for n, run in runs.items()}})
 
 
+@cli.command()
+def deployment(
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds that count, after the first.")] = 5,
+    nodes: Annotated[int, typer.Option(min=1, help="SuperNodes, on this machine.")] = 2,
+    output: Output = None,
+) -> None:
+    """Seconds a round outside training: TLS, authentication, database; before and after.
+
+    A round's seconds less those of its slowest client's training, with ResNet-18: as Flower does
+    it, and with packed arrays, quick polling and workers that stay alive.
+    """
+    machine = Machine()
+    measured: dict[str, Rounds] = {}
+    for before in (True, False):
+        name = "before" if before else "after"
+        _progress(f"{name}, load {os.getloadavg()[0]:.1f}")
+        with tempfile.TemporaryDirectory() as scratch:
+            measured[name] = measure(Path(scratch), rounds=rounds, nodes=nodes, before=before)
+        _progress(table({name: measured[name]}))
+    machine.load_after = os.getloadavg()
+    print(f"\n{table(measured)}\n\n{machine.show()}")
+    _write(output, {**asdict(machine), "nodes": nodes, "runs": report_of(measured)})
+
+
 def find_data(data_dir: Path | None) -> Path:
     """Return the folder that holds CIFAR-10.
 
@@ -224,7 +250,7 @@ def _write(output: Path | None, report: Mapping[str, Any]) -> None:
 
 def main() -> None:
     """Run the command line; an error of ours is a message and exit code 1."""
-    run_commands(cli)
+    run_commands(cli, ["deployment" if word == "--deployment" else word for word in sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -69,7 +69,8 @@ def test_a_round_gives_arrays_examples_and_loss() -> None:
     assert [(a.shape, a.dtype) for a in arrays] == [(a.shape, a.dtype) for a in initial()]
     assert bits(arrays) != bits(initial())
     assert examples == 40
-    assert set(metrics) == {"train-loss"}
+    assert set(metrics) == {"train-loss", "train-seconds"}
+    assert float(metrics["train-seconds"]) > 0
     assert float(metrics["train-loss"]) > 0
 
 

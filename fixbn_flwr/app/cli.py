@@ -14,7 +14,7 @@ import signal
 import sys
 import tomllib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -104,10 +104,15 @@ def main() -> None:
     run_commands(cli)
 
 
-def run_commands(commands: typer.Typer) -> None:
-    """Run a command line of this project; an error of ours is a message and exit code 1."""
+def run_commands(commands: typer.Typer, words: Sequence[str] | None = None) -> None:
+    """Run a command line of this project; an error of ours is a message and exit code 1.
+
+    Args:
+        commands: what there is.
+        words: what was typed after the program's name; None: what really was.
+    """
     try:
-        commands()
+        commands(words)
     except FixBNError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -1,4 +1,8 @@
-"""The client's half of the Flower app: a NumPyClient for the partition that the node was given."""
+"""The client's half of the Flower app: a NumPyClient for the partition that the node was given.
+
+Between machines Flower imports this in a new process for every message, which only forwards it:
+whatever imports torch is imported where a client is really made.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,10 @@ from flwr.app import Context
 from flwr.client import Client
 from flwr.clientapp import ClientApp
 
-from fixbn_flwr.app.config import Settings
+from fixbn_flwr.app.forwarding import worker_mod
 from fixbn_flwr.bridge import numpy_client_mod
-from fixbn_flwr.client import FixBNClient, partitions_of
 from fixbn_flwr.errors import ConfigError
-from fixbn_flwr.tasks import get_task, load_splits
-from fixbn_flwr.training import find_device
+from fixbn_flwr.transport import flat_arrays_mod
 
 
 def client_fn(context: Context) -> Client:
@@ -20,6 +22,11 @@ def client_fn(context: Context) -> Client:
     Raises:
         ConfigError: the run config cannot work here, or the node was given no partition.
     """
+    from fixbn_flwr.app.config import Settings
+    from fixbn_flwr.client import FixBNClient, partitions_of
+    from fixbn_flwr.tasks import get_task, load_splits
+    from fixbn_flwr.training import find_device
+
     settings = Settings.from_run_config(context.run_config)
     find_device(settings.device)
     try:
@@ -41,4 +48,4 @@ def client_fn(context: Context) -> Client:
     return FixBNClient(task, parts[own], settings, context).to_client()
 
 
-app = ClientApp(client_fn=client_fn, mods=[numpy_client_mod])
+app = ClientApp(client_fn=client_fn, mods=[worker_mod, flat_arrays_mod, numpy_client_mod])

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from fixbn_flwr.errors import ClientsMissingError, ConfigError
+from fixbn_flwr.grid import GridAround
 
 PATIENCE = 120.0  # seconds that missing clients are waited for
 ANSWER = 600.0  # seconds for all clients to tell their partition: the first one loads the data
@@ -32,7 +32,7 @@ class Member:
     examples: int
 
 
-class Federation(Grid):
+class Federation(GridAround):
     """A Grid whose clients come in the order of their partitions.
 
     Args:
@@ -45,7 +45,7 @@ class Federation(Grid):
     """
 
     def __init__(self, grid: Grid, patience: float | None = None) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._patience = PATIENCE if patience is None else patience
         self._members: dict[int, Member] = {}
         self._needed = 1
@@ -98,34 +98,6 @@ class Federation(Grid):
         replies = self._exchange(messages, timeout)
         self.bytes_received += sum(_bytes_of(reply) for reply in replies)
         return replies
-
-    def set_run(self, run: Run) -> None:
-        """See ``Grid.set_run``."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """See ``Grid.run``."""
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """See ``Grid.create_message``."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """See ``Grid.push_messages``."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """See ``Grid.pull_messages``."""
-        return self._grid.pull_messages(message_ids)
 
     def _meet_new_nodes(self) -> list[int]:
         """Ask nodes not seen before which partition they train on; return all connected nodes."""

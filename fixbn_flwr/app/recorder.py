@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 from flwr.app import ArrayRecord, Message, MetricRecord
@@ -23,13 +23,26 @@ class RecordedFixBN(FixBN):
     """FixBN that remembers what the clients of the last round reported."""
 
     reported: MetricRecord | None = None
+    train_seconds: float | None = None  # of the slowest client
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """End a round, see ``FixBN``."""
+        replies = list(replies)
+        self.train_seconds = max(_train_seconds(replies), default=None)
         arrays, self.reported = super().aggregate_train(server_round, replies)
         return arrays, self.reported
+
+
+def _train_seconds(replies: Iterable[Message]) -> Iterator[float]:
+    """Yield the seconds that each client says it trained."""
+    for reply in replies:
+        records = reply.content.metric_records.values() if reply.has_content() else ()
+        for record in records:
+            seconds = record.get("train-seconds")
+            if isinstance(seconds, int | float):
+                yield float(seconds)
 
 
 class Recorder:
@@ -98,6 +111,7 @@ class Recorder:
             seconds=self._started - started,
             clients=int(reported.get("fixbn-clients", 0)),
             dropped=int(reported.get("fixbn-dropped", 0)),
+            train_seconds=self._strategy.train_seconds,
         )
 
     def _evaluate(self, arrays: ArrayRecord) -> tuple[float, float]:

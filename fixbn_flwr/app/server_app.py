@@ -18,6 +18,7 @@ from fixbn_flwr.app.summary import summary_table
 from fixbn_flwr.arrays import arrays_of
 from fixbn_flwr.tasks import get_task, load_splits
 from fixbn_flwr.training import find_device, seed_of
+from fixbn_flwr.transport import flat_in_deployment
 
 ROUND_TIMEOUT = 3600.0  # seconds
 
@@ -37,7 +38,7 @@ def main(grid: Grid, context: Context) -> None:
     torch.manual_seed(settings.seed)
     model = task.models[settings.model](settings.norm)  # fails first where there is no such model
     _, test = load_splits(task, settings.data_path)
-    federation = Federation(grid)
+    federation = Federation(flat_in_deployment(grid))
     members = federation.assemble()
     settings.check_partitions([member.examples for member in members])
     federation.need(settings.clients_per_round(len(members)))

@@ -14,7 +14,7 @@ class RoundMetrics:
 
     Losses are mean cross-entropies in nats, accuracies are shares in [0, 1], of segmentation the
     mean intersection over union; a test value is None in a round without evaluation. Traffic is the
-    server's, in bytes; time in seconds.
+    server's, in bytes; time in seconds, `train_seconds` of it the slowest client's training.
     `clients` counts the replies that were averaged, `dropped` those that were not.
     """
 
@@ -29,6 +29,7 @@ class RoundMetrics:
     seconds: float
     clients: int
     dropped: int
+    train_seconds: float | None = None
 
 
 @dataclass(frozen=True)

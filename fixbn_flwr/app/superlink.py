@@ -42,7 +42,7 @@ def local_superlink() -> Iterator[SuperLink]:
         SuperLinkError: it did not start; the message ends with what it said.
     """
     with tempfile.TemporaryDirectory(prefix="fixbn-", ignore_cleanup_errors=True) as home:
-        link = SuperLink(Path(home), _free_port())
+        link = SuperLink(Path(home), free_port())
         link.start()
         try:
             yield link
@@ -133,7 +133,8 @@ class SuperLink:
         Args:
             app: the directory with the app's pyproject.toml.
             run_config: what differs from that file's run config.
-            federation: Flower's simulation settings, such as ``num-supernodes``.
+            federation: Flower's simulation settings, such as ``num-supernodes``; none for real
+                SuperNodes.
             show: is given every line of the run's log, and first the ``flwr run`` line itself.
 
         Returns:
@@ -143,7 +144,8 @@ class SuperLink:
             SuperLinkError: the run was not even started.
         """
         command = ["flwr", "run", str(app), _NAME, "--stream"]
-        command += ["--federation-config", _toml(federation)]
+        if federation:
+            command += ["--federation-config", _toml(federation)]
         if run_config:
             command += ["--run-config", _toml(run_config)]
         show(shlex.join(command))
@@ -196,7 +198,8 @@ def _toml(values: Mapping[str, Value]) -> str:
     return " ".join(f"{key}={json.dumps(value)}" for key, value in values.items())
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of loopback that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,0 +1,39 @@
+"""The app between real processes: a SuperLink, SuperNodes, a worker on each; the bits of memory."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from whole_app import SMALL, rounds_of, run_app
+
+from fixbn_flwr.app.cli import APP
+from simulation.deployment import real_federation
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_federation_of_real_processes_gives_the_bits_of_one_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    config: dict[str, Any] = {"fraction-train": 1.0}
+    here = run_app(tmp_path / "memory", 2, config)
+    where = {"output-dir": str(tmp_path / "real"), "run-name": "run"}
+    lines: list[str] = []
+    quick = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
+    with real_federation(nodes=2, secure=False, environment=quick) as link:
+        failure = link.run(APP, SMALL | config | where, {}, lines.append)
+        logs = [link.node_log(number) for number in range(2)]
+    assert failure is None, "\n".join([*lines, *logs])
+    there = tmp_path / "real" / "run"
+    for model in ("final.safetensors", "best.safetensors"):
+        assert (there / model).read_bytes() == (here / model).read_bytes(), model
+    assert [line["clients"] for line in rounds_of(there)] == [2] * 3
+    for log in logs:  # four messages, one process that answered them
+        assert len(set(re.findall(r"worker (\d+) answers", log))) == 1, log
+        assert len(re.findall(r"worker \d+ answers", log)) == 4, log
