@@ -87,6 +87,10 @@ class Federation(Grid):
             expected = max((member.partitions or own_data for member in present), default=1)
             if len(present) >= expected:
                 self._assembled = True
+                for member in sorted(present):
+                    if member.name:
+                        who = (member.node_id, member.name, member.examples)
+                        _logger.info("client %s is %s, with %s images", *who)
                 return sorted(present)
             if time.monotonic() - started > self._patience:
                 raise self._missing(len(present), expected)

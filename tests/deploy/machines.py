@@ -55,6 +55,7 @@ class Machine:
             ["bash", "-euo", "pipefail", "-c", command],
             cwd=self.home,
             env=self.environment | environment,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -94,6 +95,13 @@ class Machine:
         for process in self.processes(program):
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
+
+    def wait_until_off(self) -> None:
+        """Wait until all that ran here has ended."""
+        end = time.monotonic() + TIMEOUT
+        while left := self.processes():
+            assert time.monotonic() < end, f"still running: {left}"
+            time.sleep(0.2)
 
     def switch_off(self) -> None:
         """End all that runs here."""
