@@ -8,7 +8,8 @@ import ssl
 import stat
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -248,3 +249,41 @@ def test_a_certificate_that_is_over_is_said(made: Run, tmp_path: Path) -> None:
     )
     line = "PYTHONPATH=$PWD start-superlink --certificates certificates"
     assert "superlink.crt was good until " in refusal(made(line))
+
+
+@pytest.fixture
+def tls_port(made: Run, tmp_path: Path) -> Iterator[int]:
+    """A server with the folder's certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    folder = tmp_path / "certificates"
+    context.load_cert_chain(folder / "superlink.crt", folder / "superlink.key")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with suppress(OSError):
+                connection, _ = server.accept()
+                with connection, context.wrap_socket(connection, server_side=True) as encrypted:
+                    encrypted.recv(1)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield server.getsockname()[1]
+    thread.join(30)
+
+
+def test_plain_text_is_not_even_tried_where_the_superlink_has_tls(made: Run, tls_port: int) -> None:
+    line = f"start-supernode --insecure --superlink 127.0.0.1:{tls_port} --data data"
+    assert refusal(made(line)) == (
+        f"the SuperLink at 127.0.0.1:{tls_port} has TLS: leave out --insecure, and name --ca and "
+        "--key."
+    )
+
+
+def test_another_authoritys_certificate_is_refused(made: Run, tls_port: int) -> None:
+    made("make-certificates others --host 127.0.0.1")
+    line = f"start-supernode --superlink 127.0.0.1:{tls_port} --ca others/ca.crt --key keys/a"
+    said = refusal(made(f"{line} --data data"))
+    assert said.startswith("the SuperLink's certificate is refused (")
+    assert said.endswith(
+        "copy ca.crt from its machine, or make a certificate for --host 127.0.0.1 there."
+    )
