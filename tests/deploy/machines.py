@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(sys.executable).parent
 APP = ("fixbn_flwr", "deploy", "examples", "pyproject.toml")
-TIMEOUT = 600.0  # seconds for what takes some ten on an idle machine
+TIMEOUT = 1200.0  # seconds for what takes some ten on an idle machine
 
 
 class Machine:
