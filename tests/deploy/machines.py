@@ -43,7 +43,7 @@ class Machine:
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "OMP_NUM_THREADS": "1",
-            "NO_COLOR": "1",
+            "PYTHONUNBUFFERED": "1",
         }
         self.started: list[subprocess.Popen[bytes]] = []
 
