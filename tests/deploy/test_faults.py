@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from federations import ADDRESS, Federation, Node
 from machines import Service, round_lines, switch_off
-from safetensors.numpy import load_file
 
 pytestmark = pytest.mark.slow
 
-FREEZE_AFTER = 2
+ROUNDS, FREEZE_AFTER = 6, 2
+ROUND_TIMEOUT = 200.0  # seconds in which a busy machine, too, gets a round done
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +59,7 @@ def c(nodes: dict[str, Node]) -> Node:
 
 @pytest.fixture(scope="module")
 def run(federation: Federation, nodes: dict[str, Node]) -> Service:
-    return federation.start_run(
-        "run", num_server_rounds=7, freeze_after=FREEZE_AFTER, round_timeout=200.0
-    )
+    return federation.start_run("run", num_server_rounds=ROUNDS, freeze_after=FREEZE_AFTER)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +70,7 @@ def kept() -> SimpleNamespace:
 
 def wait_for_round(run: Service, number: int) -> str:
     """Wait for a round's end, and return its line."""
-    run.wait_for(rf"(?m)^round +{number}/7.*$")
+    run.wait_for(rf"(?m)^round +{number}/{ROUNDS}.*$")
     return round_lines(run.said)[number - 1]
 
 
@@ -171,18 +169,24 @@ def test_a_round_in_which_all_fail_leaves_the_model_as_it_was(
 def test_a_round_ends_without_a_client_that_answers_too_late(
     federation: Federation, run: Service, a: Node, b: Node, c: Node
 ) -> None:
+    assert run.end() == 0
+    late = federation.start_run(
+        "late",
+        num_server_rounds=1,
+        freeze_after=1.0,
+        round_timeout=ROUND_TIMEOUT,
+        min_clients=3,
+    )
     a.order("train")
     c.order("train")
-    run.wait_for(
+    late.wait_for(
         r"client \d+ \(hospital-b\) has not answered within 20\d seconds: the round ends without "
     )
-    wait_for_round(run, 7)
-    assert run.end() == 0
-    assert federation.rounds("run")[6]["clients"] == 2
-    assert list(federation.statuses().values()) == ["finished:completed"]
+    assert late.end() == 0
+    (line,) = federation.rounds("late")
+    assert (line["clients"], line["dropped"]) == (2, 1)
+    assert list(federation.statuses().values()) == ["finished:completed"] * 2
     b.order("train")  # too late
-    final = load_file(federation.link.home / "run" / "final.safetensors")
-    assert np.all(np.isfinite(final["0.weight"]))
 
 
 def test_a_superlink_that_is_killed_keeps_its_nodes_and_loses_its_run(
@@ -202,6 +206,7 @@ def test_a_superlink_that_is_killed_keeps_its_nodes_and_loses_its_run(
         node.order("train")
     assert again.end() == 0
     assert sorted(federation.statuses().values()) == [
-        "finished:completed", "finished:completed", "finished:failed"
-    ]  # fmt: skip
+        *["finished:completed"] * 3,
+        "finished:failed",
+    ]
     assert federation.rounds("again")[0]["clients"] == 3
