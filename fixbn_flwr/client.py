@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixbn_flwr.app.config import Settings
+from fixbn_flwr.app.node import Node
 from fixbn_flwr.local import local_training
 from fixbn_flwr.tasks import Split, Task, load_splits
 from fixbn_flwr.tasks.partition import partition
@@ -75,14 +76,15 @@ class FixBNClient(NumPyClient):
         self.partition = partition
         self.settings = settings
         self.context = context
+        self.node = Node.of(context)
 
     def get_properties(self, config: Config) -> dict[str, Scalar]:
-        """Tell the server which partition this client trains on, and how many images it has."""
-        return {
-            "partition-id": self._partition_id,
-            "num-partitions": int(self.context.node_config.get("num-partitions", 1)),
-            "examples": len(self.partition),
-        }
+        """Tell the server which images this client trains on, how many, and what it is called."""
+        properties: dict[str, Scalar] = {"examples": len(self.partition), "name": self.node.name}
+        if self.node.partition is not None:
+            properties["partition-id"] = self.node.partition
+            properties["num-partitions"] = self.node.partitions
+        return properties
 
     def fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, dict[str, Scalar]]:
         """Train for a round; return all arrays, the number of images, training loss and seconds."""
@@ -92,7 +94,7 @@ class FixBNClient(NumPyClient):
         bench.optimizer.state.clear()
         bench.set_learning_rate(settings.learning_rate_at(server_round))
         # The same numbers whichever process trains this client, and in whatever order.
-        seed = seed_of(settings.seed, server_round, self._partition_id)
+        seed = seed_of(settings.seed, server_round, self.node.number)
         torch.manual_seed(seed)  # dropout draws from the global generator
         random = torch.Generator().manual_seed(seed)
         with local_training(bench.model, bench.optimizer, config, self.context) as local:
@@ -115,10 +117,6 @@ class FixBNClient(NumPyClient):
         own = torch.from_numpy(self.partition)
         loss, accuracy = evaluate(self._bench(parameters), self.task, self._data, own)
         return loss, len(own), {"accuracy": accuracy}
-
-    @property
-    def _partition_id(self) -> int:
-        return int(self.context.node_config.get("partition-id", 0))
 
     @property
     def _data(self) -> Split:

@@ -89,6 +89,9 @@ def workbench(
         ConfigError: the device is not there.
     """
     place = find_device(device)
+    # cuDNN tries its algorithms and takes the fastest, so bits differ from run to run on a GPU, as
+    # they do with its atomic additions; on the CPU they do not.
+    torch.backends.cudnn.benchmark = place.type == "cuda"
     network = task.models[model](norm).to(place).to(memory_format=torch.channels_last)
     return Workbench(network, place, momentum, weight_decay)
 

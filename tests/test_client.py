@@ -154,7 +154,7 @@ def test_epochs_see_every_image_of_the_client_once(monkeypatch: pytest.MonkeyPat
 
 def test_the_properties_tell_the_server_who_this_is() -> None:
     assert client(3).get_properties({}) == {
-        "partition-id": 3, "num-partitions": 4, "examples": 40
+        "partition-id": 3, "num-partitions": 4, "examples": 40, "name": ""
     }  # fmt: skip
 
 

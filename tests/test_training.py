@@ -226,6 +226,13 @@ def test_a_process_builds_one_workbench_and_another_only_for_other_settings() ->
     assert group["lr"] == 0.125
 
 
+def test_cudnn_does_not_choose_by_speed_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    workbench.cache_clear()
+    workbench(get_task("digits"), "small-resnet", "bn", 0.9, 0.0, "cpu")
+    assert not torch.backends.cudnn.benchmark
+
+
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app.message.message import make_message
 from flwr.serverapp import Grid
 from flwr.superlink.grid import HttpGrid
 from whole_app import SMALL, rounds_of, run_app, serve
@@ -196,7 +197,11 @@ class Wire(InMemoryGrid):
         self._pulls += 1
         if self._pulls % 2:
             return []  # not yet
-        return [r for r in self.received if r.metadata.reply_to_message_id in set(message_ids)]
+        return [
+            make_message(metadata=reply.metadata, content=reply.content)  # received stays packed
+            for reply in self.received
+            if reply.metadata.reply_to_message_id in set(message_ids)
+        ]
 
 
 @pytest.mark.parametrize("momentum", ["local", "global"])

@@ -63,6 +63,13 @@ class Settings:
     fraction_train: float = setting(
         1.0, "share of the clients that train in a round", "share", above=0, at_most=1
     )
+    min_clients: int = setting(
+        2, "clients with data of their own (`data-dir` in their node config) that a run waits for",
+        "clients", at_least=1,
+    )  # fmt: skip
+    round_timeout: float = setting(
+        3600.0, "a round ends after it without the clients that have not answered", "s", above=0
+    )
     local_steps: int = setting(
         5, "mini-batches a client trains on in a round; 0: count epochs", "steps", at_least=0
     )
@@ -181,18 +188,22 @@ class Settings:
         always = (self.freeze_round, self.num_server_rounds)
         return server_round % self.evaluate_every == 0 or server_round in always
 
-    def check_partitions(self, sizes: Sequence[int]) -> None:
-        """Raises `ConfigError` when a client, `sizes[i]` images each, cannot fill one batch."""
+    def check_partitions(self, sizes: Sequence[int], names: Sequence[str] = ()) -> None:
+        """Raises `ConfigError` when a client, `sizes[i]` images each, cannot fill one batch.
+
+        `names` says how clients are called; those without one are called by their number.
+        """
         client = min(range(len(sizes)), key=sizes.__getitem__)
         images = sizes[client]
         if self.batch_size <= images:
             return
+        who = (names and names[client]) or f"client {client} of {len(sizes)}"
         remedies = [f"batch-size={images} or less"] if images else []
         remedies.append("fewer clients")
         if self.partition == "dirichlet":
             remedies.append("a larger partition-alpha")
         raise ConfigError(
-            f"batch-size = {self.batch_size}: client {client} of {len(sizes)} holds {images} "
+            f"batch-size = {self.batch_size}: {who} holds {images} "
             f"images, fewer than one batch; use {', or '.join(remedies)}"
         )
 

@@ -46,14 +46,14 @@ def worker_mod(message: Message, context: Context, call_next: ClientAppCallable)
         WorkerError: the worker ended over this message; Flower makes it an error reply.
         ConfigError: there is no private directory for the socket.
     """
-    node = Node.of_this_process()
+    node = NodeProcess.of_this_process()
     if node is None:
         return call_next(message, context)
     return Forwarder(_socket_directory(), node).answer(message, context)
 
 
 @dataclass(frozen=True)
-class Node:
+class NodeProcess:
     """The process that starts those of a node: its number, and when it started.
 
     A number is used again when its process has ended; with the start, in ticks since that of the
@@ -64,7 +64,7 @@ class Node:
     started: int
 
     @classmethod
-    def of_this_process(cls) -> Node | None:
+    def of_this_process(cls) -> NodeProcess | None:
         """Return this process's node; None where messages have no processes of their own."""
         if Path(sys.argv[0]).name != _PROCESS_PER_MESSAGE:
             return None
@@ -94,7 +94,7 @@ class Forwarder:
     """
 
     def __init__(
-        self, directory: Path, node: Node, *, code: str = CODE, idle: float = IDLE
+        self, directory: Path, node: NodeProcess, *, code: str = CODE, idle: float = IDLE
     ) -> None:
         self._path = directory / f"{node.process}-{node.started}"
         self._node = node

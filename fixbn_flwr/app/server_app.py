@@ -20,8 +20,6 @@ from fixbn_flwr.tasks import get_task, load_splits
 from fixbn_flwr.training import find_device, seed_of
 from fixbn_flwr.transport import flat_in_deployment
 
-ROUND_TIMEOUT = 3600.0  # seconds
-
 app = ServerApp()
 
 
@@ -39,8 +37,10 @@ def main(grid: Grid, context: Context) -> None:
     model = task.models[settings.model](settings.norm)  # fails first where there is no such model
     _, test = load_splits(task, settings.data_path)
     federation = Federation(flat_in_deployment(grid))
-    members = federation.assemble()
-    settings.check_partitions([member.examples for member in members])
+    members = federation.assemble(settings.min_clients)
+    settings.check_partitions(
+        [member.examples for member in members], [member.name for member in members]
+    )
     federation.need(settings.clients_per_round(len(members)))
     folder = RunFolder.create(settings, method=settings.method, clients=len(members))
     print(f"Run folder: {folder.path}")
@@ -57,7 +57,7 @@ def main(grid: Grid, context: Context) -> None:
         federation,
         ArrayRecord(model.state_dict()),
         num_rounds=settings.num_server_rounds,
-        timeout=ROUND_TIMEOUT,
+        timeout=settings.round_timeout,
         evaluate_fn=recorder,
     )
     folder.save_model("final", arrays_of(result.arrays))

@@ -22,7 +22,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from fixbn_flwr.app.client_app import app
-from fixbn_flwr.app.forwarding import CODE, Node, started_at
+from fixbn_flwr.app.forwarding import CODE, NodeProcess, started_at
 from fixbn_flwr.app.frames import receive_frame, receive_pair, send_frame, send_pair
 
 _LOOK = 0.5  # seconds between two looks at the node and the connection
@@ -40,7 +40,9 @@ class Worker:
         idle: seconds without a message after which it ends.
     """
 
-    def __init__(self, app: ClientApp, listener: socket.socket, node: Node, idle: float) -> None:
+    def __init__(
+        self, app: ClientApp, listener: socket.socket, node: NodeProcess, idle: float
+    ) -> None:
         self._app = app
         self._listener = listener
         self._node = node
@@ -114,7 +116,7 @@ def main() -> None:
     """Serve on the socket that was handed down: its number, the node's two, and the idle time."""
     listener, process, started, idle = sys.argv[1:]
     with socket.socket(fileno=int(listener)) as inherited:
-        Worker(app, inherited, Node(int(process), int(started)), float(idle)).serve()
+        Worker(app, inherited, NodeProcess(int(process), int(started)), float(idle)).serve()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from flwr.app import Context, RecordDict
 from whole_app import SMALL
 
 from fixbn_flwr.app.client_app import client_fn
+from fixbn_flwr.app.node import Node
 from fixbn_flwr.client import FixBNClient
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.tasks import get_task, load_splits
@@ -59,16 +60,76 @@ def test_data_without_groups_has_no_natural_clients() -> None:
         client(0, 2, partition="natural")
 
 
-@pytest.mark.parametrize("missing", ["partition-id", "num-partitions"])
-def test_a_node_without_a_partition_is_told_how_to_get_one(missing: str) -> None:
-    node_config = {"partition-id": 0, "num-partitions": 2}
-    del node_config[missing]
+@pytest.mark.parametrize(
+    ("node_config", "has"),
+    [
+        ({}, "neither data-dir nor partition-id"),
+        ({"partition-id": 0}, "partition-id alone"),
+        ({"num-partitions": 2, "data-dir": "/"}, "num-partitions alone"),
+    ],
+)
+def test_a_node_without_data_is_told_how_to_get_some(node_config: dict[str, Any], has: str) -> None:
     with pytest.raises(ConfigError) as caught:
         client_fn(context(node_config))
     assert str(caught.value) == (
-        f"this node has no '{missing}' in its node config: start the SuperNode with "
-        '--node-config "partition-id=0 num-partitions=2", numbered from 0.'
+        f"this node's config has {has}: start the SuperNode with --node-config "
+        "'data-dir=\"/its/own/data\"' for all data of its own, or 'partition-id=0 "
+        "num-partitions=2', numbered from 0, for a part of data that every node has."
     )
+
+
+def own_data(data_dir: Path | str, **node_config: Any) -> FixBNClient:
+    """The client of a node with data of its own; the run config's data-dir is the server's."""
+    on_the_node = {"data-dir": str(data_dir), **node_config}
+    made = client_fn(context(on_the_node, **{"data-dir": "/only/at/the/server"}))
+    numpy_client = made.numpy_client  # type: ignore[attr-defined]
+    assert isinstance(numpy_client, FixBNClient)
+    return numpy_client
+
+
+def test_a_node_with_data_of_its_own_trains_on_all_of_it(tmp_path: Path) -> None:
+    one = own_data(tmp_path, name="hospital-a")
+    assert one.partition.tolist() == list(range(1437))
+    assert one.settings.data_dir == str(tmp_path)
+    assert one.get_properties({}) == {"examples": 1437, "name": "hospital-a"}
+
+
+def test_a_partition_may_be_of_data_that_lies_elsewhere_on_every_node(tmp_path: Path) -> None:
+    one = own_data(tmp_path, **{"partition-id": 1, "num-partitions": 3})
+    assert len(one.partition) < 1437
+    assert one.settings.data_dir == str(tmp_path)
+
+
+def test_a_nodes_random_choices_come_from_its_name_else_from_its_number(tmp_path: Path) -> None:
+    def number(node_id: int, **node_config: Any) -> int:
+        node_config["data-dir"] = str(tmp_path)
+        return Node.of(Context(1, node_id, node_config, RecordDict(), {})).number
+
+    assert number(5, name="a") == number(6, name="a") != number(5, name="b")
+    assert (number(5), number(6)) == (5, 6)
+
+
+def test_a_nodes_own_device_and_precision_win_over_the_run_config(tmp_path: Path) -> None:
+    settings = own_data(tmp_path, precision="bfloat16", device="cpu").settings
+    assert (settings.precision, settings.device) == ("bfloat16", "cpu")
+    with pytest.raises(ConfigError, match="device='cuda:98': this machine has"):
+        own_data(tmp_path, device="cuda:98")
+
+
+def test_a_wrong_path_is_said_with_the_nodes_name() -> None:
+    with pytest.raises(ConfigError) as caught:
+        own_data("/no/such/place", name="hospital-a")
+    assert str(caught.value) == (
+        "hospital-a: the run config cannot be used:\n"
+        '  data-dir = "/no/such/place": there is no directory /no/such/place; create it, or name '
+        "one that exists, absolute"
+    )
+
+
+def test_a_folder_without_the_data_is_said_with_the_nodes_name(tmp_path: Path) -> None:
+    node_config = {"data-dir": str(tmp_path), "name": "hospital-a"}
+    with pytest.raises(ConfigError, match=f"^hospital-a: {tmp_path} holds no folder femnist-small"):
+        client_fn(context(node_config, task="femnist", partition="iid"))
 
 
 @pytest.mark.parametrize("own", [-1, 2])

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.client import Client, NumPyClient
 from flwr.clientapp import ClientApp
 from whole_app import weight_of
 
-from fixbn_flwr.app.federation import Federation, Member
+from fixbn_flwr.app.federation import Federation
 from fixbn_flwr.bridge import numpy_client_mod
 from fixbn_flwr.errors import ClientsMissingError, ConfigError
 from simulation.in_memory_grid import FIRST_NODE_ID, InMemoryGrid
@@ -28,7 +29,7 @@ class Echo(NumPyClient):
     def get_properties(self, config: Any) -> dict[str, Any]:
         if self.node.get("broken"):
             raise ValueError("no data here: copy them to /data")
-        return {**self.node, "examples": 10 + int(self.node["partition-id"])}
+        return {"examples": 10 + int(self.node.get("partition-id", 0)), **self.node}
 
     def fit(self, parameters: Any, config: Any) -> Any:
         return parameters, 1, {}
@@ -44,6 +45,7 @@ class Nodes(InMemoryGrid):
         super().__init__(ClientApp(client_fn=client_fn, mods=[numpy_client_mod]), nodes)
         self.connected = list(self.contexts)
         self.asked: list[int] = []
+        self.gone: set[int] = set()
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.connected)
@@ -53,7 +55,12 @@ class Nodes(InMemoryGrid):
     ) -> Iterable[Message]:
         messages = list(messages)
         self.asked += [message.metadata.dst_node_id for message in messages]
-        return super().send_and_receive(messages, timeout=timeout)
+        replies = list(super().send_and_receive(messages, timeout=timeout))
+        for place, message in enumerate(messages):
+            if message.metadata.dst_node_id in self.gone:  # as the SuperLink answers for it
+                replies[place] = Message(Error(5, "Node Unavailable"), reply_to=message)
+                replies[place].metadata.__dict__["_src_node_id"] = 1
+        return replies
 
     def place(self, node: int) -> dict[str, Any]:
         return self.contexts[FIRST_NODE_ID + node].node_config
@@ -72,7 +79,10 @@ def test_clients_are_listed_by_partition_whatever_their_numbers(nodes: Nodes) ->
     for node, partition in enumerate([2, 0, 1]):
         nodes.place(node)["partition-id"] = partition
     federation = Federation(nodes)
-    assert federation.assemble() == [Member(0, 3, 10), Member(1, 3, 11), Member(2, 3, 12)]
+    members = federation.assemble()
+    assert [(m.partition, m.partitions, m.examples) for m in members] == [
+        (0, 3, 10), (1, 3, 11), (2, 3, 12)
+    ]  # fmt: skip
     nodes.connected.reverse()
     assert federation.get_node_ids() == ids(1, 2, 0)
     assert sorted(nodes.asked) == ids(0, 1, 2)  # each once, however often the nodes are listed
@@ -181,3 +191,99 @@ def test_the_error_of_a_client_is_told_in_its_own_words(nodes: Nodes) -> None:
     (reply,) = federation.send_and_receive([Message(RecordDict(), FIRST_NODE_ID, "evaluate")])
     assert reply.has_error()
     assert "Traceback" not in (reply.error.reason or "")
+
+
+def with_own_data(nodes: Nodes, *names: str) -> Federation:
+    for node, name in enumerate(names):
+        place = nodes.place(node)
+        place.clear()
+        place.update({"data-dir": "/data", "name": name})
+    return Federation(nodes, patience=0.0)
+
+
+def test_clients_with_data_of_their_own_are_listed_by_name_then_by_number(nodes: Nodes) -> None:
+    federation = with_own_data(nodes, "b", "", "a")
+    assert [member.name for member in federation.assemble(3)] == ["", "a", "b"]
+    nodes.connected.reverse()
+    assert federation.get_node_ids() == ids(1, 2, 0)
+    federation = with_own_data(nodes, "b", "b", "a")
+    federation.assemble(3)
+    assert federation.get_node_ids() == ids(2, 0, 1)
+
+
+def test_as_many_clients_with_their_own_data_are_waited_for_as_the_run_asks(nodes: Nodes) -> None:
+    nodes.connected = ids(0, 1)
+    assert len(with_own_data(nodes, "a", "b", "c").assemble(2)) == 2
+    with pytest.raises(ClientsMissingError, match=r"2 of 3 clients .* min-clients where they"):
+        with_own_data(nodes, "a", "b", "c").assemble(3)
+
+
+def test_a_node_that_is_gone_is_named_where_the_superlink_answers_for_it(nodes: Nodes) -> None:
+    federation = with_own_data(nodes, "a", "b", "c")
+    federation.assemble(3)
+    nodes.gone = {FIRST_NODE_ID + 1}
+    (reply,) = federation.send_and_receive([Message(RecordDict(), FIRST_NODE_ID + 1, "evaluate")])
+    assert reply.metadata.src_node_id == FIRST_NODE_ID + 1
+    assert reply.error.reason == "b: Node Unavailable"
+
+
+def test_a_node_that_goes_while_it_is_asked_is_asked_again(nodes: Nodes) -> None:
+    federation = with_own_data(nodes, "a", "b", "c")
+    nodes.gone = {FIRST_NODE_ID}
+    with pytest.raises(ClientsMissingError):
+        federation.assemble(3)
+    nodes.gone = set()
+    assert len(federation.assemble(3)) == 3
+
+
+def test_who_comes_goes_and_does_not_answer_is_said_in_a_line_each(
+    nodes: Nodes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "flwr.fixbn")
+    federation = with_own_data(nodes, "a", "b", "c")
+    nodes.connected = ids(0, 1)
+    federation.assemble(2)
+    nodes.connected = ids(0, 2)
+    assert federation.get_node_ids() == ids(0, 2)
+    nodes.lost = lambda message: message.metadata.dst_node_id == FIRST_NODE_ID
+    federation.send_and_receive([Message(RecordDict(), node, "evaluate") for node in ids(0, 2)])
+    said = [record.getMessage() for record in caplog.records if record.name == "flwr.fixbn"]
+    assert said == [
+        "client 1000 is a, with 10 images",
+        "client 1001 is b, with 10 images",
+        "client 1001 (b) has gone",
+        "client 1002 (c) takes part from now on",
+        "client 1000 (a) has not answered within 0 seconds: the round ends without it, and what "
+        "it sends later is not used",
+    ]
+
+
+def test_a_later_node_that_cannot_start_does_not_end_the_run(
+    nodes: Nodes, caplog: pytest.LogCaptureFixture
+) -> None:
+    federation = Federation(nodes)
+    nodes.connected = ids(0, 1)
+    for node in (0, 1):
+        nodes.place(node)["num-partitions"] = 2
+    federation.assemble()
+    nodes.place(2).update({"broken": True, "name": "c"})
+    nodes.connected = ids(0, 1, 2)
+    assert federation.get_node_ids() == federation.get_node_ids() == ids(0, 1)
+    assert nodes.asked.count(FIRST_NODE_ID + 2) == 1
+    assert (
+        "client 1002 cannot start: no data here: copy them to /data; the run goes on without"
+        in (caplog.text)
+    )
+    nodes.connected = ids(0, 1)
+    federation.get_node_ids()
+    nodes.place(2).update({"broken": False, "partition-id": 2, "num-partitions": 3})
+    nodes.connected = ids(0, 1, 2)
+    assert federation.get_node_ids() == ids(0, 1, 2)  # mended and started again
+
+
+def test_a_restarted_node_takes_its_partition_from_the_one_still_counted(nodes: Nodes) -> None:
+    federation = Federation(nodes)
+    federation.assemble()
+    nodes.contexts[7] = Context(1, 7, {"partition-id": 0, "num-partitions": 3}, RecordDict(), {})
+    nodes.connected.append(7)
+    assert federation.get_node_ids() == [7, *ids(1, 2)]

@@ -21,7 +21,14 @@ from whole_app import SMALL
 
 from fixbn_flwr.app import forwarding
 from fixbn_flwr.app.client_app import app
-from fixbn_flwr.app.forwarding import CODE, Forwarder, Node, WorkerError, started_at, worker_mod
+from fixbn_flwr.app.forwarding import (
+    CODE,
+    Forwarder,
+    NodeProcess,
+    WorkerError,
+    started_at,
+    worker_mod,
+)
 from fixbn_flwr.arrays import arrays_of, record_of
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.flat import Packer, unpack
@@ -82,7 +89,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def forwarder(directory: Path, node: subprocess.Popen[bytes], **options: Any) -> Forwarder:
     started = started_at(node.pid)
     assert started is not None
-    return Forwarder(directory, Node(node.pid, started), **options)
+    return Forwarder(directory, NodeProcess(node.pid, started), **options)
 
 
 def workers_of(node: int) -> list[int]:
@@ -236,7 +243,7 @@ sys.path[:0] = sys.argv[4:6]
 from pathlib import Path
 import test_worker as t
 t.TaskIdentity.task_id = t.TaskIdentity.run_id = t.TaskIdentity.node_id = 1
-node = t.Node(int(sys.argv[2]), t.started_at(int(sys.argv[2])))
+node = t.NodeProcess(int(sys.argv[2]), t.started_at(int(sys.argv[2])))
 forwarder = t.Forwarder(Path(sys.argv[1]), node)
 forwarder.answer(t.train_message(2), t.context_of(**{"local-steps": int(sys.argv[3])}))
 """
@@ -306,14 +313,14 @@ def test_the_socket_stands_in_a_directory_of_this_user_alone(
 def test_a_client_runs_where_the_message_is_unless_flower_starts_a_process_for_each(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert Node.of_this_process() is None
+    assert NodeProcess.of_this_process() is None
     message, context = train_message(1), context_of()
     assert worker_mod(message, context, lambda m, c: m) is message
     monkeypatch.setattr(sys, "argv", ["/somewhere/flwr-clientapp", "--token", "x"])
-    assert Node.of_this_process() == Node(os.getppid(), started_at(os.getppid()) or 0)
+    assert NodeProcess.of_this_process() == NodeProcess(os.getppid(), started_at(os.getppid()) or 0)
     # Dependencies that Flower installs for one message are gone after it.
     monkeypatch.setattr(sys, "path", [*sys.path, "/home/.flwr/runtime-envs/1/lib"])
-    assert Node.of_this_process() is None
+    assert NodeProcess.of_this_process() is None
 
 
 def test_the_forwarding_process_imports_neither_torch_nor_scikit_learn() -> None:

@@ -1,16 +1,20 @@
 """The example of one's own data: made, read, trained on in a federation, shown by its page."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from whole_app import rounds_of, run_app
+from whole_app import SMALL, rounds_of, run_app, serve
 
+from fixbn_flwr.app import client_app
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.tasks import get_task, load_splits
+from simulation.in_memory_grid import FIRST_NODE_ID, InMemoryGrid
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "own-data"
@@ -97,3 +101,49 @@ def test_the_page_shows_the_file_as_it_is() -> None:
     code = (EXAMPLE / "postcodes.py").read_text(encoding="utf-8")
     assert f"```python\n{code}```\n" in page
     assert len(code.splitlines()) <= 60
+
+
+def test_offices_that_keep_their_own_data_train_on_all_of_it_in_an_order_that_lasts(
+    data: Path, tmp_path: Path
+) -> None:
+    for office in "ABC":
+        others = shutil.ignore_patterns(*set("ABC") - {office})
+        shutil.copytree(data / "train", tmp_path / office / "train", ignore=others)
+        shutil.copytree(data / "test", tmp_path / office / "test")
+
+    def run(name: str, nodes: str) -> Path:
+        config: dict[str, Any] = {
+            **SMALL,
+            "task": "postcodes:TASK",
+            "data-dir": str(data),  # the server's
+            "fraction-train": 1.0,
+            "min-clients": 3,
+            "output-dir": str(tmp_path),
+            "run-name": name,
+        }
+        grid = InMemoryGrid(client_app.app, 3, run_config={**config, "data-dir": "/not/here"})
+        for node, office in enumerate(nodes):
+            own = {"data-dir": str(tmp_path / office), "name": office}
+            grid.contexts[FIRST_NODE_ID + node].node_config = own
+        serve(grid, config)
+        return tmp_path / name
+
+    first = run("first", "ABC")
+    assert [line["clients"] for line in rounds_of(first)] == [3, 3, 3]
+    again = run("again", "CAB")  # other machines get the numbers
+    final = "final.safetensors"
+    assert (first / final).read_bytes() == (again / final).read_bytes()
+
+
+def test_a_node_with_a_wrong_path_ends_the_run_at_once_and_is_named(
+    data: Path, tmp_path: Path
+) -> None:
+    config = {**SMALL, "task": "postcodes:TASK", "data-dir": str(data), "partition": "iid"}
+    grid = InMemoryGrid(client_app.app, 2, run_config=config)
+    for node, (name, folder) in enumerate({"a": data, "b": tmp_path}.items()):
+        own = {"data-dir": str(folder), "name": name}
+        grid.contexts[FIRST_NODE_ID + node].node_config = own
+    with pytest.raises(ConfigError) as caught:
+        serve(grid, config | {"output-dir": str(tmp_path / "runs")})
+    assert str(caught.value).startswith(f"client 1001 cannot start: b: {tmp_path}/train holds no")
+    assert not (tmp_path / "runs").exists()

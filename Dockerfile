@@ -1,0 +1,35 @@
+# One image for every machine of a federation: it serves as SuperLink and as SuperNode.
+#
+#   docker build --tag fixbn-flwr .                                        # PyTorch for CPUs
+#   docker build --tag fixbn-flwr:cuda --build-arg TORCH_BACKEND=cu128 .   # for NVIDIA's GPUs
+#
+# deploy/compose.yaml starts a federation of it; deploy/README.md is about machines without Docker.
+# The libraries of CUDA come with PyTorch: the machine itself needs the driver and the container
+# toolkit of NVIDIA, and `docker run --gpus`.
+ARG PYTHON=3.11.13-slim-bookworm
+
+FROM python:${PYTHON} AS build
+ARG TORCH_BACKEND=cpu
+WORKDIR /build
+RUN python -m venv /opt/venv \
+    && python -m pip install --no-cache-dir "uv>=0.12.20,<0.13"
+COPY pyproject.toml README.md LICENSE ./
+COPY fixbn_flwr fixbn_flwr
+RUN uv pip install --no-cache --compile-bytecode --python /opt/venv/bin/python \
+    --torch-backend "${TORCH_BACKEND}" .
+
+FROM python:${PYTHON}
+# Its own directories, which volumes take over with their owner and mode when they are new.
+RUN useradd --uid 10001 --create-home fixbn \
+    && install --directory --owner fixbn --mode 700 \
+        /var/lib/fixbn /certificates /keys/hospital-a /keys/hospital-b
+COPY --from=build /opt/venv /opt/venv
+COPY --chown=root:root deploy /opt/deploy
+ENV PATH=/opt/deploy:/opt/venv/bin:$PATH \
+    FIXBN_HOME=/var/lib/fixbn \
+    PYTHONUNBUFFERED=1
+USER 10001
+WORKDIR /var/lib/fixbn
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=10s --start-period=60s --retries=3 CMD ["check-health"]
+CMD ["start-superlink", "--help"]

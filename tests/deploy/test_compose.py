@@ -1,0 +1,93 @@
+"""The services of deploy/compose.yaml, by their own command lines, without Docker.
+
+Each runs on a machine of the tests, whose volumes are folders; `superlink` is an address of
+loopback. What Docker itself does (building, user, capabilities) is only checked by rules, in
+test_image.py.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from machines import ROOT, Machine, Service, free_port, switch_off
+
+pytestmark = pytest.mark.slow
+
+ADDRESS = "127.0.0.2"
+
+
+class Container:
+    """A service as its image would run it."""
+
+    def __init__(self, service: dict[str, Any], machine: Machine, volumes: Path, port: int) -> None:
+        self.machine = machine
+        root = machine.home / "root"
+        for volume in service["volumes"]:
+            name, mount, *_ = volume.split(":")
+            (volumes / name).mkdir(mode=0o700, exist_ok=True)
+            place = root / mount.removeprefix("/")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(volumes / name)
+        words = [
+            word.replace("$$", "$")
+            .replace("/certificates", f"{root}/certificates")
+            .replace("/keys/", f"{root}/keys/")
+            .replace("superlink:8000", f"{ADDRESS}:{port}")
+            .replace("--host superlink", f"--host {ADDRESS}")
+            .replace("8000", str(port))
+            for word in service["command"]
+        ]
+        self.command = shlex.join(words)
+        self.environment = {
+            "PATH": f"{machine.home}/deploy:{machine.environment['PATH']}",
+            "FIXBN_HOME": f"{root}/var/lib/fixbn",
+        }
+
+    def run(self) -> str:
+        return self.machine.run(self.command, **self.environment).stdout
+
+    def start(self) -> Service:
+        return self.machine.start(f"env {self.command}", "log", **self.environment)
+
+    def wait_until_healthy(self) -> None:
+        """As HEALTHCHECK asks."""
+        self.machine.run("until check-health; do sleep 0.5; done", **self.environment)
+
+
+@pytest.fixture
+def containers(tmp_path: Path) -> Iterator[dict[str, Container]]:
+    services = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]
+    port, volumes = free_port(ADDRESS), tmp_path / "volumes"
+    volumes.mkdir()
+    machines = {name: Machine(tmp_path, name) for name in services}
+    yield {
+        name: Container(service, machines[name], volumes, port)
+        for name, service in services.items()
+    }
+    switch_off(machines.values())
+
+
+def test_the_services_bring_up_a_superlink_and_two_nodes_with_keys(
+    containers: dict[str, Container], tmp_path: Path
+) -> None:
+    for time in ("first", "again"):  # `docker compose up` twice
+        secrets = {path: path.read_bytes() for path in (tmp_path / "volumes").glob("*-keys/*")}
+        containers["secrets"].run()
+        superlink = containers["superlink"].start()
+        containers["superlink"].wait_until_healthy()
+        assert "Starting the SuperLink Runtime HTTP API" in superlink.said
+        registered = containers["register"].run()
+        assert registered.count("registered already") == (0 if time == "first" else 2), registered
+        nodes = [containers["hospital-a"].start(), containers["hospital-b"].start()]
+        for node in nodes:
+            node.wait_for("SuperNode ID: ", count=1 if time == "first" else 2)
+        containers["hospital-a"].wait_until_healthy()
+        for service in [*nodes, superlink]:
+            service.stop()
+        assert secrets.items() <= {p: p.read_bytes() for p in secrets}.items()
+    assert len(secrets) == 6  # ca.crt and a pair of keys for each node

@@ -1,0 +1,212 @@
+"""What goes wrong on real machines: the run goes on, or ends, and says in a line what and to whom.
+
+One federation lives through it all, in the order of the tests, in one run as far as it gets; its
+nodes train at the test's word.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from federations import ADDRESS, Federation, Node
+from machines import Service, round_lines, switch_off
+
+pytestmark = pytest.mark.slow
+
+ROUNDS, FREEZE_AFTER = 6, 2
+ROUND_TIMEOUT = 200.0  # seconds in which a busy machine, too, gets a round done
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    federation = Federation(tmp_path_factory.mktemp("faults"))
+    yield federation
+    switch_off(federation.machines)
+
+
+@pytest.fixture(scope="module")
+def nodes(federation: Federation) -> dict[str, Node]:
+    """Two nodes that have joined, and one that will."""
+    nodes = {
+        name: federation.add(name, f"{number}/3")
+        for number, name in enumerate(["hospital-a", "hospital-b", "hospital-c"])
+    }
+    services = [nodes[name].start() for name in ("hospital-a", "hospital-b")]
+    for service in services:
+        service.wait_for("SuperNode ID: ")
+    return nodes
+
+
+@pytest.fixture(scope="module")
+def a(nodes: dict[str, Node]) -> Node:
+    return nodes["hospital-a"]
+
+
+@pytest.fixture(scope="module")
+def b(nodes: dict[str, Node]) -> Node:
+    return nodes["hospital-b"]
+
+
+@pytest.fixture(scope="module")
+def c(nodes: dict[str, Node]) -> Node:
+    return nodes["hospital-c"]
+
+
+@pytest.fixture(scope="module")
+def run(federation: Federation, nodes: dict[str, Node]) -> Service:
+    return federation.start_run("run", num_server_rounds=ROUNDS, freeze_after=FREEZE_AFTER)
+
+
+@pytest.fixture(scope="module")
+def kept() -> SimpleNamespace:
+    """What one test leaves for a later one."""
+    return SimpleNamespace()
+
+
+def wait_for_round(run: Service, number: int) -> str:
+    """Wait for a round's end, and return its line."""
+    run.wait_for(rf"(?m)^round +{number}/{ROUNDS}.*$")
+    return round_lines(run.said)[number - 1]
+
+
+def test_plain_text_is_refused_at_the_tls_port(federation: Federation) -> None:
+    with socket.create_connection((ADDRESS, federation.port), timeout=30) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert not connection.recv(100).startswith(b"HTTP")
+    answer = federation.link.run(
+        f"deploy/start-supernode --insecure --superlink {ADDRESS}:{federation.port} --data data",
+        check=False,
+    )
+    assert answer.returncode == 1
+    assert answer.stdout.splitlines()[-1] == (
+        f"Error: the SuperLink at {ADDRESS}:{federation.port} has TLS: leave out --insecure, and "
+        "name --ca and --key."
+    )
+
+
+def test_an_unknown_nodes_key_is_refused(federation: Federation) -> None:
+    service = federation.add("stranger", "0/3", register=False).start()
+    service.wait_for("stranger is refused: its key is not registered, or it was killed less than")
+    assert service.end() == 1
+    assert service.said.splitlines()[-1] == (
+        "Error: the SuperLink refuses stranger, whose key is not registered there: let whoever "
+        "runs the SuperLink give stranger.pub to `register`, then start again."
+    )
+
+
+def test_a_round_ends_without_a_node_that_was_killed_in_it(
+    run: Service, a: Node, b: Node, kept: SimpleNamespace
+) -> None:
+    a.order("train")
+    b.order("train")
+    wait_for_round(run, 1)
+    kept.momentum = b.momentum
+    b.wait_until_it_trains()
+    b.power_failure()
+    a.order("train")
+    number = re.search(r"client (\d+) is hospital-b", run.said)
+    assert number
+    run.wait_for(
+        rf"round 2: reply dropped, client {number[1]}: it failed \(code 5\): hospital-b: "
+        ".*Node Unavailable"
+    )
+    wait_for_round(run, 2)
+    kept.service = b.start()
+
+
+def test_it_comes_back_and_takes_part_again_with_its_momentum(
+    federation: Federation, run: Service, a: Node, b: Node, kept: SimpleNamespace
+) -> None:
+    kept.service.wait_for("SuperNode ID: ", count=2)
+    a.order("train")
+    b.order("nothing")
+    wait_for_round(run, 3)
+    clients = [(line["clients"], line["dropped"]) for line in federation.rounds("run")]
+    assert clients == [(2, 0), (1, 1), (2, 0)]
+    # A step of gradient zero leaves nine tenths of the buffers of round 1, its last until then.
+    for name, buffer in kept.momentum.items():
+        assert np.allclose(b.momentum[name], 0.9 * buffer, rtol=1e-5, atol=0), name
+    assert any(np.any(buffer) for buffer in kept.momentum.values())
+
+
+def test_a_node_that_joins_in_calibration_starts_from_zero_momentum_and_frozen_statistics(
+    federation: Federation, run: Service, a: Node, b: Node, c: Node
+) -> None:
+    c.start().wait_for("SuperNode ID: ")
+    a.order("train")
+    b.order("train")
+    wait_for_round(run, 4)
+    a.order("train")
+    b.order("train")
+    c.order("nothing")
+    wait_for_round(run, 5)
+    assert re.search(r"client \d+ \(hospital-c\) takes part from now on", run.said)
+    assert federation.rounds("run")[4]["clients"] == 3
+    assert [np.any(buffer) for buffer in c.momentum.values()] == [False] * 6
+    # Statistics that a client has moved are warned of; it returned those that it was sent.
+    assert "frozen" not in run.said.partition("round 4")[2]
+
+
+def test_a_round_in_which_all_fail_leaves_the_model_as_it_was(
+    federation: Federation, run: Service, a: Node, b: Node, c: Node
+) -> None:
+    for node in (a, b, c):
+        node.order("fail")
+    wait_for_round(run, 6)
+    for node in (a, b, c):
+        assert re.search(rf"round 6: reply dropped, client \d+: .*{node.name}: the disk", run.said)
+    assert "round 6: no client delivered a usable update, the model stays as it is" in run.said
+    before, after = federation.rounds("run")[4:6]
+    assert (after["clients"], after["dropped"]) == (0, 3)
+    assert after["test_loss"] == before["test_loss"]
+
+
+def test_a_round_ends_without_a_client_that_answers_too_late(
+    federation: Federation, run: Service, a: Node, b: Node, c: Node
+) -> None:
+    assert run.end() == 0
+    late = federation.start_run(
+        "late",
+        num_server_rounds=1,
+        freeze_after=1.0,
+        round_timeout=ROUND_TIMEOUT,
+        min_clients=3,
+    )
+    a.order("train")
+    c.order("train")
+    late.wait_for(
+        r"client \d+ \(hospital-b\) has not answered within 20\d seconds: the round ends without "
+    )
+    assert late.end() == 0
+    (line,) = federation.rounds("late")
+    assert (line["clients"], line["dropped"]) == (2, 1)
+    assert list(federation.statuses().values()) == ["finished:completed"] * 2
+    b.order("train")  # too late
+
+
+def test_a_superlink_that_is_killed_keeps_its_nodes_and_loses_its_run(
+    federation: Federation, a: Node, b: Node, c: Node
+) -> None:
+    lost = federation.start_run("lost", num_server_rounds=2, freeze_after=1, min_clients=3)
+    for node in (a, b, c):
+        node.wait_until_it_trains()
+    federation.link.kill("flower-superlink")
+    assert lost.end() == 1
+    federation.link.switch_off()
+    federation.start_superlink()
+    for node in (a, b, c):
+        node.order("train")  # of the lost run
+    again = federation.start_run("again", num_server_rounds=1, freeze_after=1.0, min_clients=3)
+    for node in (a, b, c):
+        node.order("train")
+    assert again.end() == 0
+    assert sorted(federation.statuses().values()) == [
+        *["finished:completed"] * 3,
+        "finished:failed",
+    ]
+    assert federation.rounds("again")[0]["clients"] == 3

@@ -1,0 +1,109 @@
+"""Every command of deploy/README.md, in its order, on three machines of loopback addresses.
+
+The page's addresses and its port are replaced; `scp` copies from one machine's folder to another's.
+What installs is left out: it would take gigabytes, and the makefile's own is tried all the time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from machines import ROOT, Machine, free_port, round_lines, switch_off, without_colours
+
+PAGE = (ROOT / "deploy" / "README.md").read_text()
+ADDRESSES = {"10.0.0.1": "127.0.0.2", "10.0.0.2": "127.0.0.3", "10.0.0.3": "127.0.0.4"}
+
+SCP = """#!/bin/sh
+# scp FILE HOST:fixbn-flwr/, where the checkout is the home of each machine
+exec cp "$1" "{machines}/${{2%%:*}}/"
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    section: str
+    where: str
+    commands: str
+
+
+def blocks() -> list[Block]:
+    found = []
+    for section in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]:
+        title = section.partition("\n")[0]
+        for where, commands in re.findall(
+            r"<!-- ([^>]*) -->\n```bash\n(.*?)```", section, re.DOTALL
+        ):
+            found.append(Block(title, where, commands))
+    return found
+
+
+def test_every_command_of_the_page_says_where_it_runs() -> None:
+    assert len(blocks()) == PAGE.count("```bash")
+    for block in blocks():
+        assert block.where in {*ADDRESSES, "everywhere", "everywhere: install"}
+
+
+def test_the_page_names_every_script_and_nothing_that_is_not_there() -> None:
+    named = set(re.findall(r"deploy/([\w.-]*\w)", PAGE))
+    scripts = {
+        path.name for path in (ROOT / "deploy").iterdir() if path.is_file() and not path.suffix
+    }
+    assert named == scripts | {"compose.yaml"}
+    for link in re.findall(r"\]\(([^)#]+)", PAGE):
+        assert (ROOT / "deploy" / link).exists(), link
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Machine]]:
+    folder = tmp_path_factory.mktemp("machines")
+    machines = {page: Machine(folder, address) for page, address in ADDRESSES.items()}
+    programs = folder / "bin"
+    programs.mkdir()
+    (programs / "scp").write_text(SCP.format(machines=folder))
+    (programs / "scp").chmod(0o755)
+    for machine in machines.values():
+        machine.environment["PATH"] = f"{programs}{os.pathsep}{machine.environment['PATH']}"
+    yield machines
+    switch_off(machines.values())
+
+
+@pytest.mark.slow
+def test_from_nothing_to_two_rounds_and_again_after_an_upgrade(
+    machines: dict[str, Machine],
+) -> None:
+    port = str(free_port("127.0.0.2"))
+    said: dict[str, str] = {}
+
+    def execute(section: str) -> None:
+        said[section] = ""
+        for block in blocks():
+            if block.section.startswith(section) and not block.where.endswith("install"):
+                commands = block.commands.replace("8000", port)
+                for page, address in ADDRESSES.items():
+                    commands = commands.replace(page, address)
+                for where in ADDRESSES if block.where == "everywhere" else [block.where]:
+                    said[section] += machines[where].run(commands).stdout
+
+    for number in range(2, 10):
+        execute(f"{number}.")
+    run = without_colours(said["7."])
+    assert len(round_lines(run)) == 2, run
+    assert "FixBN: round 2 is calibration" in run
+    superlink, *nodes = machines.values()
+    assert len(list((superlink.home / "runs").glob("*/final.safetensors"))) == 1
+    # Each node trains on all of its own data, and on nothing else.
+    assert re.search(r"client \d+ is hospital-a, with 720 images", run), run
+    assert re.search(r"client \d+ is hospital-b, with 717 images", run), run
+    for node in nodes:
+        assert list((node.home / ".fixbn").glob("hospital-*/momentum/*/node-*.safetensors"))
+    for machine in machines.values():
+        machine.wait_until_off()
+
+    execute("5.")  # upgraded
+    assert said["5."].count("is registered already") == 2
+    execute("6.")
+    execute("9.")

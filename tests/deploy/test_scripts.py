@@ -1,0 +1,289 @@
+"""Scripts of deploy/: what they write is private and never overwritten; mistakes end at once."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import stat
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_ssh_private_key,
+)
+from machines import PROGRAMS, ROOT
+
+SCRIPTS = sorted(
+    path for path in (ROOT / "deploy").iterdir() if path.suffix == "" and path.is_file()
+)
+
+Run = Callable[[str], "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run a script of deploy/ by a shell line, in an empty folder that is its home as well."""
+
+    def run(line: str) -> subprocess.CompletedProcess[str]:
+        path = os.pathsep.join([str(ROOT / "deploy"), str(PROGRAMS), os.environ["PATH"]])
+        return subprocess.run(
+            ["sh", "-c", line],
+            cwd=tmp_path,
+            env={"HOME": str(tmp_path), "PATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    return run
+
+
+def mode(path: Path) -> str:
+    return f"{stat.S_IMODE(path.stat().st_mode):o}"
+
+
+def refusal(answer: subprocess.CompletedProcess[str]) -> str:
+    """The one line that a script ends with when something is wrong."""
+    assert answer.returncode == 1, answer
+    assert answer.stdout == ""
+    (line,) = answer.stderr.splitlines()
+    assert line.startswith("Error: ")
+    return line.removeprefix("Error: ")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_every_script_can_be_run_and_explains_itself(script: Path, run: Run) -> None:
+    assert os.access(script, os.X_OK)
+    answer = run(f"{script.name} --help")
+    assert answer.returncode == 0, answer.stderr
+    docstring = script.read_text().split('"""')[1]
+    said = " ".join(answer.stdout.split())
+    for paragraph in docstring.split("\n\n"):
+        assert " ".join(paragraph.split()) in said
+
+
+def handshake(folder: Path, host: str) -> None:
+    """Connect by TLS to a server with the folder's certificate, as `host`, trusting its ca.crt."""
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(folder / "superlink.crt", folder / "superlink.key")
+    client = ssl.create_default_context(cafile=folder / "ca.crt")
+    near, far = socket.socketpair()
+
+    def serve() -> None:
+        try:
+            with server.wrap_socket(far, server_side=True) as connection:
+                connection.recv(1)
+        except ssl.SSLError:
+            far.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        with client.wrap_socket(near, server_hostname=host):
+            pass
+    finally:
+        near.close()
+        thread.join()
+
+
+def test_a_certificate_is_good_for_its_hosts_alone_and_keys_are_private(
+    run: Run, tmp_path: Path
+) -> None:
+    answer = run("make-certificates certificates --host 10.0.0.1 --host link.example.org")
+    assert answer.returncode == 0, answer.stderr
+    folder = tmp_path / "certificates"
+    assert {path.name: mode(path) for path in folder.iterdir()} == {
+        "ca.key": "600", "ca.crt": "644", "superlink.key": "600", "superlink.crt": "644"
+    }  # fmt: skip
+    assert mode(folder) == "700"
+    for host in ("10.0.0.1", "link.example.org", "localhost", "127.0.0.1"):
+        handshake(folder, host)
+    with pytest.raises(ssl.SSLCertVerificationError, match=r"10\.0\.0\.2"):
+        handshake(folder, "10.0.0.2")
+
+
+def test_certificates_are_renewed_under_the_same_authority_and_never_overwritten(
+    run: Run, tmp_path: Path
+) -> None:
+    make = "make-certificates certificates --host 10.0.0.1"
+    run(make)
+    folder = tmp_path / "certificates"
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert refusal(run(make)) == (
+        "certificates/superlink.key and certificates/superlink.crt would be overwritten: move both "
+        "away to renew them."
+    )
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    for path in folder.glob("superlink.*"):
+        path.unlink()
+    assert run(make).returncode == 0
+    after = {path: path.read_bytes() for path in folder.iterdir()}
+    renewed = {path.name for path in after if after[path] != before[path]}
+    assert renewed == {"superlink.key", "superlink.crt"}
+    handshake(folder, "10.0.0.1")
+
+
+def test_a_folder_that_others_can_read_takes_no_key(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir(mode=0o755)
+    for line in ("make-certificates open --host a", "make-node-key open/key"):
+        assert refusal(run(line)).endswith(
+            "open is open to other users: chmod 700 "
+            + ("open" if "cert" in line else str(tmp_path / "open"))
+        )
+    assert not list((tmp_path / "open").iterdir())
+
+
+def test_a_host_with_a_port_is_no_host(run: Run, tmp_path: Path) -> None:
+    assert "leave out scheme and port" in refusal(run("make-certificates c --host a:8000"))
+    assert not (tmp_path / "c" / "superlink.key").exists()
+
+
+def test_a_node_key_is_private_and_never_overwritten(run: Run, tmp_path: Path) -> None:
+    assert run("make-node-key keys/hospital-a").returncode == 0
+    key, public = tmp_path / "keys" / "hospital-a", tmp_path / "keys" / "hospital-a.pub"
+    assert (mode(key.parent), mode(key), mode(public)) == ("700", "600", "644")
+    loaded = load_ssh_private_key(key.read_bytes(), None)
+    written = loaded.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    assert public.read_bytes() == written + b"\n"
+    before = key.read_bytes()
+    assert refusal(run("make-node-key keys/hospital-a")) == (
+        "keys/hospital-a and keys/hospital-a.pub would be overwritten: name another, or move them "
+        "away and register anew."
+    )
+    key.rename(tmp_path / "elsewhere")
+    assert "keys/hospital-a.pub would be overwritten" in refusal(
+        run("make-node-key keys/hospital-a")
+    )
+    assert (tmp_path / "elsewhere").read_bytes() == before
+
+
+@pytest.fixture
+def made(run: Run, tmp_path: Path) -> Run:
+    """Like `run`, with certificates, a key of a node, and data beside it."""
+    run("make-certificates certificates --host 127.0.0.1 && make-node-key keys/a")
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    return run
+
+
+NODE = "start-supernode --superlink 127.0.0.1:9 --ca certificates/ca.crt --key keys/a"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("start-superlink", "name either --certificates FOLDER, or --insecure to do without."),
+        ("start-superlink --certificates certificates --insecure", "name either --certificates"),
+        (
+            "start-superlink --certificates keys",
+            "/keys/ca.crt is not there or cannot be read: name",
+        ),
+        (
+            "chmod 640 certificates/superlink.key; start-superlink --certificates certificates",
+            "superlink.key can be read by other users: chmod 600 ",
+        ),
+        (
+            "start-superlink --insecure --host 192.0.2.1",
+            "nothing can listen at 192.0.2.1:8000 (",
+        ),
+        ("mkdir -m 755 h; start-superlink --insecure --home h", "/h is open to other users: chmod"),
+        ("start-supernode --superlink a:1 --data data", "name both --ca and --key, or --insecure"),
+        ("start-supernode --superlink a:1 --ca x --data data", "name both --ca and --key, or"),
+        (
+            f"{NODE} --insecure --data data",
+            "name both --ca and --key, or --insecure to do without.",
+        ),
+        ("start-supernode --superlink a --insecure --data data", "'a' is not HOST:PORT, such as"),
+        (f"{NODE} --key keys/b --data data", "the key keys/b is not there or cannot be read: make"),
+        (
+            f"chmod 644 keys/a; {NODE} --data data",
+            "the key keys/a can be read by other users: chmod",
+        ),
+        (NODE, "name --data FOLDER, or --partition I/N for a part of data that all have."),
+        (f"{NODE} --data nowhere", "/nowhere is no folder that can be read: name one."),
+        (f"{NODE} --data empty", "/empty is empty: put this node's data there."),
+        (f"{NODE} --partition 2/2", "--partition '2/2' is not I/N with I from 0 to N - 1."),
+        (f"{NODE} --data data --device gpu", "--device 'gpu' is none of auto, cpu, cuda, or such"),
+        (f"{NODE} --data data --precision half", "'half' is neither float32 nor bfloat16."),
+        (f'{NODE} --data data --name "it\'s"', "use no quotes, backslashes or line ends in it."),
+        ("register keys/b.pub --superlink a:1 --ca certificates/ca.crt", "keys/b.pub is not there"),
+        (
+            "register keys/a --superlink a:1 --ca certificates/ca.crt",
+            "give the file that ends in .pub",
+        ),
+        (
+            "register keys/a.pub --superlink a:1 --ca keys/ca.crt",
+            "keys/ca.crt is not there or cannot",
+        ),
+        ("check-health --home nowhere", "what was started with home nowhere does not answer"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_is_started(made: Run, line: str, said: str) -> None:
+    assert said in refusal(made(line))
+
+
+def test_a_port_that_is_taken_is_said(made: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        line = f"start-superlink --certificates certificates --host 127.0.0.1 --port {port}"
+        assert f"nothing can listen at 127.0.0.1:{port} (" in refusal(made(line))
+
+
+def test_a_certificate_that_is_over_is_said(made: Run, tmp_path: Path) -> None:
+    late = tmp_path / "sitecustomize.py"  # a year and a month later
+    late.write_text(
+        "import datetime\n"
+        "class Later(datetime.datetime):\n"
+        "    @classmethod\n"
+        "    def now(cls, tz=None):\n"
+        "        return super().now(tz) + datetime.timedelta(days=400)\n"
+        "datetime.datetime = Later\n"
+    )
+    line = "PYTHONPATH=$PWD start-superlink --certificates certificates"
+    assert "superlink.crt was good until " in refusal(made(line))
+
+
+@pytest.fixture
+def tls_port(made: Run, tmp_path: Path) -> Iterator[int]:
+    """A server with the folder's certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    folder = tmp_path / "certificates"
+    context.load_cert_chain(folder / "superlink.crt", folder / "superlink.key")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with suppress(OSError):
+                connection, _ = server.accept()
+                with connection, context.wrap_socket(connection, server_side=True) as encrypted:
+                    encrypted.recv(1)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield server.getsockname()[1]
+    thread.join(30)
+
+
+def test_plain_text_is_not_even_tried_where_the_superlink_has_tls(made: Run, tls_port: int) -> None:
+    line = f"start-supernode --insecure --superlink 127.0.0.1:{tls_port} --data data"
+    assert refusal(made(line)) == (
+        f"the SuperLink at 127.0.0.1:{tls_port} has TLS: leave out --insecure, and name --ca and "
+        "--key."
+    )
+
+
+def test_another_authoritys_certificate_is_refused(made: Run, tls_port: int) -> None:
+    made("make-certificates others --host 127.0.0.1")
+    line = f"start-supernode --superlink 127.0.0.1:{tls_port} --ca others/ca.crt --key keys/a"
+    said = refusal(made(f"{line} --data data"))
+    assert said.startswith("the SuperLink's certificate is refused (")
+    assert said.endswith(
+        "copy ca.crt from its machine, or make a certificate for --host 127.0.0.1 there."
+    )
