@@ -7,7 +7,8 @@
     ├── MomentumError          momentum buffers do not belong to this model or optimiser
     ├── ReplyError             a client's reply cannot be averaged
     ├── RoundsFailedError      no client delivers a usable update any more
-    └── ClientsMissingError    fewer clients are connected than a round needs
+    ├── ClientsMissingError    fewer clients are connected than a round needs
+    └── CheckpointError        a run cannot be kept, or cannot go on from what was kept
 
 Each message names the value, says why it cannot work, and what to do about it.
 """
@@ -43,3 +44,7 @@ class RoundsFailedError(FixBNError):
 
 class ClientsMissingError(FixBNError):
     """Fewer clients than a round needs are connected, and waiting has not helped."""
+
+
+class CheckpointError(FixBNError):
+    """A checkpoint cannot be written, or is not one that a run can go on from."""

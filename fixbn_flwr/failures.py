@@ -60,11 +60,15 @@ def made_no_model(strategy: object, usable: int) -> str:
 
 
 class FailedRounds:
-    """Counts rounds without a usable update."""
+    """Counts rounds without a usable update.
 
-    def __init__(self) -> None:
+    Args:
+        ever_succeeded: whether there was a round with one before, in a run that was resumed.
+    """
+
+    def __init__(self, ever_succeeded: bool = False) -> None:
         self._in_a_row = 0
-        self._ever_succeeded = False
+        self._ever_succeeded = ever_succeeded
 
     def count(
         self,

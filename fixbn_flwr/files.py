@@ -7,7 +7,10 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that whoever opens it, at any moment, finds the old or the new one whole."""
+    """Write a file so that whoever opens it, at any moment, finds the old or the new one whole.
+
+    When this returns, the file is on the disk and survives a loss of power.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -19,3 +22,14 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name, too
+    finally:
+        os.close(folder)
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove what a process that was killed in the middle of ``write_atomically`` has left."""
+    for partial in folder.glob(".*.partial"):
+        partial.unlink(missing_ok=True)

@@ -32,6 +32,7 @@ from fixbn_flwr.learning_rate import multiplied_learning_rate
 from fixbn_flwr.momentum import (
     Buffers,
     check_optimizer,
+    fingerprint,
     read_buffers,
     read_momentum,
     write_buffers,
@@ -101,7 +102,7 @@ def local_training(
         case Momentum.RESET:
             start: Buffers = {}
         case Momentum.LOCAL:
-            start = load_buffers(context, asked.server_round)
+            start = load_buffers(context, asked, fingerprint(model))
         case Momentum.GLOBAL:
             start = _received_momentum(received)
     write_buffers(model, optimizer, start)
@@ -111,7 +112,7 @@ def local_training(
             stack.enter_context(multiplied_learning_rate(optimizer, asked.learning_rate_factor))
         yield local
     if asked.momentum is Momentum.LOCAL:
-        save_buffers(context, asked.server_round, read_buffers(model, optimizer))
+        save_buffers(context, asked, read_buffers(model, optimizer), fingerprint(model))
     elif asked.momentum is Momentum.GLOBAL:
         buffers = read_momentum(model, optimizer)
         if isinstance(received, RecordDict):

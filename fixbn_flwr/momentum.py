@@ -11,6 +11,8 @@ served but LBFGS, whose history belongs to no single parameter.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -199,6 +201,13 @@ def _only_momentum(optimizer: Optimizer, what: str) -> MomentumError:
         f"{type(optimizer).__name__} keeps {what}, and only SGD's momentum can be averaged by the "
         'server: use torch.optim.SGD, or momentum="local" or "reset".'
     )
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return what names, shapes and types of a model's parameters come down to, 16 hex digits."""
+    named = _named_parameters(model).items()
+    parameters = [(name, list(value.shape), str(value.dtype)) for name, value in named]
+    return hashlib.sha256(json.dumps(parameters).encode()).hexdigest()[:16]
 
 
 def _trained_parameters(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

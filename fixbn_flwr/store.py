@@ -2,17 +2,21 @@
 
 Either in Flower's ``context.state``, which follows a client through a simulation or a SuperNode's
 life without any set-up, or, where ``state-dir`` is set (in the node's config, else in the run's),
-in one file a client below that directory, which survives the process as well.
+in files below that directory, which survive the process as well:
 
-Both hold the same bytes: a safetensors file whose metadata carry the run and the round that wrote
-it. Buffers of another run, or of a round that has not come yet (the server gave up waiting for that
-reply, so it never saw the training that made them), are dropped with a line in the log.
+    <state-dir>/<run>/<client>/round-12.safetensors
+
+Both hold the same bytes: a safetensors file whose metadata say of which run, round and model it is.
+What is of another run or model, or of a round that has not come yet, is dropped with a line in the
+log and never used. A run that can go on from a checkpoint tells from which ones: of files, those
+that it would need then are kept beside the newest, so that the client goes back as well.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -20,62 +24,130 @@ import safetensors.torch
 from flwr.app import ConfigRecord, Context
 from safetensors import SafetensorError
 
-from fixbn_flwr.files import write_atomically
+from fixbn_flwr.files import remove_partial_files, write_atomically
 from fixbn_flwr.momentum import Buffers
+from fixbn_flwr.wire import RoundConfig
 
 KEY = "fixbn-momentum"
 
 _logger = logging.getLogger("flwr.fixbn")
 
 
-def save_buffers(context: Context, server_round: int, buffers: Buffers) -> None:
+@dataclass(frozen=True)
+class Stamp:
+    """Whose buffers these are.
+
+    Attributes:
+        run: Flower's number of the run that they were trained in.
+        round: the round, counted from 1.
+        model: the model's :func:`fixbn_flwr.momentum.fingerprint`.
+    """
+
+    run: int
+    round: int
+    model: str
+
+    def as_metadata(self) -> dict[str, str]:
+        """Return the metadata of a safetensors file."""
+        return {"run": str(self.run), "round": str(self.round), "model": self.model}
+
+    def is_before(self, run: int, asked: RoundConfig) -> bool:
+        """Tell whether a run, or one that it was resumed from, was here before a round."""
+        last = asked.server_round - 1 if self.run == run else asked.resumed.get(self.run, 0)
+        return self.round <= min(last, asked.server_round - 1)
+
+
+def save_buffers(context: Context, asked: RoundConfig, buffers: Buffers, model: str) -> None:
     """Keep ``buffers`` for this client's next round, in place of what was kept before."""
-    stamp = {"run": str(context.run_id), "round": str(server_round)}
-    content = safetensors.torch.save(buffers, metadata=stamp)
-    path = _file_of(context)
-    if path is None:
+    stamp = Stamp(context.run_id, asked.server_round, model)
+    content = safetensors.torch.save(buffers, metadata=stamp.as_metadata())
+    folder = _folder_of(context, asked)
+    if folder is None:
         context.state[KEY] = ConfigRecord({KEY: content})
-    else:
-        write_atomically(path, content)
+        return
+    write_atomically(_file(folder, asked.server_round), content)
+    remove_partial_files(folder)
+    rounds = _rounds_in(folder)
+    needed = {max((r for r in rounds if r <= last), default=0) for last in asked.checkpoints}
+    for superseded in set(rounds) - needed - {asked.server_round}:
+        _file(folder, superseded).unlink(missing_ok=True)
 
 
-def load_buffers(context: Context, server_round: int) -> Buffers:
+def load_buffers(context: Context, asked: RoundConfig, model: str) -> Buffers:
     """Return what this client kept in an earlier round of this run; empty if there is nothing."""
-    path = _file_of(context)
+    folder = _folder_of(context, asked)
+    if folder is None:
+        record = context.state.config_records.get(KEY)
+        return (
+            {} if record is None else _usable(cast(bytes, record.get(KEY)), context, asked, model)
+        )
+    for server_round in sorted(_rounds_in(folder), reverse=True):
+        try:
+            content = _file(folder, server_round).read_bytes()
+        except OSError as error:
+            return _dropped(f"unreadable ({error})")
+        # Of a round that is run again, or that the run went back before: an older one may count.
+        before = _stamp(content)
+        if before is None or before.is_before(context.run_id, asked):
+            return _usable(content, context, asked, model)
+        _file(folder, server_round).unlink()
+        _dropped(_other(before, context, asked))
+    return {}
+
+
+def _usable(content: bytes, context: Context, asked: RoundConfig, model: str) -> Buffers:
+    """Return the buffers of a file; none, with a line in the log, if they must not be used."""
+    stamp = _stamp(content)
+    if stamp is None:
+        return _dropped("unreadable: it is no safetensors file with run, round and model")
+    if not stamp.is_before(context.run_id, asked):
+        return _dropped(_other(stamp, context, asked))
+    if stamp.model != model:
+        return _dropped(f"it is of another model ({stamp.model}, and this is {model})")
     try:
-        if path is not None:
-            content = path.read_bytes() if path.exists() else None
-        else:
-            record = context.state.config_records.get(KEY)
-            content = None if record is None else cast(bytes, record[KEY])
-        if content is None:
-            return {}
-        buffers = safetensors.torch.load(content)
-        run, kept_round = _stamp_of(content)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        _logger.warning("kept momentum dropped, unreadable (%s): starting from zero", error)
-        return {}
-    if run != context.run_id or kept_round >= server_round:
-        _logger.warning(
-            "kept momentum dropped, it is of run %s round %s and this is run %s round %s: "
-            "starting from zero",
-            run, kept_round, context.run_id, server_round,
-        )  # fmt: skip
-        return {}
-    return buffers
+        return safetensors.torch.load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        return _dropped(f"unreadable ({error})")
 
 
-def _stamp_of(content: bytes) -> tuple[int, int]:
-    """Return run and round out of a safetensors file: header's length, header in JSON, data."""
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return int(header["__metadata__"]["run"]), int(header["__metadata__"]["round"])
+def _dropped(why: str) -> Buffers:
+    _logger.warning("kept momentum dropped, %s: starting without it", why)
+    return {}
 
 
-def _file_of(context: Context) -> Path | None:
-    """Return this client's file, or None where buffers live in ``context.state``."""
+def _other(stamp: Stamp, context: Context, asked: RoundConfig) -> str:
+    return (
+        f"it is of run {stamp.run} round {stamp.round} and this is run {context.run_id} round "
+        f"{asked.server_round}"
+    )
+
+
+def _stamp(content: bytes) -> Stamp | None:
+    """Read the stamp out of a safetensors file: header's length, header in JSON, data."""
+    try:
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        metadata = header["__metadata__"]
+        return Stamp(int(metadata["run"]), int(metadata["round"]), str(metadata["model"]))
+    except (TypeError, ValueError, KeyError):
+        return None
+
+
+def _folder_of(context: Context, asked: RoundConfig) -> Path | None:
+    """Return this client's folder, or None where buffers live in ``context.state``."""
     directory = context.node_config.get("state-dir") or context.run_config.get("state-dir")
     if not directory:
         return None
+    first_run = next(iter(asked.resumed), context.run_id)
     partition = context.node_config.get("partition-id")
     client = f"node-{context.node_id}" if partition is None else f"partition-{partition}"
-    return Path(str(directory)) / str(context.run_id) / f"{client}.safetensors"
+    return Path(str(directory)) / str(first_run) / client
+
+
+def _file(folder: Path, server_round: int) -> Path:
+    return folder / f"round-{server_round}.safetensors"
+
+
+def _rounds_in(folder: Path) -> list[int]:
+    """Return the rounds of which a folder has files."""
+    stems = [path.stem.removeprefix("round-") for path in folder.glob("round-*.safetensors")]
+    return [int(stem) for stem in stems if stem.isdecimal()]

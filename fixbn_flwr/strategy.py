@@ -17,7 +17,9 @@ so that its own choice, median or trimming decides on them as it does on the par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -34,6 +36,7 @@ from fixbn_flwr.schedule import Phase
 from fixbn_flwr.server_state import ServerState, Update, logger
 from fixbn_flwr.wire import MOMENTUM, Momentum
 from fixbn_flwr.wrapped import examine, layers_of
+from fixbn_flwr.wrapped_state import WrappedState
 
 
 class FixBN(Strategy):
@@ -55,6 +58,8 @@ class FixBN(Strategy):
     Attributes:
         phase: the phase of the current round.
         frozen_statistics: S*, numpy arrays by name, from round T* + 1 on; None before.
+        checkpoints: the rounds after which the run can be resumed, for whoever writes checkpoints
+            to set: clients that keep momentum in files then keep what they need to go back.
 
     Raises:
         ConfigError: one of these values cannot work, or the strategy cannot be wrapped: one for
@@ -88,6 +93,11 @@ class FixBN(Strategy):
         self._left: dict[str, Array] = {}
         self._asked: list[int] = []
         self._failures = FailedRounds()
+        self._changes = WrappedState(list(layers_of(strategy, Strategy)))
+        self._run = 0
+        self._resumed: dict[int, int] = {}
+        self._restored: dict[str, Any] | None = None
+        self.checkpoints: Sequence[int] = ()
 
     @property
     def phase(self) -> Phase:
@@ -115,7 +125,8 @@ class FixBN(Strategy):
         Args:
             first_round: the first round to run. With a later one than 1 a run goes on where a
                 checkpoint ended: ``initial_arrays`` are then the whole model at the end of the
-                round before, and beyond T* its statistics are the frozen ones.
+                round before, beyond T* its statistics are the frozen ones, and ``restore`` has
+                been called.
 
         Returns:
             The run's result; ``arrays`` is the whole model, statistics and counters included.
@@ -134,9 +145,12 @@ class FixBN(Strategy):
         self._state.start(num_rounds, list(initial_arrays))
         if self._wrapped.private:
             self._state.warn_of_uncovered(self._wrapped.private)
-        self._failures = FailedRounds()
+        self._failures = FailedRounds(ever_succeeded=first_round > 1)
         self._rounds_before = first_round - 1
         self._left = {}
+        self._run, self._resumed = grid.run.run_id, {}
+        if self._restored is not None:
+            self._go_on_from(self._restored)
 
         def evaluate(round_of_this_start: int, arrays: ArrayRecord) -> MetricRecord | None:
             assert evaluate_fn is not None
@@ -167,6 +181,30 @@ class FixBN(Strategy):
             metrics.update(counted)
         return result
 
+    def state(self) -> dict[str, Any]:
+        """Return what is needed beside the model to go on after the last round that has ended.
+
+        Numbers, texts and arrays, which are not copied; see :mod:`fixbn_flwr.checkpoint`. Call it
+        in ``evaluate_fn``. What the wrapped strategy keeps is found by looking at its attributes.
+        """
+        return {
+            "run": self._run,
+            "resumed": [[run, last] for run, last in self._resumed.items()],
+            "momentum": self._state.global_momentum,
+            "strategy": self._changes.changes(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take what ``state`` returned; the next ``start``, with its ``first_round``, uses it."""
+        self._restored = dict(state)
+
+    def _go_on_from(self, state: Mapping[str, Any]) -> None:
+        self._resumed = dict(state["resumed"])
+        self._resumed[state["run"]] = self._rounds_before
+        self._state.global_momentum = dict(state["momentum"])
+        self._changes.restore(state["strategy"])
+        self._restored = None
+
     def summary(self) -> None:
         """Log the method's choices, then the wrapped strategy's."""
         state = self._state
@@ -182,7 +220,11 @@ class FixBN(Strategy):
         """Enter a round: the wrapped strategy's messages, with statistics and instructions."""
         server_round += self._rounds_before
         self._take(arrays)
-        asked = self._state.begin_round(server_round, self._model.rest)
+        asked = replace(
+            self._state.begin_round(server_round, self._model.rest),
+            resumed=self._resumed,
+            checkpoints=self.checkpoints,
+        )
         logger.info("FixBN: round %s is %s", server_round, asked.phase)
         extended = ConfigRecord({**config, **asked.as_config()})
         messages = list(

@@ -7,8 +7,8 @@ of arrays, so one safetensors blob stands under the same key there, in config an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -19,6 +19,8 @@ ROUND = "server-round"  # Flower's own
 PHASE = "fixbn-phase"
 MOMENTUM = "fixbn-momentum"
 LEARNING_RATE_FACTOR = "fixbn-learning-rate-factor"
+RESUMED = "fixbn-resumed"  # only in a resumed run
+CHECKPOINTS = "fixbn-checkpoints"  # only in a run that writes checkpoints
 
 
 class Momentum(StrEnum):
@@ -42,21 +44,31 @@ class RoundConfig:
         phase: exploration, or calibration with frozen statistics.
         momentum: where the momentum buffers come from.
         learning_rate_factor: every parameter group's learning rate is multiplied by it.
+        resumed: the runs that this one goes on from, the first one first: Flower's number of each,
+            and the last of its rounds that counts.
+        checkpoints: the rounds after which this run can be resumed.
     """
 
     server_round: int
     phase: Phase
     momentum: Momentum
     learning_rate_factor: float
+    resumed: Mapping[int, int] = field(default_factory=dict)
+    checkpoints: Sequence[int] = ()
 
     def as_config(self) -> dict[str, int | float | str]:
         """Return the config's entries, the same for both generations of Flower."""
-        return {
+        config: dict[str, int | float | str] = {
             ROUND: self.server_round,
             PHASE: str(self.phase),
             MOMENTUM: str(self.momentum),
             LEARNING_RATE_FACTOR: self.learning_rate_factor,
         }
+        if self.resumed:
+            config[RESUMED] = ",".join(f"{run}:{last}" for run, last in self.resumed.items())
+        if self.checkpoints:
+            config[CHECKPOINTS] = ",".join(map(str, self.checkpoints))
+        return config
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> RoundConfig | None:
@@ -77,9 +89,20 @@ class RoundConfig:
                 if isinstance(momentum, bytes)
                 else Momentum(str(momentum)),
                 learning_rate_factor=float(config[LEARNING_RATE_FACTOR]),
+                resumed={
+                    int(run): int(last)
+                    for run, _, last in (
+                        part.partition(":") for part in _parts(config.get(RESUMED))
+                    )
+                },
+                checkpoints=tuple(map(int, _parts(config.get(CHECKPOINTS)))),
             )
         except (KeyError, ValueError) as error:
             raise ConfigError(
                 f"the server's config names {PHASE}={config[PHASE]!r} but cannot be understood "
                 f"({error}): install the same version of fixbn-flwr on server and clients."
             ) from error
+
+
+def _parts(text: object) -> list[str]:
+    return str(text).split(",") if text else []

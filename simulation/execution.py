@@ -21,7 +21,7 @@ from flwr.app import Context, RecordDict
 from fixbn_flwr.app import client_app, server_app
 from fixbn_flwr.app.centralised import train_centrally
 from fixbn_flwr.app.config import Settings
-from fixbn_flwr.app.run_folder import read_metrics
+from fixbn_flwr.app.run_files import read_metrics
 from fixbn_flwr.errors import RoundsFailedError
 from fixbn_flwr.replies import NOT_FINITE
 from simulation.in_memory_grid import InMemoryGrid
@@ -58,6 +58,7 @@ def execute(
     config = {
         **run.run_config,
         **machine,
+        "checkpoint-every": 0,  # a run that was stopped begins anew
         "output-dir": str(folder.parent),
         "run-name": folder.name,
     }

@@ -18,8 +18,9 @@ import pickle
 import random
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
+import safetensors.torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
@@ -30,7 +31,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fixbn_flwr.momentum import Buffers
-from fixbn_flwr.store import load_buffers
+from fixbn_flwr.store import KEY
 
 FIRST_NODE_ID = 1000
 
@@ -144,9 +145,13 @@ class InMemoryGrid(Grid):
         self.contexts[node_id] = context
         return self._to_wire(reply)
 
-    def momentum(self, server_round: int) -> list[Buffers]:
-        """What each client has kept by the beginning of a round, in the order of partitions."""
-        return [load_buffers(context, server_round) for context in self.contexts.values()]
+    def momentum(self) -> list[Buffers]:
+        """What each client has kept in its state so far, in the order of partitions."""
+        kept = [context.state.config_records.get(KEY) for context in self.contexts.values()]
+        return [
+            {} if record is None else safetensors.torch.load(cast(bytes, record[KEY]))
+            for record in kept
+        ]
 
 
 def _from_wire(wire: bytes) -> Message:

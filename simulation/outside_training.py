@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from fixbn_flwr.app.run_folder import read_metrics
+from fixbn_flwr.app.run_files import read_metrics
 from fixbn_flwr.app.validation import Value
 from fixbn_flwr.errors import FixBNError
 from fixbn_flwr.models.resnet18 import resnet18

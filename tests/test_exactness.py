@@ -277,7 +277,7 @@ def test_calibration_after_exploration_is_centralised_sgd(architecture: str, mod
         def configure_train(self, server_round, arrays, config, grid):  # type: ignore[no-untyped-def]
             messages = list(super().configure_train(server_round, arrays, config, grid))
             if server_round == explored + 1 and mode == "local":
-                own = grid.momentum(server_round)
+                own = grid.momentum()
                 kept.update({name: sum(b[name] for b in own) / CLIENTS for name in own[0]})
             elif server_round == explored + 1:
                 record = messages[0].content["fixbn-momentum"]

@@ -42,4 +42,4 @@ def test_a_reader_finds_the_old_file_until_the_new_one_is_on_the_disk(
     seen: list[bytes] = []
     monkeypatch.setattr(os, "fsync", lambda _: seen.append(path.read_bytes()))
     write_atomically(path, b"new")
-    assert seen == [b"old"]
+    assert seen == [b"old", b"new"]  # content first, then the name in its folder

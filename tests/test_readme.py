@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fixbn_flwr.app.config import Settings, table
-from fixbn_flwr.app.run_folder import read_metrics
+from fixbn_flwr.app.run_files import read_metrics
 from simulation.communication import Cost
 from simulation.communication import table as communication_table
 from simulation.gradients import ALL_LAYERS, explained_share

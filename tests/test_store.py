@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,11 @@ from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.common.serde import context_from_proto, context_to_proto
 from torch import Tensor
 
-from fixbn_flwr.store import KEY, load_buffers, save_buffers, write_atomically
+from fixbn_flwr.files import write_atomically
+from fixbn_flwr.momentum import Buffers
+from fixbn_flwr.schedule import Phase
+from fixbn_flwr.store import KEY, load_buffers, save_buffers
+from fixbn_flwr.wire import Momentum, RoundConfig
 
 BUFFERS = {
     "conv.weight": torch.arange(6.0).reshape(2, 3),
@@ -31,6 +36,18 @@ def context(
     )
 
 
+def asked(server_round: int, **more: Any) -> RoundConfig:
+    return RoundConfig(server_round, Phase.EXPLORATION, Momentum.LOCAL, 1.0, **more)
+
+
+def save(client: Context, server_round: int, buffers: Buffers, **more: Any) -> None:
+    save_buffers(client, asked(server_round, **more), buffers, "model")
+
+
+def load(client: Context, server_round: int, model: str = "model", **more: Any) -> Buffers:
+    return load_buffers(client, asked(server_round, **more), model)
+
+
 @pytest.fixture(params=["state", "directory"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
     return tmp_path / "state" if request.param == "directory" else None
@@ -43,51 +60,51 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def test_nothing_is_kept_at_first(place: Path | None) -> None:
-    assert load_buffers(context(place), 1) == {}
+    assert load(context(place), 1) == {}
 
 
 def test_what_is_kept_comes_back_to_the_bit(place: Path | None) -> None:
     client = context(place)
-    save_buffers(client, 1, BUFFERS)
-    assert equal(load_buffers(client, 2), BUFFERS)
-    assert equal(load_buffers(client, 7), BUFFERS)  # not asked in the rounds between
+    save(client, 1, BUFFERS)
+    assert equal(load(client, 2), BUFFERS)
+    assert equal(load(client, 7), BUFFERS)  # not asked in the rounds between
 
 
 def test_the_last_one_counts(place: Path | None) -> None:
     client = context(place)
-    save_buffers(client, 1, BUFFERS)
-    save_buffers(client, 2, {"x": torch.ones(1)})
-    assert equal(load_buffers(client, 3), {"x": torch.ones(1)})
-    save_buffers(client, 3, {})
-    assert load_buffers(client, 4) == {}
+    save(client, 1, BUFFERS)
+    save(client, 2, {"x": torch.ones(1)})
+    assert equal(load(client, 3), {"x": torch.ones(1)})
+    save(client, 3, {})
+    assert load(client, 4) == {}
 
 
 def test_each_client_has_its_own(place: Path | None) -> None:
     first, second = context(place, partition=0), context(place, partition=1)
-    save_buffers(first, 1, BUFFERS)
-    assert load_buffers(second, 2) == {}
-    save_buffers(second, 1, {"x": torch.ones(1)})
-    assert equal(load_buffers(first, 2), BUFFERS)
+    save(first, 1, BUFFERS)
+    assert load(second, 2) == {}
+    save(second, 1, {"x": torch.ones(1)})
+    assert equal(load(first, 2), BUFFERS)
 
 
 def test_nodes_without_a_partition_are_told_apart_by_id(tmp_path: Path) -> None:
     first = context(tmp_path, partition=None, node_id=5)
     second = context(tmp_path, partition=None, node_id=6)
-    save_buffers(first, 1, BUFFERS)
-    assert load_buffers(second, 2) == {}
-    assert equal(load_buffers(first, 2), BUFFERS)
+    save(first, 1, BUFFERS)
+    assert load(second, 2) == {}
+    assert equal(load(first, 2), BUFFERS)
 
 
 def test_another_run_starts_from_zero(place: Path | None, caplog: pytest.LogCaptureFixture) -> None:
     client = context(place, run_id=1)
-    save_buffers(client, 1, BUFFERS)
+    save(client, 1, BUFFERS)
     later = context(place, run_id=2)
     later.state = client.state  # a SuperNode may hand on the state of a series of runs
-    assert load_buffers(later, 2) == {}
+    assert load(later, 2) == {}
     assert place is not None or "it is of run 1 round 1 and this is run 2" in caplog.text
-    save_buffers(later, 1, {})
+    save(later, 1, {})
     if place is not None:  # nor does it touch what belongs to the first
-        assert equal(load_buffers(client, 2), BUFFERS)
+        assert equal(load(client, 2), BUFFERS)
 
 
 @pytest.mark.parametrize("server_round", [3, 2, 1])
@@ -96,16 +113,87 @@ def test_a_round_not_later_than_the_stamp_starts_from_zero(
 ) -> None:
     """The server never saw the training that made them, or the run went back to a checkpoint."""
     client = context(place)
-    save_buffers(client, 3, BUFFERS)
-    assert load_buffers(client, server_round) == {}
+    save(client, 3, BUFFERS)
+    assert load(client, server_round) == {}
     assert f"round 3 and this is run 1 round {server_round}" in caplog.text
+
+
+def test_another_model_starts_from_zero(
+    place: Path | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = context(place)
+    save(client, 1, BUFFERS)
+    assert load(client, 2, "wider") == {}
+    assert "it is of another model (model, and this is wider)" in caplog.text
+
+
+def files(directory: Path, run: int = 1) -> list[str]:
+    return sorted(path.name for path in (directory / str(run) / "partition-0").iterdir())
+
+
+def test_only_the_newest_file_is_kept_where_nothing_can_be_resumed(tmp_path: Path) -> None:
+    client = context(tmp_path)
+    for server_round in (1, 2, 5):
+        save(client, server_round, BUFFERS)
+    (tmp_path / "1" / "partition-0" / ".round-9.safetensors.1.partial").touch()  # it was killed
+    save(client, 6, BUFFERS)
+    assert files(tmp_path) == ["round-6.safetensors"]
+
+
+def test_files_that_a_resumed_run_would_need_are_kept(tmp_path: Path) -> None:
+    """It may be in any round but those that its server chooses, here 1, 2, 5, 6, 7 and 9."""
+    client = context(tmp_path)
+    for server_round, checkpoints in ((1, ()), (2, ()), (5, (3,)), (6, (3,)), (7, (3, 6))):
+        save(client, server_round, {"x": torch.tensor([server_round])}, checkpoints=checkpoints)
+    assert files(tmp_path) == [f"round-{n}.safetensors" for n in (2, 6, 7)]
+    save(client, 9, BUFFERS, checkpoints=(6, 9))
+    assert files(tmp_path) == [f"round-{n}.safetensors" for n in (6, 9)]
+
+
+def test_a_resumed_run_goes_back_to_the_file_of_its_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second, third = (context(tmp_path, run_id=run) for run in (1, 2, 3))
+    for server_round in (1, 2, 3):
+        values = {"x": torch.tensor([float(server_round)])}
+        save(first, server_round, values, checkpoints=(1, 2))
+    after_2 = {"resumed": {1: 2}}
+    assert load(second, 3, **after_2)["x"] == 2.0
+    assert "it is of run 1 round 3 and this is run 2 round 3" in caplog.text
+    save(second, 3, {"x": torch.tensor([30.0])}, checkpoints=(1, 2), **after_2)
+    assert load(second, 4, **after_2)["x"] == 30.0
+    assert load(third, 4, resumed={1: 2, 2: 3})["x"] == 30.0
+    assert load(third, 3, resumed={1: 2, 2: 2})["x"] == 2.0
+    assert not (tmp_path / "2").exists()
+
+
+def test_a_client_that_was_not_asked_again_does_not_use_what_the_run_went_back_before(
+    tmp_path: Path,
+) -> None:
+    """It trained in round 3 of a run that was resumed after round 2, and next in round 5."""
+    first, second = context(tmp_path, run_id=1), context(tmp_path, run_id=2)
+    save(first, 1, {"x": torch.tensor([1.0])})
+    save(first, 3, {"x": torch.tensor([3.0])}, checkpoints=(1, 2))
+    assert load(second, 5, resumed={1: 2})["x"] == 1.0
+
+
+def test_state_of_a_run_that_was_resumed_elsewhere_is_dropped(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    client = context(None, run_id=1)
+    save(client, 3, BUFFERS)
+    later = context(None, run_id=2)
+    later.state = client.state
+    assert equal(load(later, 4, resumed={1: 3}), BUFFERS)
+    assert load(later, 4, resumed={1: 2}) == {}
+    assert "run 1 round 3" in caplog.text
 
 
 def _damage(client: Context, place: Path | None, content: bytes) -> None:
     if place is None:
         client.state[KEY] = ConfigRecord({KEY: content})
     else:
-        (place / "1" / "partition-0.safetensors").write_bytes(content)
+        (place / "1" / "partition-0" / "round-1.safetensors").write_bytes(content)
 
 
 def _content(client: Context, place: Path | None) -> bytes:
@@ -113,7 +201,7 @@ def _content(client: Context, place: Path | None) -> bytes:
         content = client.state.config_records[KEY][KEY]
         assert isinstance(content, bytes)
         return content
-    return (place / "1" / "partition-0.safetensors").read_bytes()
+    return (place / "1" / "partition-0" / "round-1.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("keep", [0, 4, 60, -1])
@@ -121,9 +209,9 @@ def test_a_torn_file_starts_from_zero(
     place: Path | None, keep: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = context(place)
-    save_buffers(client, 1, BUFFERS)
+    save(client, 1, BUFFERS)
     _damage(client, place, _content(client, place)[:keep])
-    assert load_buffers(client, 2) == {}
+    assert load(client, 2) == {}
     assert "unreadable" in caplog.text
 
 
@@ -132,9 +220,9 @@ def test_junk_starts_from_zero(
     place: Path | None, junk: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = context(place)
-    save_buffers(client, 1, BUFFERS)
+    save(client, 1, BUFFERS)
     _damage(client, place, junk)
-    assert load_buffers(client, 2) == {}
+    assert load(client, 2) == {}
     assert "unreadable" in caplog.text
 
 
@@ -144,42 +232,42 @@ def test_a_file_without_a_stamp_starts_from_zero(
     import safetensors.torch
 
     client = context(place)
-    save_buffers(client, 1, BUFFERS)
+    save(client, 1, BUFFERS)
     _damage(client, place, safetensors.torch.save(BUFFERS))
-    assert load_buffers(client, 2) == {}
+    assert load(client, 2) == {}
     assert "unreadable" in caplog.text
 
 
 def test_a_file_that_cannot_be_opened_starts_from_zero(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "1" / "partition-0.safetensors").mkdir(parents=True)
-    assert load_buffers(context(tmp_path), 2) == {}
+    (tmp_path / "1" / "partition-0" / "round-1.safetensors").mkdir(parents=True)
+    assert load(context(tmp_path), 2) == {}
     assert "unreadable" in caplog.text
 
 
 def test_the_nodes_directory_comes_before_the_runs(tmp_path: Path) -> None:
     client = context(tmp_path / "run")
     client.node_config["state-dir"] = str(tmp_path / "node")
-    save_buffers(client, 1, BUFFERS)
+    save(client, 1, BUFFERS)
     assert not (tmp_path / "run").exists()
-    assert (tmp_path / "node" / "1" / "partition-0.safetensors").is_file()
+    assert (tmp_path / "node" / "1" / "partition-0" / "round-1.safetensors").is_file()
     assert not client.state
 
 
 def test_an_empty_state_dir_is_none() -> None:
     client = context(None)
     client.run_config["state-dir"] = ""
-    save_buffers(client, 1, BUFFERS)
+    save(client, 1, BUFFERS)
     assert KEY in client.state
 
 
 def test_state_travels_as_flower_sends_it() -> None:
     """Pickled in a simulation, protobuf on real nodes."""
     client = context(None)
-    save_buffers(client, 1, BUFFERS)
-    assert equal(load_buffers(pickle.loads(pickle.dumps(client)), 2), BUFFERS)
-    assert equal(load_buffers(context_from_proto(context_to_proto(client)), 2), BUFFERS)
+    save(client, 1, BUFFERS)
+    assert equal(load(pickle.loads(pickle.dumps(client)), 2), BUFFERS)
+    assert equal(load(context_from_proto(context_to_proto(client)), 2), BUFFERS)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(

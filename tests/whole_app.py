@@ -46,7 +46,11 @@ def run_app(
 def serve(grid: InMemoryGrid, config: Mapping[str, Any]) -> None:
     """Run the server app on a grid."""
     context = Context(
-        run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(config)
+        run_id=grid.run.run_id,
+        node_id=1,
+        node_config={},
+        state=RecordDict(),
+        run_config=dict(config),
     )
     # The figure takes longer than all the rest, and has tests of its own.
     with patch("fixbn_flwr.app.run_folder.draw_curves"):

@@ -4,6 +4,8 @@ fixbn run                                 # FixBN on scikit-learn's digits, 10 c
 fixbn run task=cifar10 data-dir=~/data    # any key of the run config, see the README
 fixbn compare                             # the same, and plain BN beside it
 fixbn centralised                         # the yardstick: no federation, as many steps
+fixbn run resume=runs/20260101-120000-digits-FixBN      # go on with a run that was stopped
+fixbn delete runs/20260101-120000-digits-FixBN
 """
 
 from __future__ import annotations
@@ -24,14 +26,17 @@ import torch
 import typer
 
 from fixbn_flwr.app.centralised import METHOD, train_centrally
+from fixbn_flwr.app.client_state import delete_run
 from fixbn_flwr.app.config import Settings
 from fixbn_flwr.app.figure import draw_curves, figure_title
-from fixbn_flwr.app.run_folder import read_metrics
+from fixbn_flwr.app.resume import run_config_of
+from fixbn_flwr.app.run_files import read_config, read_metrics
 from fixbn_flwr.app.summary import Summary, summarize, summary_table
 from fixbn_flwr.app.superlink import SuperLink, local_superlink
 from fixbn_flwr.app.validation import Value
 from fixbn_flwr.errors import ConfigError, FixBNError
 
+CLIENTS = 10
 APP = Path(__file__).resolve().parents[2]  # the directory with pyproject.toml, a Flower app
 
 _DEFAULTS = Settings().as_run_config()
@@ -52,7 +57,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Run config, such as task=cifar10."),
 ]
-Clients = Annotated[int, typer.Option(min=1, help="Simulated clients, one partition each.")]
+Clients = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Simulated clients, one partition each; default: 10, resumed: as many as were."
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(min=1, help="Clients trained at a time, one CPU core each; default: all cores."),
@@ -60,17 +70,19 @@ Workers = Annotated[
 
 
 @cli.command()
-def run(overrides: Overrides = None, clients: Clients = 10, workers: Workers = None) -> None:
+def run(overrides: Overrides = None, clients: Clients = None, workers: Workers = None) -> None:
     """Simulate a federation on this machine."""
     settings = _settings(overrides)
+    if settings.resume:
+        clients = clients or int(read_config(Path(settings.resume))["clients"])
     with local_superlink() as link:
-        _federate(link, settings, clients, workers)
+        _federate(link, settings, clients or CLIENTS, workers)
 
 
 @cli.command()
-def compare(overrides: Overrides = None, clients: Clients = 10, workers: Workers = None) -> None:
+def compare(overrides: Overrides = None, clients: Clients = None, workers: Workers = None) -> None:
     """Simulate a federation with FixBN, then the same with plain BN, and show both."""
-    fixbn = _settings(overrides)
+    fixbn, clients = _new(_settings(overrides)), clients or CLIENTS
     if fixbn.method != "FixBN":
         raise ConfigError(
             f"these settings are {fixbn.method} already: compare needs norm=bn and a freeze-after "
@@ -93,9 +105,21 @@ def compare(overrides: Overrides = None, clients: Clients = 10, workers: Workers
 
 
 @cli.command()
-def centralised(overrides: Overrides = None, clients: Clients = 10) -> None:
+def centralised(overrides: Overrides = None, clients: Clients = None) -> None:
     """Train on all the data in one place: the same model, steps and images a step."""
-    train_centrally(_settings(overrides, label=METHOD), clients)
+    train_centrally(_new(_settings(overrides, label=METHOD)), clients or CLIENTS)
+
+
+@cli.command()
+def delete(
+    folder: Annotated[Path, typer.Argument(help="The run's folder.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete a run, and the momentum that its clients have kept on this machine."""
+    path = folder.expanduser().absolute()
+    if yes or typer.confirm(f"Delete {path} and what its clients kept?"):
+        for gone in delete_run(path):
+            print(f"Deleted {gone}")
 
 
 def main() -> None:
@@ -120,16 +144,28 @@ def run_commands(commands: typer.Typer, words: Sequence[str] | None = None) -> N
 
 def _settings(overrides: list[str] | None, label: str | None = None) -> Settings:
     """Read KEY=VALUE arguments and settle what the app would choose later: folders and name."""
-    settings = Settings.from_run_config(dict(map(_key_and_value, overrides or [])))
+    given: dict[str, Value] = dict(map(_key_and_value, overrides or []))
+    if given.get("resume"):
+        path = Path(str(given["resume"])).expanduser().absolute()
+        # The run that it was: only what differs need be said again.
+        before: dict[str, Value] = {**run_config_of(path), "may-change": ""}
+        return Settings.from_run_config({**before, **given, "resume": str(path)})
+    settings = Settings.from_run_config(given)
     directory = Path(settings.output_dir or "runs").expanduser().absolute()
     chosen: dict[str, Value] = {"output-dir": str(directory)}
     for key in ("data-dir", "state-dir"):
-        if given := settings.as_run_config()[key]:
-            chosen[key] = str(Path(str(given)).expanduser().absolute())
+        if named := settings.as_run_config()[key]:
+            chosen[key] = str(Path(str(named)).expanduser().absolute())
     if not settings.run_name:
         method = (label or settings.method).replace(" ", "-")
         chosen["run-name"] = f"{datetime.now():%Y%m%d-%H%M%S}-{settings.task_name}-{method}"
     return _variant(settings, chosen)
+
+
+def _new(settings: Settings) -> Settings:
+    if settings.resume:
+        raise ConfigError("resume: only `fixbn run` goes on with a run; leave it out here.")
+    return settings
 
 
 def _variant(settings: Settings, changes: Mapping[str, Value]) -> Settings:
@@ -172,7 +208,7 @@ def _federate(link: SuperLink, settings: Settings, clients: int, workers: int | 
         if not any(line.startswith("fixbn_flwr.") for line in log.errors):
             print(*log.errors, sep="\n")  # no error of ours, whose message says it all
         raise FixBNError(f"the run failed: {failure}")
-    return Path(settings.output_dir) / settings.run_name
+    return Path(settings.resume or f"{settings.output_dir}/{settings.run_name}")
 
 
 class _Log:

@@ -98,6 +98,15 @@ class Settings:
     state_dir: str = setting(
         "", "where a client's machine keeps momentum buffers; empty: in Flower's state", "path"
     )
+    checkpoint_every: int = setting(
+        1, "how often the server writes a checkpoint; round T* and the last one always; 0: never",
+        "rounds", at_least=0,
+    )  # fmt: skip
+    keep_checkpoints: int = setting(2, "how many of the newest are kept", "files", at_least=1)
+    resume: str = setting("", "the folder of a run to go on with; empty: a new run", "path")
+    may_change: str = setting(
+        "", "keys, with commas between, in which a resumed run may differ from what it was"
+    )
 
     @classmethod
     def from_run_config(cls, run_config: Mapping[str, Value]) -> "Settings":
@@ -187,6 +196,12 @@ class Settings:
         """Whether the global model is tested after this round (0: the initial model, yes)."""
         always = (self.freeze_round, self.num_server_rounds)
         return server_round % self.evaluate_every == 0 or server_round in always
+
+    def keeps_checkpoint(self, server_round: int) -> bool:
+        """Whether the server writes a checkpoint after this round."""
+        every = self.checkpoint_every
+        always = (self.freeze_round, self.num_server_rounds)
+        return every > 0 and (server_round % every == 0 or server_round in always)
 
     def check_partitions(self, sizes: Sequence[int], names: Sequence[str] = ()) -> None:
         """Raises `ConfigError` when a client, `sizes[i]` images each, cannot fill one batch.

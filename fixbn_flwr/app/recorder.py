@@ -1,4 +1,4 @@
-"""What the server app writes down after every round: metrics, and the best model so far."""
+"""What the server app writes down after every round: metrics, the best model, a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from typing import cast
 
 from flwr.app import ArrayRecord, Message, MetricRecord
 
+from fixbn_flwr.app.client_state import folder_of, warn_of_full_disk
 from fixbn_flwr.app.config import Settings
 from fixbn_flwr.app.federation import Federation
+from fixbn_flwr.app.random_state import random_state
+from fixbn_flwr.app.run_files import CHECKPOINTS
 from fixbn_flwr.app.run_folder import RunFolder
 from fixbn_flwr.app.summary import RoundMetrics, round_line
 from fixbn_flwr.arrays import arrays_of
+from fixbn_flwr.averaging import Arrays
+from fixbn_flwr.checkpoint import Checkpoints
 from fixbn_flwr.client import workbench_of
 from fixbn_flwr.strategy import FixBN
 from fixbn_flwr.tasks import Split, Task
 from fixbn_flwr.training import evaluate
+from fixbn_flwr.trees import Tree
 
 
 class RecordedFixBN(FixBN):
@@ -53,8 +59,10 @@ class Recorder:
         task: gives model, loss and metric.
         test: the images to evaluate on.
         federation: counts the bytes.
-        strategy: knows what the clients reported.
+        strategy: knows what the clients reported, and what it must have to go on.
         folder: where everything is written.
+        rounds_before: how many rounds were done when this run began; above 0 in a resumed one.
+        best: the best model of them, by name.
     """
 
     def __init__(
@@ -65,6 +73,8 @@ class Recorder:
         federation: Federation,
         strategy: RecordedFixBN,
         folder: RunFolder,
+        rounds_before: int = 0,
+        best: Arrays | None = None,
     ) -> None:
         self._settings = settings
         self._task = task
@@ -72,24 +82,67 @@ class Recorder:
         self._federation = federation
         self._strategy = strategy
         self._folder = folder
+        self._rounds_before = rounds_before
+        self._best = best
+        self._checkpoints = Checkpoints(folder.path / CHECKPOINTS, settings.keep_checkpoints)
+        self._last: tuple[int, Tree] | None = None
         self._started = time.monotonic()
         self._bytes = (0, 0)
+        self._tell_checkpoints()
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        """Record a round; the call before the first, with the initial model, starts the clock."""
-        if server_round == 0:
+        """Record a round; the call before the first one to run starts the clock."""
+        if server_round == self._rounds_before:
             self._started = time.monotonic()
             self._bytes = (self._federation.bytes_sent, self._federation.bytes_received)
             return None
+        if server_round == self._rounds_before + 1:
+            state = folder_of(self._settings, self._folder.run)
+            if state is not None:
+                files = self._settings.keep_checkpoints + 1
+                warn_of_full_disk(state, self._folder.clients, files)
         evaluated = self._settings.evaluates(server_round)
         loss, accuracy = self._evaluate(arrays) if evaluated else (None, None)
         metrics = self._metrics(server_round, loss, accuracy)
         print(round_line(metrics, self._settings.num_server_rounds))
-        if self._folder.append(metrics):
-            self._folder.save_model("best", arrays_of(arrays))
+        is_best = self._folder.append(metrics)
+        if is_best:
+            self._best = arrays_of(arrays)
+            self._folder.save_model("best", self._best)
+        self._last = (server_round, self._checkpoint(server_round, arrays, is_best))
+        if self._settings.keeps_checkpoint(server_round):
+            self.save_checkpoint()
         if loss is None or accuracy is None:
             return None
         return MetricRecord({"loss": loss, "accuracy": accuracy})
+
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint of the last round that has ended, if there is not one already.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        if self._last is None or self._settings.checkpoint_every == 0:
+            return
+        (server_round, checkpoint), self._last = self._last, None
+        self._checkpoints.save(server_round, checkpoint)
+        self._tell_checkpoints()
+
+    def _checkpoint(self, server_round: int, arrays: ArrayRecord, is_best: bool) -> Tree:
+        """Return what :class:`fixbn_flwr.app.resume.Earlier` goes on from."""
+        return {
+            "phase": str(self._settings.phase(server_round)),
+            "model": arrays,
+            "best": True if is_best else self._best,  # the model need not be there twice
+            "strategy": self._strategy.state(),
+            "metrics": self._folder.lines,
+            "random": random_state(),
+        }
+
+    def _tell_checkpoints(self) -> None:
+        """Let clients that keep momentum in files keep what they would need to go back."""
+        if self._settings.momentum == "local":
+            self._strategy.checkpoints = self._checkpoints.rounds()
 
     def _metrics(
         self, server_round: int, loss: float | None, accuracy: float | None

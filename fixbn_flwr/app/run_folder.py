@@ -5,18 +5,20 @@
     final.safetensors    the model after the last round; best.safetensors: at its best test accuracy
     summary.json         the `Summary`
     curves.png           accuracy and loss by round
+    checkpoints/         the newest states to go on from, see `fixbn_flwr.checkpoint`
 
-A run folder is never overwritten; its models and JSON files are whole or not there.
+A run folder is never overwritten; its models and JSON files are whole or not there. While a run
+lasts, its process holds a lock on the folder, which ends with it however it ends.
 """
 
 import contextlib
 import dataclasses
+import fcntl
 import itertools
 import json
-import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -28,36 +30,48 @@ import safetensors.numpy
 from fixbn_flwr.app.config import Settings
 from fixbn_flwr.app.figure import draw_curves, figure_title
 from fixbn_flwr.app.machine import hardware, versions
+from fixbn_flwr.app.run_files import CONFIG, METRICS, SUMMARY, line_of, read_config, read_metrics
 from fixbn_flwr.app.summary import RoundMetrics, Summary, best_round, summarize
-from fixbn_flwr.errors import ConfigError
-from fixbn_flwr.files import write_atomically
-from fixbn_flwr.schedule import Phase
-
-_METRICS = "metrics.jsonl"
+from fixbn_flwr.errors import CheckpointError, ConfigError
+from fixbn_flwr.files import remove_partial_files, write_atomically
 
 
 class RunFolder:
-    """A run's folder while the run lasts; made by `create`.
+    """A run's folder while the run lasts; made by `create`, or taken again by `reopen`.
 
-    `path` is absolute.
+    `path` is absolute; `clients` is the number of the run's clients and `run` Flower's number of
+    it, as it began; `lines` are those of metrics.jsonl so far.
+
+    Raises `CheckpointError`, in all that writes, when it cannot be written: what was there before
+    is as it was.
     """
 
-    def __init__(self, path: Path, settings: Settings, method: str, clients: int) -> None:
+    def __init__(self, path: Path, settings: Settings, method: str, clients: int, run: int) -> None:
         self.path = path
+        self.clients = clients
+        self.run = run
         self._settings = settings
         self._method = method
-        self._clients = clients
         self._metrics: list[RoundMetrics] = []
+        self.lines: list[str] = []
+        self._lock = contextlib.ExitStack()
+        self._lock.enter_context(locked(path))
 
     @classmethod
     def create(
-        cls, settings: Settings, *, method: str, clients: int, when: datetime | None = None
+        cls,
+        settings: Settings,
+        *,
+        method: str,
+        clients: int,
+        run: int = 0,
+        when: datetime | None = None,
     ) -> "RunFolder":
         """Makes `<output-dir>/<run-name>` and writes config.json into it.
 
-        `method` is the run's label; `clients` is the number of all its clients; `when` is its
-        start, by default now. A name made from the time gets a number behind it when it is
-        taken already.
+        `method` is the run's label; `clients` is the number of all its clients; `run` is Flower's
+        number of it, 0 without Flower; `when` is its start, by default now. A name made from the
+        time gets a number behind it when it is taken already.
 
         Raises `ConfigError` when a run of the given name exists, or when the folder cannot be
         made or written (no permission, not a directory, full disk); nothing is left behind then.
@@ -69,6 +83,7 @@ class RunFolder:
             "method": method,
             "freeze_round": settings.freeze_round,
             "clients": clients,
+            "run": run,
             "started": when.isoformat(timespec="seconds"),
             "versions": versions(),
             "hardware": hardware(),
@@ -78,7 +93,7 @@ class RunFolder:
             made += [folder for folder in (root, *root.parents) if not folder.exists()]
             root.mkdir(parents=True, exist_ok=True)
             path = _claim(root, settings, method, when)
-            write_atomically(path / "config.json", _json(config))
+            write_atomically(path / CONFIG, _json(config))
         except (OSError, ValueError) as error:
             if path:
                 shutil.rmtree(path, ignore_errors=True)
@@ -92,14 +107,54 @@ class RunFolder:
                 f"output-dir = {json.dumps(settings.output_dir)}: cannot make a run folder in "
                 f"{root} ({error}); name a directory that can be written, with room on its disk"
             ) from error
-        return cls(path, settings, method, clients)
+        return cls(path, settings, method, clients, run)
+
+    @classmethod
+    def reopen(
+        cls,
+        path: Path,
+        settings: Settings,
+        clients: int,
+        server_round: int,
+        *,
+        metrics: Sequence[str],
+        best: Mapping[str, npt.NDArray[Any]] | None,
+    ) -> "RunFolder":
+        """Takes a run's folder and puts it back to what it was after a round.
+
+        `metrics` are the lines of the rounds until then, `best` the best model of them. config.json
+        tells from now on that the run was resumed, and what of its config has changed.
+
+        Raises `CheckpointError` when another process has the folder, or it cannot be written.
+        """
+        config = read_config(path)
+        folder = cls(path, settings, config["method"], clients, int(config["run"]))
+        now = settings.as_run_config()
+        before = config["run_config"]
+        changed = {key: now[key] for key in now if now[key] != before.get(key)}
+        config |= {"run_config": now, "freeze_round": settings.freeze_round, "clients": clients}
+        when = datetime.now().astimezone().isoformat(timespec="seconds")
+        config.setdefault("resumed", []).append(
+            {"after_round": server_round, "when": when, "changed": changed}
+        )
+        with folder._writing():
+            remove_partial_files(path)
+            for later in (SUMMARY, "final.safetensors", "best.safetensors", "curves.png"):
+                (path / later).unlink(missing_ok=True)
+            write_atomically(path / METRICS, "".join(metrics).encode())
+            write_atomically(path / CONFIG, _json(config))
+        folder._metrics, folder.lines = read_metrics(path), list(metrics)
+        if best is not None:
+            folder.save_model("best", best)
+        return folder
 
     def append(self, metrics: RoundMetrics) -> bool:
         """Adds a round to metrics.jsonl; True when its test accuracy is the best so far."""
         best = best_round(self._metrics)
         self._metrics.append(metrics)
-        with (self.path / _METRICS).open("a", encoding="utf-8") as file:
-            file.write(_line(metrics))
+        self.lines.append(line_of(metrics))
+        with self._writing(), (self.path / METRICS).open("a", encoding="utf-8") as file:
+            file.write(self.lines[-1])
         return best_round(self._metrics) is not best
 
     def save_model(
@@ -110,56 +165,55 @@ class RunFolder:
         # be C order; asarray keeps a 0-d counter 0-d, which ascontiguousarray would not.
         in_c_order = {key: np.asarray(array, order="C") for key, array in arrays.items()}
         path = self.path / f"{name}.safetensors"
-        write_atomically(path, safetensors.numpy.save(in_c_order))
+        with self._writing():
+            write_atomically(path, safetensors.numpy.save(in_c_order))
         return path
 
     def finish(self) -> Summary:
-        """Writes summary.json and curves.png from the rounds appended, and returns the summary."""
+        """Ends the run: writes summary.json and curves.png, and returns the summary."""
         summary = summarize(self._metrics, self._settings)
-        write_atomically(self.path / "summary.json", _json(dataclasses.asdict(summary)))
-        draw_curves(
-            {self._method: self._metrics},
-            self._settings.freeze_round,
-            self.path / "curves.png",
-            title=figure_title(self._settings, self._clients),
-        )
+        with self._writing():
+            draw_curves(
+                {self._method: self._metrics},
+                self._settings.freeze_round,
+                self.path / "curves.png",
+                title=figure_title(self._settings, self.clients),
+            )
+            write_atomically(self.path / SUMMARY, _json(dataclasses.asdict(summary)))
+        self._lock.close()
         return summary
 
-
-def read_metrics(folder: Path) -> list[RoundMetrics]:
-    """The rounds of a run folder; `ConfigError` when it has none or a line is damaged."""
-    path = folder / _METRICS
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ConfigError(
-            f"{folder} is not the folder of a run: cannot read {path.name}"
-        ) from error
-    rounds = []
-    for number, line in enumerate(lines, start=1):
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
         try:
-            rounds.append(_from_line(line))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ConfigError(f"{path}, line {number}: not a round's metrics ({error})") from error
-    return rounds
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path} cannot be written ({error}): make room there, or mend what is wrong "
+                "with it, and go on with the run by its key resume"
+            ) from error
 
 
-def _line(metrics: RoundMetrics) -> str:
-    # JSON has no NaN: a run that diverged writes "nan" or "inf" as text, which any reader takes.
-    fields = {
-        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in dataclasses.asdict(metrics).items()
-    }
-    return json.dumps(fields, allow_nan=False) + "\n"
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keeps other processes from running or deleting a run, until the block or the process ends.
 
-
-def _from_line(line: str) -> RoundMetrics:
-    fields = json.loads(line)
-    phase = Phase(fields.pop("phase"))
-    values: dict[str, Any] = {
-        key: float(v) if isinstance(v, str) else v for key, v in fields.items()
-    }
-    return RoundMetrics(phase=phase, **values)
+    Where there are no locks, as on some network disks, it does nothing. Raises `CheckpointError`
+    when another process has the folder.
+    """
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(
+                f"another process is running the run of {path}: wait until it ends, or end it"
+            ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(folder)
 
 
 def _claim(root: Path, settings: Settings, method: str, when: datetime) -> Path:

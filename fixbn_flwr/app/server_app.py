@@ -10,9 +10,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
+from fixbn_flwr.app.client_state import folder_of, report
 from fixbn_flwr.app.config import Settings
 from fixbn_flwr.app.federation import Federation
+from fixbn_flwr.app.random_state import restore_random_state
 from fixbn_flwr.app.recorder import RecordedFixBN, Recorder
+from fixbn_flwr.app.resume import Earlier
 from fixbn_flwr.app.run_folder import RunFolder
 from fixbn_flwr.app.summary import summary_table
 from fixbn_flwr.arrays import arrays_of
@@ -31,6 +34,8 @@ def main(grid: Grid, context: Context) -> None:
         FixBNError: what is wrong and what to do about it; Flower then reports the run as failed.
     """
     settings = Settings.from_run_config(context.run_config)
+    earlier = Earlier.find(settings) if settings.resume else None
+    settings = earlier.settings if earlier else settings
     find_device(settings.device)  # of the evaluation
     task = get_task(settings.task)
     torch.manual_seed(settings.seed)
@@ -41,28 +46,48 @@ def main(grid: Grid, context: Context) -> None:
     settings.check_partitions(
         [member.examples for member in members], [member.name for member in members]
     )
-    federation.need(settings.clients_per_round(len(members)))
-    folder = RunFolder.create(settings, method=settings.method, clients=len(members))
+    clients = len(members)
+    federation.need(settings.clients_per_round(clients))
+    folder = earlier.open(clients) if earlier else _new_folder(settings, clients, context.run_id)
     print(f"Run folder: {folder.path}")
 
     strategy = RecordedFixBN(
-        ReproducibleFedAvg(settings, len(members)),
+        ReproducibleFedAvg(settings, clients),
         freeze_after=settings.freeze_after,
         momentum=settings.momentum,
         statistics=settings.statistics,
         learning_rate_factor=settings.learning_rate_factor,
     )
-    recorder = Recorder(settings, task, test, federation, strategy, folder)
-    result = strategy.start(
-        federation,
-        ArrayRecord(model.state_dict()),
-        num_rounds=settings.num_server_rounds,
-        timeout=settings.round_timeout,
-        evaluate_fn=recorder,
-    )
-    folder.save_model("final", arrays_of(result.arrays))
+    done, best, arrays = 0, None, ArrayRecord(model.state_dict())
+    if earlier:
+        done, best, arrays = earlier.server_round, earlier.best, earlier.arrays
+        strategy.restore(earlier.checkpoint["strategy"])
+        restore_random_state(earlier.checkpoint["random"])
+        print(f"Going on after round {done}")
+    recorder = Recorder(settings, task, test, federation, strategy, folder, done, best)
+    if done < settings.num_server_rounds:
+        try:
+            result = strategy.start(
+                federation,
+                arrays,
+                num_rounds=settings.num_server_rounds,
+                timeout=settings.round_timeout,
+                evaluate_fn=recorder,
+                first_round=done + 1,
+            )
+        except BaseException:
+            recorder.save_checkpoint()  # of the last round that has ended, whatever came then
+            raise
+        arrays = result.arrays
+    folder.save_model("final", arrays_of(arrays))
     print(summary_table({settings.method: folder.finish()}))
+    if state := folder_of(settings, folder.run):
+        print(report(state))
     print(f"Run folder: {folder.path}")
+
+
+def _new_folder(settings: Settings, clients: int, run: int) -> RunFolder:
+    return RunFolder.create(settings, method=settings.method, clients=clients, run=run)
 
 
 class ReproducibleFedAvg(FedAvg):

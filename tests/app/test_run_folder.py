@@ -15,7 +15,8 @@ import pytest
 import safetensors.numpy
 
 from fixbn_flwr.app.config import Settings
-from fixbn_flwr.app.run_folder import RunFolder, read_metrics
+from fixbn_flwr.app.run_files import read_metrics
+from fixbn_flwr.app.run_folder import RunFolder
 from fixbn_flwr.app.summary import RoundMetrics, Summary, summarize, summary_table
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.schedule import Phase

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from whole_app import rounds_of, run_app, weight_of
 
 from fixbn_flwr.app.cli import APP
-from fixbn_flwr.app.run_folder import read_metrics
+from fixbn_flwr.app.run_files import read_metrics
 from fixbn_flwr.averaging import Kind, kind_of
 
 pytestmark = pytest.mark.slow

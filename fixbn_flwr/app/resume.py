@@ -1,0 +1,178 @@
+"""Going on with a run that was stopped: what it was, what may differ, and where it goes on.
+
+A resumed run is the run that it was: the same config, but for what only says where it writes and
+how long it waits. Whoever wants to change more names it in `may-change`. T* is settled when a run
+begins: with more rounds, a share of them would be another round.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from flwr.app import ArrayRecord
+
+from fixbn_flwr.app.config import Settings
+from fixbn_flwr.app.run_files import CHECKPOINTS, is_finished, read_config
+from fixbn_flwr.app.run_folder import RunFolder
+from fixbn_flwr.app.validation import Value, did_you_mean, problem
+from fixbn_flwr.arrays import arrays_of
+from fixbn_flwr.averaging import Arrays
+from fixbn_flwr.checkpoint import Checkpoints
+from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.trees import Tree
+
+FREE = (
+    "resume", "may-change", "output-dir", "run-name", "checkpoint-every", "keep-checkpoints",
+    "round-timeout",
+)  # fmt: skip
+"""Keys that change nothing in what a run computes."""
+
+CLIENTS = "clients"
+"""May stand in `may-change` as well: the number of clients, which is no key of the run config."""
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A run to go on with.
+
+    Attributes:
+        path: its folder, absolute.
+        server_round: the last round that its checkpoint has done.
+        checkpoint: what the checkpoint holds.
+        settings: as given, with the T* that the run began with.
+        clients: how many it had; None: as many as there may be.
+    """
+
+    path: Path
+    server_round: int
+    checkpoint: Tree
+    settings: Settings
+    clients: int | None
+
+    @classmethod
+    def find(cls, settings: Settings) -> Earlier:
+        """Find the run that `resume` names, and check that it can be gone on with.
+
+        Raises:
+            ConfigError: there is no such run, it was another one, or nothing of it is left to do.
+            CheckpointError: it has no checkpoint that is whole.
+        """
+        path = Path(settings.resume).expanduser().absolute()
+        try:
+            config = read_config(path)
+        except ConfigError as error:
+            raise ConfigError(problem("resume", settings.resume, str(error))) from error
+        before: Mapping[str, Value] = config["run_config"]
+        changeable = _may_change(settings)
+        _check_same(before, settings, changeable)
+        if "freeze-after" not in changeable and isinstance(settings.freeze_after, float):
+            began = Settings.from_run_config({**before, "resume": "", "may-change": ""})
+            if settings.freeze_after < 1.0:
+                settings = replace(settings, freeze_after=began.freeze_round)
+        server_round, checkpoint = Checkpoints(path / CHECKPOINTS).newest()
+        if server_round > settings.num_server_rounds:
+            raise ConfigError(
+                problem(
+                    "num-server-rounds",
+                    settings.num_server_rounds,
+                    f"{server_round} rounds are done already; use more, or start a new run",
+                )
+            )
+        if server_round == settings.num_server_rounds and is_finished(path):
+            raise ConfigError(
+                f"resume: all {server_round} rounds of {path} are done; for more, write "
+                'may-change="num-server-rounds" and more num-server-rounds'
+            )
+        if checkpoint["phase"] == "calibration" and settings.freeze_round >= server_round:
+            raise ConfigError(
+                problem(
+                    "freeze-after",
+                    settings.freeze_after,
+                    f"the statistics have been frozen before round {server_round}, and T* cannot "
+                    "be later than they were; use what it was, or start a new run",
+                )
+            )
+        clients = None if CLIENTS in changeable else int(config["clients"])
+        return cls(path, server_round, checkpoint, settings, clients)
+
+    @property
+    def arrays(self) -> ArrayRecord:
+        """The whole model after that round."""
+        model: ArrayRecord = self.checkpoint["model"]
+        return model
+
+    @property
+    def best(self) -> Arrays | None:
+        """The best model until then, by name; None: none was tested."""
+        best: Arrays | Literal[True] | None = self.checkpoint["best"]
+        return arrays_of(self.arrays) if best is True else best
+
+    def open(self, clients: int) -> RunFolder:
+        """Take the run's folder, put back to where the checkpoint was.
+
+        Args:
+            clients: how many there are now.
+
+        Raises:
+            ConfigError: there are more or fewer than there were.
+            CheckpointError: another process writes to the folder, or it cannot be written.
+        """
+        if self.clients is not None and clients != self.clients:
+            raise ConfigError(
+                f"resume: {self.path} had {self.clients} clients and here are {clients}: "
+                "each would have other images. Start as many, or write may-change="
+                f"{json.dumps(CLIENTS)}"
+            )
+        return RunFolder.reopen(
+            self.path,
+            self.settings,
+            clients,
+            self.server_round,
+            metrics=self.checkpoint["metrics"],
+            best=self.best,
+        )
+
+
+def run_config_of(folder: Path) -> dict[str, Any]:
+    """Return the run config of a run, by its folder.
+
+    Raises:
+        ConfigError: this is no run's folder.
+    """
+    return dict(read_config(folder)["run_config"])
+
+
+def _may_change(settings: Settings) -> frozenset[str]:
+    keys = [*settings.as_run_config(), CLIENTS]
+    named = [word.strip() for word in settings.may_change.split(",") if word.strip()]
+    for word in named:
+        if word not in keys:
+            text = f"{json.dumps(word)} is no key; {did_you_mean(word, keys, 'see the README')}"
+            raise ConfigError(problem("may-change", settings.may_change, text))
+    return frozenset(named)
+
+
+def _check_same(
+    before: Mapping[str, Value], settings: Settings, changeable: frozenset[str]
+) -> None:
+    now = settings.as_run_config()
+    # A key that is newer than the run had its default's effect then.
+    was = {**Settings().as_run_config(), **before}
+    was["model"] = was["model"] or now["model"]
+    differing = [k for k in now if was[k] != now[k] and k not in FREE and k not in changeable]
+    if differing:
+        lines = [f"{k} was {json.dumps(was[k])} and is {json.dumps(now[k])}" for k in differing]
+        raise ConfigError(
+            "\n  ".join(
+                [
+                    f"resume: {settings.resume} was a run with another config:",
+                    *lines,
+                    "give the config that it had (`fixbn run resume=...` does), or name what may "
+                    f"change: may-change={json.dumps(','.join(differing))}",
+                ]
+            )
+        )

@@ -1,0 +1,264 @@
+"""A run that was stopped, by whatever, and resumed ends with the bits of one that was not."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from whole_app import SMALL, rounds_of, serve
+
+from fixbn_flwr.app import client_app
+from fixbn_flwr.app.client_state import delete_run, report
+from fixbn_flwr.app.run_folder import locked
+from fixbn_flwr.errors import CheckpointError, ConfigError, RoundsFailedError
+from simulation.in_memory_grid import InMemoryGrid
+
+CLIENTS, ROUNDS = 4, 8
+SAME = ("round", "phase", "train_loss", "test_loss", "test_accuracy", "bytes_sent", "clients")
+MODES = ("reset", "local", "global")
+
+
+def config_of(root: Path, **more: Any) -> dict[str, Any]:
+    return {
+        **SMALL,
+        "num-server-rounds": ROUNDS,
+        "freeze-after": 4,
+        "run-name": "run",
+        "output-dir": str(root),
+        "state-dir": str(root / "state"),
+        **{key.replace("_", "-"): value for key, value in more.items()},
+    }
+
+
+def run(config: dict[str, Any], run_id: int = 1, clients: int = CLIENTS, **grid: Any) -> Path:
+    """Run the app, by a Flower run of its own; with `resume` go on."""
+    serve(InMemoryGrid(client_app.app, clients, run_config=config, run_id=run_id, **grid), config)
+    return Path(config.get("resume") or f"{config['output-dir']}/{config['run-name']}")
+
+
+def run_quietly(config: dict[str, Any], run_id: int) -> None:
+    """Run the app in a process of its own."""
+    logging.disable()
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 1)
+        run(config, run_id)
+
+
+def assert_same(one: Path, other: Path) -> None:
+    for model in ("final.safetensors", "best.safetensors"):
+        assert (one / model).read_bytes() == (other / model).read_bytes()
+    ours, others = ([[line[key] for key in SAME] for line in rounds_of(p)] for p in (one, other))
+    assert ours == others
+    summaries = [json.loads((path / "summary.json").read_text()) for path in (one, other)]
+    assert summaries[0].keys() == summaries[1].keys()
+    for key in ("accuracy_at_freeze", "final_accuracy", "best_accuracy", "best_round"):
+        assert summaries[0][key] == summaries[1][key]
+
+
+def stopped(config: dict[str, Any], after: int, run_id: int = 1) -> Path:
+    """Run the app until all clients fail, from a round on, and end with an error."""
+
+    def fails(message: Any) -> bool:
+        return int(message.content.config_records["config"]["server-round"]) > after
+
+    def lost(message: Any) -> bool:
+        return "config" in message.content.config_records and fails(message)
+
+    with pytest.raises(RoundsFailedError):
+        run(config, run_id, lost=lost)
+    return Path(config.get("resume") or f"{config['output-dir']}/run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("momentum", MODES)
+def test_killed_in_twenty_random_places(momentum: str, tmp_path: Path) -> None:
+    whole = run(config_of(tmp_path / "whole", momentum=momentum))
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["whole_app"])  # torch is imported once, not for every run
+    chance = random.Random(momentum)
+    kills = finished = 0
+    seconds = 3.0  # of a run, to begin with
+    while kills < 20 or not finished:
+        root = tmp_path / f"killed-{finished}"
+        config, run_id = config_of(root, momentum=momentum), 1
+        while not (root / "run" / "summary.json").exists():
+            checkpoints = list((root / "run" / "checkpoints").glob("round-*"))
+            if checkpoints:
+                config["resume"] = str(root / "run")
+            elif (root / "run").exists():  # it was killed before the end of its first round
+                delete_run(root / "run")
+            started = time.monotonic()
+            process = processes.Process(target=run_quietly, args=(config, run_id))
+            process.start()
+            process.join(chance.uniform(0, 0.7 * seconds) if kills < 20 else 600)
+            if process.is_alive():
+                assert process.pid is not None
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+                seconds *= 1.05  # a machine that is busy gets further in the end
+            process.join()
+            run_id += 1
+            assert process.exitcode in (0, -signal.SIGKILL)
+            if process.exitcode == 0 and run_id == 2:
+                seconds = time.monotonic() - started
+        assert_same(root / "run", whole)
+        assert not list(root.rglob("*.partial"))
+        finished += 1
+
+
+@pytest.mark.parametrize("momentum", MODES)
+@pytest.mark.parametrize("after", [2, 4, 5])
+def test_a_run_that_failed_goes_on_where_it_was_good(
+    after: int, momentum: str, tmp_path: Path
+) -> None:
+    """The rounds that failed are rounds of the run: they are not run again."""
+    whole = config_of(tmp_path / "whole", momentum=momentum)
+    broken = config_of(tmp_path / "broken", momentum=momentum)
+    lost = {after + 1, after + 2}
+
+    def loses(message: Any) -> bool:
+        config = message.content.config_records.get("config", {})
+        return config.get("server-round") in lost
+
+    expected = run(whole, lost=loses)
+    folder = stopped(broken, after)
+    assert len(rounds_of(folder)) == after + 2
+    assert not (folder / "summary.json").exists()
+    run({**broken, "resume": str(folder)}, 2)
+    assert_same(folder, expected)
+    config = json.loads((folder / "config.json").read_text())
+    (resumed,) = config["resumed"]
+    assert resumed["after_round"] == after + 2
+    assert resumed["changed"] == {"resume": str(folder)}
+
+
+def test_a_checkpoint_every_few_rounds_and_one_when_a_run_fails(tmp_path: Path) -> None:
+    whole = run(config_of(tmp_path / "whole"))
+    config = config_of(tmp_path / "run", checkpoint_every=3, keep_checkpoints=5)
+    folder = stopped(config, 0 + 5)
+    names = sorted(path.name[:12] for path in (folder / "checkpoints").iterdir())
+    assert names == ["round-000003", "round-000004", "round-000006", "round-000007"]
+    for name in ("round-000006", "round-000007"):  # back to T*, before the rounds that failed
+        next((folder / "checkpoints").glob(f"{name}-*")).unlink()
+    run({**config, "resume": str(folder)}, 2)
+    assert_same(folder, whole)
+
+
+def test_without_checkpoints_there_is_nothing_to_resume(tmp_path: Path) -> None:
+    config = config_of(tmp_path, checkpoint_every=0)
+    folder = stopped(config, 3)
+    assert not (folder / "checkpoints").exists()
+    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+        run({**config, "resume": str(folder)}, 2)
+
+
+def test_more_rounds_after_the_end_keep_what_was_and_when_it_froze(tmp_path: Path) -> None:
+    config = config_of(tmp_path, freeze_after=0.5, learning_rate_schedule="constant")
+    folder = run(config)
+    longer = {**config, "resume": str(folder), "num-server-rounds": ROUNDS + 2}
+    with pytest.raises(ConfigError, match=r"num-server-rounds was 8 and is 10"):
+        run(longer, 2)
+    before = rounds_of(folder)
+    run({**longer, "may-change": "num-server-rounds"}, 2)
+    assert rounds_of(folder)[:ROUNDS] == before
+    assert [line["phase"] for line in rounds_of(folder)][4:] == ["calibration"] * 6  # not of 10
+    assert_same(folder, run(config_of(tmp_path / "whole", num_server_rounds=10)))
+
+
+def test_what_is_done_cannot_be_resumed(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    folder = run(config)
+    with pytest.raises(ConfigError, match=r'all 8 rounds .* are done; .*"num-server-rounds"'):
+        run({**config, "resume": str(folder)}, 2)
+    (folder / "summary.json").unlink()  # it was killed at the very end
+    (folder / "final.safetensors").unlink()
+    run({**config, "resume": str(folder)}, 2)
+    assert_same(folder, run(config_of(tmp_path / "whole")))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return stopped(config_of(tmp_path), 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning-rate": 0.1}, "learning-rate was 0.05 and is 0.1"),
+        ({"seed": 1, "batch-size": 4}, 'may-change="batch-size,seed"'),
+        ({"may-change": "sed"}, '"sed" is no key; did you mean seed?'),
+        ({"num-server-rounds": 4, "freeze-after": 2}, "num-server-rounds was 8 and is 4"),
+        (
+            {"num-server-rounds": 4, "may-change": "num-server-rounds"},
+            "5 rounds are done already",
+        ),
+        ({"freeze-after": 6, "may-change": "freeze-after"}, "T\\* cannot be later"),
+    ],
+)
+def test_another_run_is_refused(folder: Path, change: dict[str, Any], message: str) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    config = config_of(folder.parent, resume=str(folder))
+    with pytest.raises(ConfigError, match=message):
+        run({**config, **change}, 2)
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_another_number_of_clients_is_refused_unless_it_may_be(folder: Path) -> None:
+    config = config_of(folder.parent, resume=str(folder))
+    with pytest.raises(ConfigError, match=r'had 4 clients and here are 5: .*may-change="clients"'):
+        run(config, 2, clients=5)
+    run({**config, "may-change": "clients"}, 2, clients=5)
+    assert json.loads((folder / "config.json").read_text())["clients"] == 5
+
+
+@pytest.mark.parametrize("what", ["nothing", "a file", "no config", "no JSON", "a list"])
+def test_what_is_no_run_is_refused(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "x"
+    if what == "a file":
+        path.touch()
+    elif what != "nothing":
+        path.mkdir()
+    if what in ("no JSON", "a list"):
+        (path / "config.json").write_text("{" if what == "no JSON" else "[]")
+    with pytest.raises(ConfigError, match=r"resume = .*is not the folder of a run"):
+        run(config_of(tmp_path, resume=str(path)))
+
+
+def test_a_run_that_still_runs_is_neither_resumed_nor_deleted(folder: Path) -> None:
+    with locked(folder):
+        with pytest.raises(CheckpointError, match="another process is running the run"):
+            run(config_of(folder.parent, resume=str(folder)), 2)
+        with pytest.raises(CheckpointError, match="another process is running the run"):
+            delete_run(folder)
+    assert (folder / "config.json").exists()
+
+
+def test_a_torn_checkpoint_is_known_and_the_one_before_gives_the_same_run(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    newest = max((folder / "checkpoints").iterdir())
+    newest.write_bytes(newest.read_bytes()[:-1])
+    run(config_of(folder.parent, resume=str(folder)), 2)
+    assert f"{newest} is damaged" in caplog.text
+    assert len(rounds_of(folder)) == ROUNDS
+
+
+def test_clients_keep_little_and_it_goes_with_the_run(folder: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    files = list(state.rglob("*.safetensors"))
+    assert {path.parent.parent for path in files} == {state / "1"}
+    # the newest, and what going back to each of two checkpoints would need
+    assert max(len(list(client.iterdir())) for client in (state / "1").iterdir()) <= 3
+    assert f"MB in {state / '1'}" in report(state / "1")
+    assert delete_run(folder) == [folder, state / "1"]
+    assert list(tmp_path.rglob("*.safetensors")) == []
+    with pytest.raises(ConfigError, match="is not the folder of a run"):
+        delete_run(folder)

@@ -1,0 +1,55 @@
+"""What a wrapped strategy keeps: found, kept, and a run that goes on with it has the same bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fixbn_flwr.errors import CheckpointError
+from fixbn_flwr.trees import from_bytes, to_bytes
+from fixbn_flwr.wrapped_state import WrappedState
+
+
+class Holder:
+    """Stands for a strategy with attributes of its own."""
+
+    def __init__(self) -> None:
+        self.rate = 0.1
+        self.counts = [1, 2]
+        self.moments: dict[str, Any] | None = None
+        self.vector = np.zeros(2)
+        self.function = len
+
+
+def test_only_what_has_changed_is_kept_also_what_changed_in_place() -> None:
+    holder = Holder()
+    state = WrappedState([holder])
+    assert state.changes() == [{}]
+    holder.rate = 0.2
+    holder.counts.append(3)
+    holder.moments = {"w": np.ones(2)}
+    holder.vector[0] = 1.0
+    holder.later = "new"  # type: ignore[attr-defined]
+    (changes,) = state.changes()
+    assert set(changes) == {"rate", "counts", "moments", "vector", "later"}
+    other = Holder()
+    WrappedState([other]).restore(from_bytes(to_bytes([changes])))
+    assert (other.rate, other.counts, other.later) == (0.2, [1, 2, 3], "new")  # type: ignore[attr-defined]
+    assert np.array_equal(other.vector, [1.0, 0.0])
+    assert other.moments is not None
+    assert np.array_equal(other.moments["w"], np.ones(2))
+
+
+def test_what_no_checkpoint_holds_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    holder = Holder()
+    state = WrappedState([holder])
+    holder.function = print  # type: ignore[assignment]
+    assert state.changes() == state.changes() == [{}]
+    assert caplog.text.count("Holder.function has changed and is a builtin_function") == 1
+
+
+def test_another_number_of_strategies_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="of 2 strategies around each other and here are 1"):
+        WrappedState([Holder()]).restore([{}, {}])
