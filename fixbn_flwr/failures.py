@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 from fixbn_flwr.errors import RoundsFailedError
+from fixbn_flwr.replies import NOT_FINITE
+from fixbn_flwr.schedule import Phase
 from fixbn_flwr.server_state import PARAMETERS_ONLY, logger
 
 FAILED_ROUNDS_IN_A_ROW = 3
@@ -36,6 +38,14 @@ _REMEDIES = {
     r"expects exactly one ArrayRecord|requires the key 'clipping_norm'": PARAMETERS_ONLY,
     r"Cannot cast ufunc '(multiply|add)'|is a variance and holds": PARAMETERS_ONLY,
 }
+
+
+_DIVERGED = (
+    "the run diverged in calibration. A learning rate that mini-batch statistics bear can be far "
+    "too large for frozen ones: use a smaller learning_rate_factor, a tenth of what it is. A run "
+    "with checkpoints goes on from its last good model: resume it, and let learning-rate-factor "
+    "change"
+)
 
 
 def remedies_for(reasons: Iterable[str]) -> list[str]:
@@ -77,6 +87,7 @@ class FailedRounds:
         problems: Problems,
         *,
         failure: str | None = None,
+        phase: Phase = Phase.EXPLORATION,
     ) -> None:
         """Take note of a round.
 
@@ -86,6 +97,7 @@ class FailedRounds:
             problems: why each other reply is not.
             failure: why there is no new model in spite of usable updates, or before any could come;
                 None when there is one.
+            phase: the round's.
 
         Raises:
             RoundsFailedError: the round brought no new model, and either none ever did or this is
@@ -101,6 +113,9 @@ class FailedRounds:
             logger.warning("round %s: %s, the model stays as it is", server_round, what)
             return
         reasons = [f"client {client}: {why}" for client, why in problems]
+        diverged = bool(problems) and all(NOT_FINITE in why for _, why in problems)
+        if diverged and phase is Phase.CALIBRATION:
+            what = f"{what}: {_DIVERGED}"
         if not usable and not reasons and failure is None:
             reasons = ["no reply arrived before the timeout"]
         raise RoundsFailedError(

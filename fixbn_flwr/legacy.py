@@ -203,6 +203,7 @@ class FixBN(Strategy):
             self._failures.count(
                 server_round, len(usable), problems,
                 failure=made_no_model(self.strategy, len(usable)) if nothing_made else None,
+                phase=self.phase,
             )  # fmt: skip
         metrics = {
             **metrics,

@@ -17,7 +17,7 @@ so that its own choice, median or trimming decides on them as it does on the par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -91,6 +91,7 @@ class FixBN(Strategy):
         self._rounds_before = 0
         self._model = GlobalModel(ArrayRecord())
         self._left: dict[str, Array] = {}
+        self._messages: list[Message] = []
         self._asked: list[int] = []
         self._failures = FailedRounds()
         self._changes = WrappedState(list(layers_of(strategy, Strategy)))
@@ -230,6 +231,7 @@ class FixBN(Strategy):
         messages = list(
             self.strategy.configure_train(server_round, self._model.parameters, extended, grid)
         )
+        self._messages = messages
         self._model.put_into(messages)
         if self._state.global_momentum:
             momentum = record_of(self._state.global_momentum)
@@ -245,9 +247,11 @@ class FixBN(Strategy):
         server_round += self._rounds_before
         usable: dict[int, tuple[Message, Update]] = {}
         problems: list[tuple[int | str, str]] = []
+        asked = {message.metadata.message_id for message in self._messages} - {""}
         for reply in self._in_order(replies):
             client = reply.metadata.src_node_id
             try:
+                self._check_asked(reply, asked, already=usable)
                 usable[client] = (reply, self._read(reply))
             except ReplyError as problem:
                 problems.append((client, str(problem)))
@@ -265,6 +269,7 @@ class FixBN(Strategy):
                 len(usable),
                 problems,
                 failure=made_no_model(self.strategy, len(usable)) if nothing_made else None,
+                phase=self.phase,
             )
         if parameters is None:
             return None, MetricRecord({**(metrics or {}), **counts}) if self._asked else None
@@ -335,6 +340,20 @@ class FixBN(Strategy):
         """Sort replies: they arrive in any order, and sums of floats depend on it."""
         position = {node_id: place for place, node_id in enumerate(self._asked)}
         return sorted(replies, key=lambda m: position.get(m.metadata.src_node_id, len(position)))
+
+    def _check_asked(self, reply: Message, asked: set[str], already: Container[int]) -> None:
+        """Raise a `ReplyError` when a reply answers nothing that was asked in this round."""
+        client = reply.metadata.src_node_id
+        if client in already:
+            raise ReplyError("it replied twice in this round: the first reply counts.")
+        answered = reply.metadata.reply_to_message_id
+        if not reply.has_error() and (
+            client not in self._asked or (asked and answered not in asked)
+        ):
+            raise ReplyError(
+                f"it answers message {answered!r}, which is none of this round's: it comes from "
+                "another round or from a client that was not asked."
+            )
 
     def _read(self, reply: Message) -> Update:
         """Check a reply and leave in it what the wrapped strategy may see."""

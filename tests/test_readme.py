@@ -48,6 +48,17 @@ def test_the_two_commands_are_there_and_do_what_the_readme_says() -> None:
         assert command.split()[0] in makefile, command
 
 
+def test_every_promise_points_to_a_test_that_is_there() -> None:
+    promises = README.partition("## What we promise")[2].partition("\n## ")[0]
+    rows = [line for line in promises.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) > 10
+    for row in rows:
+        tests = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row.split("|")[3])
+        assert tests, row
+        for file, test in tests:
+            assert f"\ndef {test}(" in (ROOT / file).read_text(encoding="utf-8"), test
+
+
 def test_the_table_of_bytes_is_the_one_that_was_measured() -> None:
     data = ROOT / "simulation" / "results" / "communication" / "bytes.json"
     costs = [Cost(**cost) for cost in json.loads(data.read_text())["costs"]]

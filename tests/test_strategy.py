@@ -800,3 +800,66 @@ def test_the_summary_says_what_was_chosen(caplog: pytest.LogCaptureFixture) -> N
     FixBN(fedavg(), freeze_after=7, momentum="global", learning_rate_factor=0.1).summary()
     assert "freeze_after 7 | momentum global | statistics mean | learning rate x 0.1" in caplog.text
     assert "Sampling" in caplog.text
+
+
+class Meddling(InMemoryGrid):
+    """A grid that adds replies of its own in the first round: another message's, another node's."""
+
+    def __init__(self, extra: str) -> None:
+        super().__init__(training_app(network, batches), CLIENTS)
+        self.extra, self.first = extra, True
+
+    def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Any:
+        replies = list(super().send_and_receive(messages, timeout=timeout))
+        if not self.first:
+            return replies
+        self.first = False
+        again = copy.deepcopy(replies[1])
+        for name in again.content.array_records["arrays"]:
+            array = again.content.array_records["arrays"][name].numpy()
+            again.content.array_records["arrays"][name] = Array(np.asarray(array + 1, array.dtype))
+        if self.extra == "another round":
+            again.metadata.__dict__["_reply_to_message_id"] = "message-999"
+            return [*replies[:1], *replies[2:], again]
+        if self.extra == "another node":
+            again.metadata.__dict__["_src_node_id"] = 77
+        return [*replies, again]
+
+
+@pytest.mark.parametrize(
+    ("extra", "who", "why", "lost"),
+    [
+        ("twice", FIRST_NODE_ID + 1, "it replied twice in this round", None),
+        ("another node", 77, "a client that was not asked", None),
+        ("another round", FIRST_NODE_ID + 1, "it answers message 'message-999'", 1),
+    ],
+)
+def test_a_reply_that_answers_nothing_of_this_round_is_dropped_and_named(
+    extra: str, who: int, why: str, lost: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    strategy = FixBN(fedavg(), freeze_after=1)
+    result, of_round = federation(strategy, grid=Meddling(extra), rounds=1)
+    assert f"reply dropped, client {who}: " in caplog.text
+    assert why in caplog.text
+    kept = InMemoryGrid(
+        training_app(network, batches),
+        CLIENTS,
+        lost=lambda m: lost is not None and m.metadata.dst_node_id == FIRST_NODE_ID + lost,
+    )
+    assert same(of_round[1], federation(FixBN(fedavg(), freeze_after=1), grid=kept, rounds=1)[1][1])
+    assert result.train_metrics_clientapp[1]["fixbn-clients"] == CLIENTS - (lost is not None)
+
+
+def test_all_clients_diverging_in_calibration_is_told_as_that() -> None:
+    def diverges(partition: int, server_round: int, _: nn.Module, content: RecordDict) -> None:
+        if server_round > 1:
+            record = content.array_records["arrays"]
+            record["scale"] = Array(np.asarray(np.nan, np.float32))
+
+    with pytest.raises(RoundsFailedError) as caught:
+        federation(FixBN(fedavg(), freeze_after=1), on_reply=diverges)
+    assert "the run diverged in calibration" in str(caught.value)
+    assert "a smaller learning_rate_factor" in str(caught.value)
+    with pytest.raises(RoundsFailedError) as caught:
+        federation(FixBN(fedavg(), freeze_after=1.0), on_reply=diverges)
+    assert "in calibration. A learning" not in str(caught.value)

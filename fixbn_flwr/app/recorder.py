@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from typing import cast
@@ -19,10 +20,15 @@ from fixbn_flwr.arrays import arrays_of
 from fixbn_flwr.averaging import Arrays
 from fixbn_flwr.checkpoint import Checkpoints
 from fixbn_flwr.client import workbench_of
+from fixbn_flwr.schedule import Phase
 from fixbn_flwr.strategy import FixBN
 from fixbn_flwr.tasks import Split, Task
 from fixbn_flwr.training import evaluate
 from fixbn_flwr.trees import Tree
+
+DIVERGED = 5.0  # times the test loss at T*: one that only learns slowly stays well below
+
+_logger = logging.getLogger("flwr.fixbn")
 
 
 class RecordedFixBN(FixBN):
@@ -86,6 +92,7 @@ class Recorder:
         self._best = best
         self._checkpoints = Checkpoints(folder.path / CHECKPOINTS, settings.keep_checkpoints)
         self._last: tuple[int, Tree] | None = None
+        self._loss_at_freeze: float | None = None
         self._started = time.monotonic()
         self._bytes = (0, 0)
         self._tell_checkpoints()
@@ -105,6 +112,7 @@ class Recorder:
         loss, accuracy = self._evaluate(arrays) if evaluated else (None, None)
         metrics = self._metrics(server_round, loss, accuracy)
         print(round_line(metrics, self._settings.num_server_rounds))
+        self._warn_of_divergence(metrics)
         is_best = self._folder.append(metrics)
         if is_best:
             self._best = arrays_of(arrays)
@@ -138,6 +146,22 @@ class Recorder:
             "metrics": self._folder.lines,
             "random": random_state(),
         }
+
+    def _warn_of_divergence(self, metrics: RoundMetrics) -> None:
+        """Say, once, that the frozen statistics do not bear the learning rate."""
+        if metrics.round == self._settings.freeze_round:
+            self._loss_at_freeze = metrics.test_loss
+        before, loss = self._loss_at_freeze, metrics.test_loss
+        calibrates = metrics.phase is Phase.CALIBRATION
+        if calibrates and before is not None and loss is not None and not loss <= DIVERGED * before:
+            self._loss_at_freeze = None
+            _logger.warning(
+                "round %s: the test loss is %.3g and was %.3g at T* = %s: the run diverges in "
+                "calibration. A smaller learning-rate-factor helps, such as %g; resume the run "
+                'from a checkpoint with may-change="learning-rate-factor", or start it again',
+                metrics.round, loss, before, self._settings.freeze_round,
+                self._settings.learning_rate_factor / 10,
+            )  # fmt: skip
 
     def _tell_checkpoints(self) -> None:
         """Let clients that keep momentum in files keep what they would need to go back."""

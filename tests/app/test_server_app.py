@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -228,3 +229,16 @@ def test_clients_that_leave_end_the_run_instead_of_stopping_it(
     with pytest.raises(ClientsMissingError, match=r"2 of 3 clients are connected after 0 seconds"):
         serve(grid, config)
     assert len(grid.trained) == 2
+
+
+def test_a_run_that_diverges_at_t_star_is_told_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with contextlib.suppress(RoundsFailedError):  # it may go on to NaN
+        run_app(tmp_path / "too fast", 4, {"num-server-rounds": 5, "learning-rate-factor": 1000.0})
+    assert caplog.text.count("the run diverges in calibration") == 1
+    assert "at T* = 2: the run diverges" in caplog.text
+    assert "such as 100;" in caplog.text
+    caplog.clear()
+    run_app(tmp_path / "slow", 4, {"num-server-rounds": 5, "learning-rate-factor": 0.1})
+    assert "diverges" not in caplog.text

@@ -1,0 +1,73 @@
+"""A real run whose server is killed goes on, by one command, to the bits it would have had."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from real_runs import PROGRAMS, processes_of
+from whole_app import run_app
+
+from fixbn_flwr.app.run_files import read_config, read_metrics
+
+pytestmark = pytest.mark.slow
+
+FIXBN = str(PROGRAMS / "fixbn")
+CONFIG = {"num-server-rounds": 12, "freeze-after": 6, "local-steps": 2, "batch-size": 8}
+
+
+def test_the_server_is_killed_in_the_midst_of_a_run(tmp_path: Path) -> None:
+    state, runs = tmp_path / "state", tmp_path / "runs"
+    words = [f"{key}={value}" for key, value in CONFIG.items()]
+    words += [f"state-dir={state}", f"output-dir={runs}", "run-name=killed", "fraction-train=0.5"]
+    home = None
+    with subprocess.Popen(
+        [FIXBN, "run", *words, "--clients=4", "--workers=1"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            if line.startswith("Successfully installed"):
+                home = Path(line.split(" to ")[1]).parents[1]
+            if line.startswith("round  4/"):
+                assert home is not None
+                simulations = [p for p, c in processes_of(home).items() if "flwr-simulation" in c]
+                assert simulations
+                for process in simulations:
+                    os.kill(process, signal.SIGKILL)
+    assert run.returncode == 1
+    folder = runs / "killed"
+    assert 4 <= len(read_metrics(folder)) < 12
+    assert not (folder / "summary.json").exists()
+
+    again = subprocess.run(
+        [FIXBN, "run", f"resume={folder}", "--workers=1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"Run folder: {folder}" in again.stdout
+    assert "Momentum of 4 clients" in again.stdout
+    assert read_config(folder)["clients"] == 4
+    whole = run_app(tmp_path / "whole", 4, CONFIG | {"learning-rate": 0.05})
+    for model in ("final", "best"):
+        name = f"{model}.safetensors"
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    assert [line.test_loss for line in read_metrics(folder)] == [
+        line.test_loss for line in read_metrics(whole)
+    ]
+
+    deleted = subprocess.run(
+        [FIXBN, "delete", str(folder), "--yes"], capture_output=True, text=True, check=True
+    )
+    assert deleted.stdout.count("Deleted") == 2
+    assert list(state.iterdir()) == list(runs.iterdir()) == []
