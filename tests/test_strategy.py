@@ -814,13 +814,14 @@ class Meddling(InMemoryGrid):
         if not self.first:
             return replies
         self.first = False
-        again = copy.deepcopy(replies[1])
+        (own,) = [r for r in replies if r.metadata.src_node_id == FIRST_NODE_ID + 1]
+        again = copy.deepcopy(own)
         for name in again.content.array_records["arrays"]:
             array = again.content.array_records["arrays"][name].numpy()
             again.content.array_records["arrays"][name] = Array(np.asarray(array + 1, array.dtype))
         if self.extra == "another round":
             again.metadata.__dict__["_reply_to_message_id"] = "message-999"
-            return [*replies[:1], *replies[2:], again]
+            return [*(reply for reply in replies if reply is not own), again]
         if self.extra == "another node":
             again.metadata.__dict__["_src_node_id"] = 77
         return [*replies, again]
