@@ -87,7 +87,8 @@ class Memory(threading.Thread):
             ours = descendants(os.getpid(), processes())
             for role, samples in self.seen.items():
                 held = [resident(process.pid) for process in ours if process.role == role]
-                samples += [(done, max(held))] if held else []
+                if held:
+                    samples.append((done, max(held)))
 
     def between(self, role: str, first: int, last: int) -> float:
         """The median of what the largest process of a role held in some rounds."""
