@@ -65,6 +65,8 @@ def save_buffers(context: Context, asked: RoundConfig, buffers: Buffers, model: 
     if folder is None:
         context.state[KEY] = ConfigRecord({KEY: content})
         return
+    if not folder.exists():
+        _logger.info("momentum is kept in %s, %.1f MB a round", folder, len(content) / 1e6)
     write_atomically(_file(folder, asked.server_round), content)
     remove_partial_files(folder)
     rounds = _rounds_in(folder)

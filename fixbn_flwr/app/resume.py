@@ -166,13 +166,15 @@ def _check_same(
     differing = [k for k in now if was[k] != now[k] and k not in FREE and k not in changeable]
     if differing:
         lines = [f"{k} was {json.dumps(was[k])} and is {json.dumps(now[k])}" for k in differing]
+        as_it_was = " ".join(f"{k}={json.dumps(was[k])}" for k in differing)
         raise ConfigError(
             "\n  ".join(
                 [
                     f"resume: {settings.resume} was a run with another config:",
                     *lines,
-                    "give the config that it had (`fixbn run resume=...` does), or name what may "
-                    f"change: may-change={json.dumps(','.join(differing))}",
+                    f"give the config that it had, by --run-config '{as_it_was} ...' (`fixbn run` "
+                    "does so by itself), or name what may change: "
+                    f"may-change={json.dumps(','.join(differing))}",
                 ]
             )
         )
