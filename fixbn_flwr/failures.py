@@ -17,6 +17,8 @@ FAILED_ROUNDS_IN_A_ROW = 3
 # Who and why. Not by client: the SuperLink answers for every client that is gone, as client 1.
 Problems = Sequence[tuple[int | str, str]]
 
+_LONGEST = 2000  # characters of what a client says that are worth a log's room
+
 _REMEDIES = {
     r"fitins\.parameters": (
         "These clients are NumPyClients, and the strategy is of the Message API: add "
@@ -36,6 +38,13 @@ _REMEDIES = {
     r"expects exactly one ArrayRecord|requires the key 'clipping_norm'": PARAMETERS_ONLY,
     r"Cannot cast ufunc '(multiply|add)'|is a variance and holds": PARAMETERS_ONLY,
 }
+
+
+def cut(reason: str) -> str:
+    """Return what a client said, or was said of its reply, at a length that a log can bear."""
+    if len(reason) <= _LONGEST:
+        return reason
+    return f"{reason[:_LONGEST]}... ({len(reason):,} characters in all)"
 
 
 def remedies_for(reasons: Iterable[str]) -> list[str]:

@@ -18,6 +18,7 @@ so that its own choice, median or trimming decides on them as it does on the par
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -27,13 +28,16 @@ from flwr.serverapp.strategy import Result, Strategy
 from fixbn_flwr.arrays import arrays_of, record_of
 from fixbn_flwr.averaging import Array, Kind, of_kind
 from fixbn_flwr.errors import ConfigError, ReplyError
-from fixbn_flwr.failures import FailedRounds, log_problems, made_no_model
+from fixbn_flwr.evaluations import check_evaluation
+from fixbn_flwr.failures import FailedRounds, cut, log_problems, made_no_model
 from fixbn_flwr.global_model import GlobalModel
 from fixbn_flwr.replies import UNLIKE_THE_OTHERS, form_of, read_reply, unlike_the_others
 from fixbn_flwr.schedule import Phase
 from fixbn_flwr.server_state import ServerState, Update, logger
 from fixbn_flwr.wire import MOMENTUM, Momentum
 from fixbn_flwr.wrapped import examine, layers_of
+
+Read = TypeVar("Read")
 
 
 class FixBN(Strategy):
@@ -201,19 +205,7 @@ class FixBN(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """End a round: check the replies, average parameters there and statistics here."""
         server_round += self._rounds_before
-        usable: dict[int, tuple[Message, Update]] = {}
-        problems: list[tuple[int | str, str]] = []
-        for reply in self._in_order(replies):
-            client = reply.metadata.src_node_id
-            try:
-                usable[client] = (reply, self._read(reply))
-            except ReplyError as problem:
-                problems.append((client, str(problem)))
-        forms = [form_of(reply.content, update.momentum) for reply, update in usable.values()]
-        for client in [list(usable)[place] for place in unlike_the_others(forms)]:
-            problems.append((client, UNLIKE_THE_OTHERS))
-            del usable[client]
-        log_problems(server_round, problems)
+        usable, problems = self._sorted_out(server_round, replies, self._read)
         counts = {"fixbn-clients": len(usable), "fixbn-dropped": len(self._asked) - len(usable)}
         parameters, metrics = self._aggregated(server_round, usable)
         if self._asked:
@@ -250,9 +242,39 @@ class FixBN(Strategy):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Let the wrapped strategy average the evaluations."""
-        ordered = self._in_order(replies)
-        return self.strategy.aggregate_evaluate(server_round + self._rounds_before, ordered)
+        """Let the wrapped strategy average the evaluations that can be averaged."""
+        server_round += self._rounds_before
+        usable, _ = self._sorted_out(server_round, replies, self._check_evaluation)
+        return self.strategy.aggregate_evaluate(
+            server_round, [reply for reply, _ in usable.values()]
+        )
+
+    def _sorted_out(
+        self, server_round: int, replies: Iterable[Message], read: Callable[[Message], Read]
+    ) -> tuple[dict[int, tuple[Message, Read]], list[tuple[int | str, str]]]:
+        """Return by client the replies that can be averaged together, as read, and log the others.
+
+        They are in a lasting order; the others come second, each with its client and the reason.
+        """
+        usable: dict[int, tuple[Message, Read]] = {}
+        problems: list[tuple[int | str, str]] = []
+        for reply in self._in_order(replies):
+            client = reply.metadata.src_node_id
+            try:
+                if reply.has_error():
+                    raise ReplyError(f"it failed (code {reply.error.code}): {reply.error.reason}")
+                usable[client] = (reply, read(reply))
+            except ReplyError as problem:
+                problems.append((client, cut(str(problem))))
+        forms = [
+            form_of(reply.content, update.momentum if isinstance(update, Update) else {})
+            for reply, update in usable.values()
+        ]
+        for client in [list(usable)[place] for place in unlike_the_others(forms)]:
+            problems.append((client, UNLIKE_THE_OTHERS))
+            del usable[client]
+        log_problems(server_round, problems)
+        return usable, problems
 
     def _aggregated(
         self, server_round: int, usable: dict[int, tuple[Message, Update]]
@@ -296,8 +318,6 @@ class FixBN(Strategy):
 
     def _read(self, reply: Message) -> Update:
         """Check a reply and leave in it what the wrapped strategy may see."""
-        if reply.has_error():
-            raise ReplyError(f"it failed (code {reply.error.code}): {reply.error.reason}")
         self._wrapped.check(reply.content)
         update, reply.content = read_reply(
             reply,
@@ -307,6 +327,9 @@ class FixBN(Strategy):
         )
         self._state.check_unmoved(reply.metadata.src_node_id, update, strict=self.strict)
         return update
+
+    def _check_evaluation(self, reply: Message) -> None:
+        check_evaluation(reply.content, self._model.arrays, self._wrapped.weighted_by)
 
 
 def _in_order_of_nodes(messages: list[Message], grid: Grid) -> list[int]:
