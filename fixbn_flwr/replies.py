@@ -77,14 +77,11 @@ def _momentum_of(buffers: ArrayRecord, sent: Arrays) -> dict[str, Array]:
     """Return views of momentum buffers, none of them larger than its parameter.
 
     Raises:
-        ReplyError: a buffer is no parameter's, or is larger.
+        ReplyError: one is larger.
         ValueError: a buffer's bytes are not those of a numpy array.
     """
-    parameters = of_kind(sent, Kind.PARAMETER)
-    for name in buffers:
-        if name not in parameters:
-            raise _foreign_buffer(name, "")
-    check_sizes({name: len(array.data) for name, array in buffers.items()}, parameters)
+    sizes = {name: len(array.data) for name, array in buffers.items() if name in sent}
+    check_sizes(sizes, sent)
     return {name: view_of(array) for name, array in buffers.items()}
 
 
@@ -179,15 +176,11 @@ def _check_momentum(momentum: Arrays, parameters: Arrays) -> None:
     for name, buffer in momentum.items():
         own = parameters.get(name)
         if own is None or (buffer.shape, buffer.dtype) != (own.shape, own.dtype):
-            raise _foreign_buffer(name, f", {buffer.dtype} {buffer.shape}")
+            raise ReplyError(
+                f"its momentum buffer {name!r}, {buffer.dtype} {buffer.shape}, fits no parameter "
+                "of the model: give local_training the model whose arrays are returned."
+            )
         _check_finite(f"{name} (momentum)", buffer, np.True_)
-
-
-def _foreign_buffer(name: str, form: str) -> ReplyError:
-    return ReplyError(
-        f"its momentum buffer {name!r}{form} fits no parameter of the model: give local_training "
-        "the model whose arrays are returned."
-    )
 
 
 def _check_finite(name: str, array: Array, was_finite: NDArray[np.bool_] | np.bool_) -> None:

@@ -89,9 +89,9 @@ def check_records(content: RecordDict, sent: Arrays) -> None:
         ReplyError: they are, or a metric is a whole number that no message can hold.
     """
     records = [*content.metric_records.values(), *content.config_records.values()]
-    for record in content.metric_records.values():
-        check_numbers(record)
     _check_beside(sum(_size_of(record.items()) for record in records), sent)
+    for record in content.metric_records.values():
+        _check_numbers(record)
 
 
 def check_metrics(metrics: Mapping[str, Any], sent: Arrays) -> None:
@@ -100,23 +100,8 @@ def check_metrics(metrics: Mapping[str, Any], sent: Arrays) -> None:
     Raises:
         ReplyError: they are larger than the model that was sent, or hold such a number.
     """
-    check_numbers(metrics)
     _check_beside(_size_of(metrics.items()), sent)
-
-
-def check_numbers(metrics: Mapping[str, Any]) -> None:
-    """Refuse whole numbers beyond 64 bits: no message holds them, and sums with floats fail.
-
-    Raises:
-        ReplyError: there is one.
-    """
-    for name, value in metrics.items():
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int) and not -(2**63) <= number < 2**63:
-                raise ReplyError(
-                    f"its metric {name!r} is a whole number of {number.bit_length()} bits: return "
-                    "it as a float."
-                )
+    _check_numbers(metrics)
 
 
 def _check_beside(size: int, sent: Arrays) -> None:
@@ -127,6 +112,17 @@ def _check_beside(size: int, sent: Arrays) -> None:
             f"mebibyte together ({most:,}): return numbers there, and large data as arrays or not "
             "at all. They were not read."
         )
+
+
+def _check_numbers(metrics: Mapping[str, Any]) -> None:
+    # Whole numbers beyond 64 bits: no message holds them, and sums with floats fail.
+    for name, value in metrics.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and not -(2**63) <= number < 2**63:
+                raise ReplyError(
+                    f"its metric {name!r} is a whole number of {number.bit_length()} bits: return "
+                    "it as a float."
+                )
 
 
 def _bytes_of_model(arrays: Arrays) -> int:
@@ -140,5 +136,6 @@ def _size_of(items: Iterable[tuple[object, object]]) -> int:
 
 def _size_of_value(value: object) -> int:
     if isinstance(value, list):
-        return sum(map(_size_of_value, value))
+        texts = bool(value) and isinstance(value[0], str | bytes)  # all of one type in a record
+        return 8 * len(value) + (sum(map(len, value)) if texts else 0)
     return 8 + (len(value) if isinstance(value, str | bytes) else 0)
