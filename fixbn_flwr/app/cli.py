@@ -121,15 +121,25 @@ def run_commands(commands: typer.Typer, words: Sequence[str] | None = None) -> N
 def _settings(overrides: list[str] | None, label: str | None = None) -> Settings:
     """Read KEY=VALUE arguments and settle what the app would choose later: folders and name."""
     settings = Settings.from_run_config(dict(map(_key_and_value, overrides or [])))
-    directory = Path(settings.output_dir or "runs").expanduser().absolute()
-    chosen: dict[str, Value] = {"output-dir": str(directory)}
+    chosen: dict[str, Value] = {
+        "output-dir": _absolute("output-dir", settings.output_dir or "runs")
+    }
     for key in ("data-dir", "state-dir"):
         if given := settings.as_run_config()[key]:
-            chosen[key] = str(Path(str(given)).expanduser().absolute())
+            chosen[key] = _absolute(key, str(given))
     if not settings.run_name:
         method = (label or settings.method).replace(" ", "-")
         chosen["run-name"] = f"{datetime.now():%Y%m%d-%H%M%S}-{settings.task_name}-{method}"
     return _variant(settings, chosen)
+
+
+def _absolute(key: str, path: str) -> str:
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{key} = {path!r}: {error} Write the whole path, or ~/ for your own home."
+        ) from error
 
 
 def _variant(settings: Settings, changes: Mapping[str, Value]) -> Settings:
@@ -143,7 +153,7 @@ def _key_and_value(argument: str) -> tuple[str, Value]:
     value: Value = text  # a word, as in task=cifar10
     with suppress(ValueError):
         value = float(text)  # also .5, which TOML does not know
-    with suppress(tomllib.TOMLDecodeError):
+    with suppress(ValueError, RecursionError):  # no TOML, thousands of digits or of brackets
         value = tomllib.loads(f"value = {text}")["value"]
     if isinstance(_DEFAULTS.get(key), str) and not isinstance(value, str):
         value = text  # a name, as in run-name=2026

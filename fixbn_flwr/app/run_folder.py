@@ -16,7 +16,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -98,8 +98,15 @@ class RunFolder:
         """Adds a round to metrics.jsonl; True when its test accuracy is the best so far."""
         best = best_round(self._metrics)
         self._metrics.append(metrics)
-        with (self.path / _METRICS).open("a", encoding="utf-8") as file:
-            file.write(_line(metrics))
+        with self._writing(), (self.path / _METRICS).open("ab", buffering=0) as file:
+            length = file.tell()
+            try:
+                line = _line(metrics).encode()
+                while line:  # a write may take part of it, and the next one says why
+                    line = line[file.write(line) :]
+            except OSError:
+                file.truncate(length)  # no half line
+                raise
         return best_round(self._metrics) is not best
 
     def save_model(
@@ -110,20 +117,33 @@ class RunFolder:
         # be C order; asarray keeps a 0-d counter 0-d, which ascontiguousarray would not.
         in_c_order = {key: np.asarray(array, order="C") for key, array in arrays.items()}
         path = self.path / f"{name}.safetensors"
-        write_atomically(path, safetensors.numpy.save(in_c_order))
+        with self._writing():
+            write_atomically(path, safetensors.numpy.save(in_c_order))
         return path
 
     def finish(self) -> Summary:
         """Writes summary.json and curves.png from the rounds appended, and returns the summary."""
         summary = summarize(self._metrics, self._settings)
-        write_atomically(self.path / "summary.json", _json(dataclasses.asdict(summary)))
-        draw_curves(
-            {self._method: self._metrics},
-            self._settings.freeze_round,
-            self.path / "curves.png",
-            title=figure_title(self._settings, self._clients),
-        )
+        with self._writing():
+            write_atomically(self.path / "summary.json", _json(dataclasses.asdict(summary)))
+            draw_curves(
+                {self._method: self._metrics},
+                self._settings.freeze_round,
+                self.path / "curves.png",
+                title=figure_title(self._settings, self._clients),
+            )
         return summary
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ConfigError(
+                f"output-dir = {json.dumps(self._settings.output_dir)}: cannot write to {self.path}"
+                f" ({error}); what was there before is whole. Make room on its disk, or name "
+                "another directory"
+            ) from error
 
 
 def read_metrics(folder: Path) -> list[RoundMetrics]:
