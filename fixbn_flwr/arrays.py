@@ -13,16 +13,20 @@ from flwr.common.constant import SType
 
 from fixbn_flwr.averaging import Array, Arrays
 
-_NPY_1_0 = b"\x93NUMPY\x01\x00"  # how the files of np.save begin, but for odd ones
+_NUMBERS = "biufc"
+"""Kinds of dtype: truth values, integers, floating point, complex."""
+
+_NPY_1_0 = b"\x93NUMPY\x01\x00"  # how np.save begins; 2.0 and 3.0 are for structures
 
 
 def arrays_of(record: ArrayRecord) -> dict[str, Array]:
-    """Return a record's arrays as numpy arrays, by name.
+    """Return a record's arrays as numpy arrays of their own, by name.
 
     Raises:
         ValueError: an array's bytes are not those of a numpy array.
     """
-    return {name: _decoded(array) for name, array in record.items()}
+    # Copies: a message's bytes cannot be written to, and torch wants what can.
+    return {name: view_of(array).copy(order="K") for name, array in record.items()}
 
 
 def record_of(arrays: Arrays) -> ArrayRecord:
@@ -36,29 +40,30 @@ def view_of(array: FlowerArray) -> Array:
     Raises:
         ValueError: they are not those of a numpy array as ``np.save`` writes it.
     """
-    if array.stype != SType.NUMPY or not array.data.startswith(_NPY_1_0):
-        raise ValueError(f"{array.stype!r} does not begin as np.save writes an array")
-    try:
-        return _view(array.data)
-    except Exception as error:
-        raise ValueError(f"{type(error).__name__}: {error}") from error
+    if array.stype != SType.NUMPY:
+        raise ValueError(f"{array.stype[:100]!r} is not a numpy array's serialization")
+    return view_of_bytes(array.data)
 
 
-def _decoded(array: FlowerArray) -> Array:
-    """Return what ``array.numpy()`` does, many times faster: headers are parsed once and kept."""
+def view_of_bytes(data: bytes) -> Array:
+    """Return the values in what ``np.save`` wrote where they lie, read-only.
+
+    Many times faster than ``np.load``, as headers are parsed once and kept, and safe with bytes of
+    anybody's: ``np.load`` opens archives too, and allocates whatever size a header claims.
+
+    Raises:
+        ValueError: the bytes are something else, objects (pickle) or text among it.
+    """
+    if not data.startswith(_NPY_1_0):
+        raise ValueError("it does not begin as np.save writes an array of numbers")
+    start = 10 + int.from_bytes(data[8:10], "little")
     try:
-        if array.stype != SType.NUMPY or not array.data.startswith(_NPY_1_0):
-            return array.numpy()
-        view = _view(array.data)
+        shape, fortran_order, dtype = _header(data[:start])
+        if dtype.kind not in _NUMBERS:
+            raise ValueError(f"it holds {dtype} and no numbers")
+        return np.ndarray(shape, dtype, data, start, order="F" if fortran_order else "C")
     except Exception as error:  # numpy's parser raises errors of a dozen types
         raise ValueError(f"{type(error).__name__}: {error}") from error
-    return view.copy(order="K")  # bytes cannot be written to, and torch wants what can
-
-
-def _view(data: bytes) -> Array:
-    start = 10 + int.from_bytes(data[8:10], "little")
-    shape, fortran_order, dtype = _header(data[:start])
-    return np.ndarray(shape, dtype, data, start, order="F" if fortran_order else "C")
 
 
 @lru_cache(maxsize=4096)

@@ -19,6 +19,8 @@ FAILED_ROUNDS_IN_A_ROW = 3
 # Who and why. Not by client: the SuperLink answers for every client that is gone, as client 1.
 Problems = Sequence[tuple[int | str, str]]
 
+_LONGEST = 2000  # characters of what a client says that are worth a log's room
+
 _REMEDIES = {
     r"fitins\.parameters": (
         "These clients are NumPyClients, and the strategy is of the Message API: add "
@@ -46,6 +48,13 @@ _DIVERGED = (
     "with checkpoints goes on from its last good model: resume it, and let learning-rate-factor "
     "change"
 )
+
+
+def cut(reason: str) -> str:
+    """Return what a client said, or was said of its reply, at a length that a log can bear."""
+    if len(reason) <= _LONGEST:
+        return reason
+    return f"{reason[:_LONGEST]}... ({len(reason):,} characters in all)"
 
 
 def remedies_for(reasons: Iterable[str]) -> list[str]:

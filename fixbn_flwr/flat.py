@@ -25,7 +25,6 @@ from fixbn_flwr.errors import ReplyError
 
 LAYOUT = "fixbn-layout:"
 _PACKED = "fixbn-packed:"
-_NUMBERS = "biufc"  # kinds of dtype: truth values, integers, floating point, complex
 _MOST_ARRAYS = 100_000  # in a record; each costs memory beyond its values
 
 Order = Literal["C", "F"]
@@ -88,7 +87,7 @@ def _packed(record: ArrayRecord) -> tuple[ArrayRecord, ConfigRecord] | None:
         views = {name: view_of(array) for name, array in record.items()}
     except ValueError:
         return None
-    if not views or any(view.dtype.kind not in _NUMBERS for view in views.values()):
+    if not views:
         return None
     values: dict[str, list[bytes]] = defaultdict(list)
     orders: list[str] = []
@@ -154,8 +153,7 @@ def _flat(key: str, name: str, array: Array) -> NDArray[Any]:
         values = view_of(array)
     except ValueError as error:
         raise _damage(key, f"a flat array {name!r} that cannot be read ({error})") from error
-    expected = values.dtype.kind in _NUMBERS and name == _PACKED + values.dtype.str
-    if values.ndim != 1 or not expected:
+    if values.ndim != 1 or name != _PACKED + values.dtype.str:
         raise _damage(key, f"a flat array {name!r} of {values.dtype} and shape {values.shape}")
     return values
 

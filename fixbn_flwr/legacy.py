@@ -38,7 +38,8 @@ from flwr.server.strategy import Strategy
 
 from fixbn_flwr.averaging import Array
 from fixbn_flwr.errors import ConfigError, ReplyError
-from fixbn_flwr.failures import FailedRounds, log_problems, made_no_model
+from fixbn_flwr.evaluations import check_older_evaluation
+from fixbn_flwr.failures import FailedRounds, cut, log_problems, made_no_model
 from fixbn_flwr.legacy_model import PositionedModel
 from fixbn_flwr.legacy_replies import Failures, in_order, read_result, reason_of
 from fixbn_flwr.legacy_wrapped import examine, take_over
@@ -185,7 +186,7 @@ class FixBN(Strategy):
             try:
                 usable.append((client, *self._read(model, client, result)))
             except ReplyError as problem:
-                problems.append((client.cid, str(problem)))
+                problems.append((client.cid, cut(str(problem))))
                 rejected.append((client, result))
         for place in unlike_the_others([frozenset(update.momentum) for *_, update in usable])[::-1]:
             client, result, _ = usable.pop(place)
@@ -239,8 +240,26 @@ class FixBN(Strategy):
         results: list[tuple[ClientProxy, EvaluateRes]],
         failures: list[tuple[ClientProxy, EvaluateRes] | BaseException],
     ) -> tuple[float | None, dict[str, Scalar]]:
-        """Let the wrapped strategy average the evaluations."""
-        return self.strategy.aggregate_evaluate(server_round, in_order(results), failures)
+        """Let the wrapped strategy average the evaluations that can be averaged."""
+        assert self._model is not None
+        usable: list[tuple[ClientProxy, EvaluateRes]] = []
+        problems: list[tuple[int | str, str]] = [
+            (f"(failure {number})", reason_of(f)) for number, f in enumerate(failures, start=1)
+        ]
+        rejected = list(failures)
+        for client, result in in_order(results):
+            try:
+                check_older_evaluation(result, self._model.arrays)
+                usable.append((client, result))
+            except ReplyError as problem:
+                problems.append((client.cid, cut(str(problem))))
+                rejected.append((client, result))
+        forms = [frozenset(result.metrics) for _, result in usable]
+        for place in unlike_the_others(forms)[::-1]:
+            problems.append((usable[place][0].cid, UNLIKE_THE_OTHERS))
+            rejected.append(usable.pop(place))
+        log_problems(server_round, problems)
+        return self.strategy.aggregate_evaluate(server_round, usable, rejected)
 
     def evaluate(
         self, server_round: int, parameters: Parameters

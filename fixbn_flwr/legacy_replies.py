@@ -8,13 +8,15 @@ from __future__ import annotations
 from typing import TypeVar
 
 import safetensors.numpy
-from flwr.common import FitRes, Scalar, parameters_to_ndarrays
+from flwr.common import EvaluateRes, FitRes, Scalar
 from flwr.server.client_proxy import ClientProxy
-from safetensors import SafetensorError
 
+from fixbn_flwr.arrays import view_of_bytes
 from fixbn_flwr.averaging import Array, Arrays, Kind, of_kind
 from fixbn_flwr.errors import ReplyError
+from fixbn_flwr.failures import cut
 from fixbn_flwr.replies import checked_update
+from fixbn_flwr.reply_bounds import check_blob, check_metrics, check_sizes
 from fixbn_flwr.server_state import Update
 from fixbn_flwr.wire import MOMENTUM
 
@@ -38,21 +40,23 @@ def read_result(
     Raises:
         ReplyError: the reply must not be averaged; the message says which array and why.
     """
+    tensors = result.parameters.tensors
+    if len(tensors) != len(sent):
+        raise ReplyError(
+            f"it holds {len(tensors)} arrays and was sent {len(sent)}: return all of "
+            "model.state_dict(), in its order, from fit()."
+        )
+    check_sizes({name: len(data) for name, data in zip(sent, tensors, strict=True)}, sent)
+    metrics = dict(result.metrics)
+    blob = metrics.pop(MOMENTUM, None)
+    check_metrics(metrics, sent)
     try:
-        returned = parameters_to_ndarrays(result.parameters)
-    except (EOFError, ValueError) as error:
+        arrays = {name: view_of_bytes(data) for name, data in zip(sent, tensors, strict=True)}
+    except ValueError as error:
         raise ReplyError(
             f"its arrays cannot be read ({error}): return numpy arrays from fit()."
         ) from error
-    if len(returned) != len(sent):
-        raise ReplyError(
-            f"it holds {len(returned)} arrays and was sent {len(sent)}: return all of "
-            "model.state_dict(), in its order, from fit()."
-        )
-    arrays = dict(zip(sent, returned, strict=True))
-    metrics = dict(result.metrics)
-    blob = metrics.pop(MOMENTUM, None)
-    momentum = _buffers(blob) if with_momentum else None
+    momentum = _buffers(blob, of_kind(sent, Kind.PARAMETER)) if with_momentum else None
     update = checked_update(arrays, momentum, result.num_examples, "num_examples", sent)
     return update, list(of_kind(arrays, Kind.PARAMETER).values()), metrics
 
@@ -63,22 +67,24 @@ def in_order(results: list[tuple[ClientProxy, Result]]) -> list[tuple[ClientProx
     return sorted(results, key=lambda reply: (len(reply[0].cid), reply[0].cid))
 
 
-def reason_of(failure: tuple[ClientProxy, FitRes] | BaseException) -> str:
+def reason_of(failure: tuple[ClientProxy, FitRes | EvaluateRes] | BaseException) -> str:
     """Return why a client failed, as far as Flower passes it on."""
     if isinstance(failure, BaseException):
         cause = failure.args[0] if failure.args else failure
-        return f"it failed: {getattr(cause, 'reason', cause)}"
+        return cut(f"it failed: {getattr(cause, 'reason', cause)}")
     client, result = failure
-    return f"client {client.cid} returned status {result.status.code}: {result.status.message!r}"
+    status = result.status
+    return cut(f"client {client.cid} returned status {status.code}: {status.message!r}")
 
 
-def _buffers(blob: Scalar | None) -> dict[str, Array]:
+def _buffers(blob: Scalar | None, parameters: Arrays) -> dict[str, Array]:
     """Return the momentum buffers that a client sent, none if it sent none."""
     if not isinstance(blob, bytes):
         return {}
+    check_blob(len(blob), parameters)
     try:
         buffers: dict[str, Array] = safetensors.numpy.load(blob)
-    except (SafetensorError, KeyError, ValueError) as error:
+    except Exception as error:  # safetensors' own, and numpy's of several types
         raise ReplyError(
             f"its {MOMENTUM!r} cannot be read ({error}): add **local.metrics to the metrics that "
             "fit() returns, unchanged."

@@ -15,6 +15,7 @@ What to do in a round the server says in the message's config; see ``fixbn_flwr.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_STATE
 from torch import nn
 from torch.optim import Optimizer
 
-from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.errors import ConfigError, MomentumError
 from fixbn_flwr.learning_rate import multiplied_learning_rate
 from fixbn_flwr.momentum import (
     Buffers,
@@ -41,6 +42,8 @@ from fixbn_flwr.normalization import freeze_statistics
 from fixbn_flwr.schedule import Phase
 from fixbn_flwr.store import load_buffers, save_buffers
 from fixbn_flwr.wire import MOMENTUM, PHASE, Momentum, RoundConfig
+
+_logger = logging.getLogger("flwr.fixbn")
 
 
 @dataclass
@@ -86,8 +89,9 @@ def local_training(
             takes part in secure aggregation.
         NoStatisticsError: calibration of a model without running statistics.
         StatisticsMovedError: the block wrote to frozen statistics.
-        MomentumError: kept or received buffers do not fit the model, or the optimiser's cannot be
-            kept by parameter (LBFGS) or averaged (momentum "global" of another than SGD).
+        MomentumError: received buffers do not fit the model, or the optimiser's cannot be kept by
+            parameter (LBFGS) or averaged (momentum "global" of another than SGD). Kept ones that do
+            not fit are dropped with a warning.
     """
     asked = RoundConfig.from_config(_config_of(received))
     if asked is None:
@@ -105,7 +109,13 @@ def local_training(
             start = load_buffers(context, asked, fingerprint(model))
         case Momentum.GLOBAL:
             start = _received_momentum(received)
-    write_buffers(model, optimizer, start)
+    try:
+        write_buffers(model, optimizer, start)
+    except MomentumError as error:
+        if asked.momentum is not Momentum.LOCAL:
+            raise
+        _logger.warning("kept momentum dropped, %s Starting from zero.", error)
+        write_buffers(model, optimizer, {})
     with ExitStack() as stack:
         if asked.phase is Phase.CALIBRATION:
             stack.enter_context(freeze_statistics(model))

@@ -7,17 +7,19 @@ arrays only and serve both generations of Flower; :func:`read_reply` brings the 
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
+from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.common.constant import SType
 from numpy.typing import NDArray
 
-from fixbn_flwr.arrays import arrays_of
+from fixbn_flwr.arrays import view_of
 from fixbn_flwr.averaging import Array, Arrays, Kind, kind_of, of_kind
 from fixbn_flwr.errors import ReplyError
+from fixbn_flwr.reply_bounds import check_records, check_sizes, check_weight
 from fixbn_flwr.server_state import Update
 from fixbn_flwr.wire import MOMENTUM
 
@@ -48,19 +50,39 @@ def read_reply(
         )
     ((key, record),) = records.items()
     buffers = content.array_records.get(MOMENTUM, ArrayRecord()) if with_momentum else None
+    check_records(content, sent)
+    _check_names(record, sent)
+    check_sizes({name: len(array.data) for name, array in record.items()}, sent)
     try:
-        arrays = arrays_of(record)
-        momentum = None if buffers is None else arrays_of(buffers)
-    except (EOFError, TypeError, ValueError) as error:
+        arrays = {name: view_of(array) for name, array in record.items()}
+        momentum = None if buffers is None else _momentum_of(buffers, sent)
+    except ValueError as error:
         raise ReplyError(
             f"its arrays cannot be read ({error}): reply with ArrayRecord(model.state_dict())."
         ) from error
     (metrics,) = content.metric_records.values()
     update = checked_update(arrays, momentum, metrics.get(weighted_by), weighted_by, sent)
-    parameters = ArrayRecord({name: record[name] for name in of_kind(sent, Kind.PARAMETER)})
+    parameters = ArrayRecord(
+        {  # What a client says of type and shape beside the bytes, nobody has checked.
+            name: FlowerArray(str(own.dtype), own.shape, SType.NUMPY, record[name].data)
+            for name, own in of_kind(sent, Kind.PARAMETER).items()
+        }
+    )
     return update, RecordDict(
         {str(key): parameters, **content.metric_records, **content.config_records}
     )
+
+
+def _momentum_of(buffers: ArrayRecord, sent: Arrays) -> dict[str, Array]:
+    """Return views of momentum buffers, none of them larger than its parameter.
+
+    Raises:
+        ReplyError: one is larger.
+        ValueError: a buffer's bytes are not those of a numpy array.
+    """
+    sizes = {name: len(array.data) for name, array in buffers.items() if name in sent}
+    check_sizes(sizes, sent)
+    return {name: view_of(array) for name, array in buffers.items()}
 
 
 def checked_update(
@@ -85,15 +107,10 @@ def checked_update(
     # that defend (Krum) put arrays together by place.
     arrays = {name: arrays[name] for name in sent}
     buffers = {name: momentum[name] for name in sent if momentum and name in momentum}
-    if not isinstance(weight, int | float) or not math.isfinite(weight) or weight <= 0:
-        raise ReplyError(
-            f"its metric {weighted_by!r} is {weight!r} and must be a number above zero: "
-            "it is the weight of the client in the average."
-        )
     return Update(
         arrays=of_kind(arrays, Kind.STATISTIC, Kind.COUNTER),
         momentum=buffers,
-        weight=float(weight),
+        weight=check_weight(weight, weighted_by),
     )
 
 
@@ -110,18 +127,35 @@ def unlike_the_others(forms: Sequence[Hashable]) -> list[int]:
 
 
 def form_of(content: RecordDict, momentum: Mapping[str, Array]) -> Hashable:
-    """Return what must be alike in replies to be averaged: names of records, metrics, buffers."""
-    metrics = [(key, frozenset(record)) for key, record in content.metric_records.items()]
+    """Return what must be alike in replies to be averaged.
+
+    The names of records, metrics and buffers, and of metrics that are lists their length: Flower
+    cannot add a number to a list, nor lists of different lengths.
+    """
+    metrics = [
+        (
+            key,
+            frozenset(
+                (name, len(value) if isinstance(value, list) else None)
+                for name, value in record.items()
+            ),
+        )
+        for key, record in content.metric_records.items()
+    ]
     return (*content.array_records, *metrics, frozenset(momentum))
 
 
-def _check_arrays(arrays: Arrays, sent: Arrays) -> None:
+def _check_names(arrays: Mapping[str, object], sent: Arrays) -> None:
     if arrays.keys() != sent.keys():
         missing, unknown = sorted(sent.keys() - arrays.keys()), sorted(arrays.keys() - sent.keys())
         raise ReplyError(
             f"its arrays are not those of the global model (missing {missing[:3]}, unknown "
             f"{unknown[:3]}): return all of model.state_dict(), statistics and counters too."
         )
+
+
+def _check_arrays(arrays: Arrays, sent: Arrays) -> None:
+    _check_names(arrays, sent)
     for name, array in arrays.items():
         if array.shape != sent[name].shape or array.dtype != sent[name].dtype:
             raise ReplyError(

@@ -22,7 +22,6 @@ from typing import cast
 
 import safetensors.torch
 from flwr.app import ConfigRecord, Context
-from safetensors import SafetensorError
 
 from fixbn_flwr.files import remove_partial_files, write_atomically
 from fixbn_flwr.momentum import Buffers
@@ -108,7 +107,7 @@ def _usable(content: bytes, context: Context, asked: RoundConfig, model: str) ->
         return _dropped(f"it is of another model ({stamp.model}, and this is {model})")
     try:
         return safetensors.torch.load(content)
-    except (SafetensorError, ValueError, KeyError) as error:
+    except Exception as error:
         return _dropped(f"unreadable ({error})")
 
 
@@ -130,7 +129,7 @@ def _stamp(content: bytes) -> Stamp | None:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         metadata = header["__metadata__"]
         return Stamp(int(metadata["run"]), int(metadata["round"]), str(metadata["model"]))
-    except (TypeError, ValueError, KeyError):
+    except Exception:  # whatever was done to the bytes
         return None
 
 

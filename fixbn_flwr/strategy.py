@@ -17,8 +17,7 @@ so that its own choice, median or trimming decides on them as it does on the par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,16 +26,18 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fixbn_flwr.arrays import arrays_of, record_of
+from fixbn_flwr.asked import Asked
 from fixbn_flwr.averaging import Array, Kind, of_kind
-from fixbn_flwr.errors import ConfigError, ReplyError
-from fixbn_flwr.failures import FailedRounds, log_problems, made_no_model
+from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.evaluations import check_evaluation
+from fixbn_flwr.failures import FailedRounds, made_no_model
 from fixbn_flwr.global_model import GlobalModel
-from fixbn_flwr.replies import UNLIKE_THE_OTHERS, form_of, read_reply, unlike_the_others
+from fixbn_flwr.replies import read_reply
+from fixbn_flwr.resumption import Resumption
 from fixbn_flwr.schedule import Phase
 from fixbn_flwr.server_state import ServerState, Update, logger
 from fixbn_flwr.wire import MOMENTUM, Momentum
 from fixbn_flwr.wrapped import examine, layers_of
-from fixbn_flwr.wrapped_state import WrappedState
 
 
 class FixBN(Strategy):
@@ -91,13 +92,9 @@ class FixBN(Strategy):
         self._rounds_before = 0
         self._model = GlobalModel(ArrayRecord())
         self._left: dict[str, Array] = {}
-        self._messages: list[Message] = []
-        self._asked: list[int] = []
+        self._asked = Asked((), ())
         self._failures = FailedRounds()
-        self._changes = WrappedState(list(layers_of(strategy, Strategy)))
-        self._run = 0
-        self._resumed: dict[int, int] = {}
-        self._restored: dict[str, Any] | None = None
+        self._resumption = Resumption(list(layers_of(strategy, Strategy)))
         self.checkpoints: Sequence[int] = ()
 
     @property
@@ -149,9 +146,7 @@ class FixBN(Strategy):
         self._failures = FailedRounds(ever_succeeded=first_round > 1)
         self._rounds_before = first_round - 1
         self._left = {}
-        self._run, self._resumed = grid.run.run_id, {}
-        if self._restored is not None:
-            self._go_on_from(self._restored)
+        self._resumption.begin(grid.run.run_id, self._rounds_before, self._state)
 
         def evaluate(round_of_this_start: int, arrays: ArrayRecord) -> MetricRecord | None:
             assert evaluate_fn is not None
@@ -188,23 +183,11 @@ class FixBN(Strategy):
         Numbers, texts and arrays, which are not copied; see :mod:`fixbn_flwr.checkpoint`. Call it
         in ``evaluate_fn``. What the wrapped strategy keeps is found by looking at its attributes.
         """
-        return {
-            "run": self._run,
-            "resumed": [[run, last] for run, last in self._resumed.items()],
-            "momentum": self._state.global_momentum,
-            "strategy": self._changes.changes(),
-        }
+        return self._resumption.state(self._state)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take what ``state`` returned; the next ``start``, with its ``first_round``, uses it."""
-        self._restored = dict(state)
-
-    def _go_on_from(self, state: Mapping[str, Any]) -> None:
-        self._resumed = dict(state["resumed"])
-        self._resumed[state["run"]] = self._rounds_before
-        self._state.global_momentum = dict(state["momentum"])
-        self._changes.restore(state["strategy"])
-        self._restored = None
+        self._resumption.restore(state)
 
     def summary(self) -> None:
         """Log the method's choices, then the wrapped strategy's."""
@@ -221,23 +204,20 @@ class FixBN(Strategy):
         """Enter a round: the wrapped strategy's messages, with statistics and instructions."""
         server_round += self._rounds_before
         self._take(arrays)
-        asked = replace(
-            self._state.begin_round(server_round, self._model.rest),
-            resumed=self._resumed,
-            checkpoints=self.checkpoints,
+        asked = self._resumption.told(
+            self._state.begin_round(server_round, self._model.rest), self.checkpoints
         )
         logger.info("FixBN: round %s is %s", server_round, asked.phase)
         extended = ConfigRecord({**config, **asked.as_config()})
         messages = list(
             self.strategy.configure_train(server_round, self._model.parameters, extended, grid)
         )
-        self._messages = messages
         self._model.put_into(messages)
         if self._state.global_momentum:
             momentum = record_of(self._state.global_momentum)
             for message in messages:
                 message.content[MOMENTUM] = momentum
-        self._asked = _in_order_of_nodes(messages, grid)
+        self._asked = Asked(messages, grid.get_node_ids())
         return messages
 
     def aggregate_train(
@@ -245,21 +225,7 @@ class FixBN(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """End a round: check the replies, average parameters there and statistics here."""
         server_round += self._rounds_before
-        usable: dict[int, tuple[Message, Update]] = {}
-        problems: list[tuple[int | str, str]] = []
-        asked = {message.metadata.message_id for message in self._messages} - {""}
-        for reply in self._in_order(replies):
-            client = reply.metadata.src_node_id
-            try:
-                self._check_asked(reply, asked, already=usable)
-                usable[client] = (reply, self._read(reply))
-            except ReplyError as problem:
-                problems.append((client, str(problem)))
-        forms = [form_of(reply.content, update.momentum) for reply, update in usable.values()]
-        for client in [list(usable)[place] for place in unlike_the_others(forms)]:
-            problems.append((client, UNLIKE_THE_OTHERS))
-            del usable[client]
-        log_problems(server_round, problems)
+        usable, problems = self._asked.sorted_out(server_round, replies, self._read)
         counts = {"fixbn-clients": len(usable), "fixbn-dropped": len(self._asked) - len(usable)}
         parameters, metrics = self._aggregated(server_round, usable)
         if self._asked:
@@ -291,15 +257,18 @@ class FixBN(Strategy):
             self.strategy.configure_evaluate(server_round, self._model.parameters, config, grid)
         )
         self._model.put_into(messages)
-        self._asked = _in_order_of_nodes(messages, grid)
+        self._asked = Asked(messages, grid.get_node_ids())
         return messages
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Let the wrapped strategy average the evaluations."""
-        ordered = self._in_order(replies)
-        return self.strategy.aggregate_evaluate(server_round + self._rounds_before, ordered)
+        """Let the wrapped strategy average the evaluations that can be averaged."""
+        server_round += self._rounds_before
+        usable, _ = self._asked.sorted_out(server_round, replies, self._check_evaluation)
+        return self.strategy.aggregate_evaluate(
+            server_round, [reply for reply, _ in usable.values()]
+        )
 
     def _aggregated(
         self, server_round: int, usable: dict[int, tuple[Message, Update]]
@@ -336,29 +305,8 @@ class FixBN(Strategy):
                     "outermost: FixBN(DifferentialPrivacy...(FedAvg(), ...), freeze_after=...)."
                 )
 
-    def _in_order(self, replies: Iterable[Message]) -> list[Message]:
-        """Sort replies: they arrive in any order, and sums of floats depend on it."""
-        position = {node_id: place for place, node_id in enumerate(self._asked)}
-        return sorted(replies, key=lambda m: position.get(m.metadata.src_node_id, len(position)))
-
-    def _check_asked(self, reply: Message, asked: set[str], already: Container[int]) -> None:
-        """Raise a `ReplyError` when a reply answers nothing that was asked in this round."""
-        client = reply.metadata.src_node_id
-        if client in already:
-            raise ReplyError("it replied twice in this round: the first reply counts.")
-        answered = reply.metadata.reply_to_message_id
-        if not reply.has_error() and (
-            client not in self._asked or (asked and answered not in asked)
-        ):
-            raise ReplyError(
-                f"it answers message {answered!r}, which is none of this round's: it comes from "
-                "another round or from a client that was not asked."
-            )
-
     def _read(self, reply: Message) -> Update:
         """Check a reply and leave in it what the wrapped strategy may see."""
-        if reply.has_error():
-            raise ReplyError(f"it failed (code {reply.error.code}): {reply.error.reason}")
         self._wrapped.check(reply.content)
         update, reply.content = read_reply(
             reply,
@@ -369,13 +317,5 @@ class FixBN(Strategy):
         self._state.check_unmoved(reply.metadata.src_node_id, update, strict=self.strict)
         return update
 
-
-def _in_order_of_nodes(messages: list[Message], grid: Grid) -> list[int]:
-    """Return who was asked, in the order in which the grid lists its nodes.
-
-    Strategies ask in an order that they draw anew each round; the grid's own order lasts, and the
-    app's grid lists nodes by partition.
-    """
-    place = {node_id: place for place, node_id in enumerate(grid.get_node_ids())}
-    asked = [message.metadata.dst_node_id for message in messages]
-    return sorted(asked, key=lambda node_id: place.get(node_id, len(place)))
+    def _check_evaluation(self, reply: Message) -> None:
+        check_evaluation(reply.content, self._model.arrays, self._wrapped.weighted_by)

@@ -30,6 +30,7 @@ from flwr.serverapp.strategy import (
 
 from fixbn_flwr.errors import ConfigError, ReplyError
 from fixbn_flwr.mods import MARK
+from fixbn_flwr.reply_bounds import shown
 from fixbn_flwr.server_state import PARAMETERS_ONLY, logger
 
 _DEFENDERS = (MultiKrum, Bulyan, FedMedian, FedTrimmedAvg)  # Krum is a MultiKrum
@@ -78,10 +79,10 @@ class Wrapped:
             )
         metrics = next(iter(reply.metric_records.values()), MetricRecord())
         loss = metrics.get(self.loss) if self.loss else 0.0
-        if not isinstance(loss, int | float) or not math.isfinite(loss) or loss < 0:
+        if not isinstance(loss, int | float) or not 0 <= loss < math.inf:
             raise ReplyError(
-                f"its metric {self.loss!r} is {loss!r}, and QFedAvg weights clients by it: return "
-                "the mean training loss, a number that is not below zero."
+                f"its metric {self.loss!r} is {shown(loss)}, and QFedAvg weights clients by it: "
+                "return the mean training loss, a number that is not below zero."
             )
 
 

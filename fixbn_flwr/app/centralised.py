@@ -18,6 +18,7 @@ from fixbn_flwr.app.config import Settings
 from fixbn_flwr.app.run_folder import RunFolder
 from fixbn_flwr.app.summary import RoundMetrics, round_line, summary_table
 from fixbn_flwr.client import workbench_of
+from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.schedule import Phase
 from fixbn_flwr.tasks import get_task, load_splits
 from fixbn_flwr.training import batches_by_steps, evaluate, seed_of, train
@@ -39,6 +40,12 @@ def train_centrally(settings: Settings, clients: int) -> Path:
     bench = workbench_of(task, settings)  # fails first where there is no such model
     data, test = load_splits(task, settings.data_path)
     together = settings.clients_per_round(clients)
+    if settings.batch_size * together > len(data):
+        raise ConfigError(
+            f"batch-size = {settings.batch_size}: {together} clients a round take "
+            f"{settings.batch_size * together} images a step, and there are {len(data)}; use a "
+            "smaller batch-size, fewer clients or a smaller fraction-train."
+        )
     folder = RunFolder.create(settings, method=METHOD, clients=clients)
     print(f"Run folder: {folder.path}")
     torch.manual_seed(settings.seed)  # the initial model is the federation's

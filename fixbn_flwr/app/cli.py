@@ -146,16 +146,17 @@ def _settings(overrides: list[str] | None, label: str | None = None) -> Settings
     """Read KEY=VALUE arguments and settle what the app would choose later: folders and name."""
     given: dict[str, Value] = dict(map(_key_and_value, overrides or []))
     if given.get("resume"):
-        path = Path(str(given["resume"])).expanduser().absolute()
+        path = Path(_absolute("resume", str(given["resume"])))
         # The run that it was: only what differs need be said again.
         before: dict[str, Value] = {**run_config_of(path), "may-change": ""}
         return Settings.from_run_config({**before, **given, "resume": str(path)})
     settings = Settings.from_run_config(given)
-    directory = Path(settings.output_dir or "runs").expanduser().absolute()
-    chosen: dict[str, Value] = {"output-dir": str(directory)}
+    chosen: dict[str, Value] = {
+        "output-dir": _absolute("output-dir", settings.output_dir or "runs")
+    }
     for key in ("data-dir", "state-dir"):
         if named := settings.as_run_config()[key]:
-            chosen[key] = str(Path(str(named)).expanduser().absolute())
+            chosen[key] = _absolute(key, str(named))
     if not settings.run_name:
         method = (label or settings.method).replace(" ", "-")
         chosen["run-name"] = f"{datetime.now():%Y%m%d-%H%M%S}-{settings.task_name}-{method}"
@@ -166,6 +167,15 @@ def _new(settings: Settings) -> Settings:
     if settings.resume:
         raise ConfigError("resume: only `fixbn run` goes on with a run; leave it out here.")
     return settings
+
+
+def _absolute(key: str, path: str) -> str:
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{key} = {path!r}: {error} Write the whole path, or ~/ for your own home."
+        ) from error
 
 
 def _variant(settings: Settings, changes: Mapping[str, Value]) -> Settings:
@@ -179,7 +189,7 @@ def _key_and_value(argument: str) -> tuple[str, Value]:
     value: Value = text  # a word, as in task=cifar10
     with suppress(ValueError):
         value = float(text)  # also .5, which TOML does not know
-    with suppress(tomllib.TOMLDecodeError):
+    with suppress(ValueError, RecursionError):  # no TOML, thousands of digits or of brackets
         value = tomllib.loads(f"value = {text}")["value"]
     if isinstance(_DEFAULTS.get(key), str) and not isinstance(value, str):
         value = text  # a name, as in run-name=2026

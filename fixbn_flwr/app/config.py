@@ -120,7 +120,7 @@ class Settings:
         wrong: set[str] = set()
         for key, value in run_config.items():
             if key not in fields:
-                remedy = validation.did_you_mean(key, fields, "see the README's table of keys")
+                remedy = validation.did_you_mean(str(key), fields, "see the README's table of keys")
                 problems.append(validation.problem(key, value, f"unknown key; {remedy}"))
                 continue
             field = fields[key]

@@ -53,7 +53,8 @@ def _train_seconds(replies: Iterable[Message]) -> Iterator[float]:
         records = reply.content.metric_records.values() if reply.has_content() else ()
         for record in records:
             seconds = record.get("train-seconds")
-            if isinstance(seconds, int | float):
+            # Not yet checked: a client may say anything.
+            if isinstance(seconds, int | float) and 0 <= seconds < 1e9:
                 yield float(seconds)
 
 
@@ -173,6 +174,7 @@ class Recorder:
     ) -> RoundMetrics:
         """Put the round's line together; the next round's seconds and bytes count from here."""
         reported = cast(dict[str, float], self._strategy.reported or {})
+        train_loss: object = reported.get("train-loss")
         started, self._started = self._started, time.monotonic()
         sent, received = self._bytes
         self._bytes = (self._federation.bytes_sent, self._federation.bytes_received)
@@ -180,7 +182,7 @@ class Recorder:
             round=server_round,
             phase=self._settings.phase(server_round),
             learning_rate=self._settings.effective_learning_rate(server_round),
-            train_loss=reported.get("train-loss"),
+            train_loss=train_loss if isinstance(train_loss, float) else None,
             test_loss=loss,
             test_accuracy=accuracy,
             bytes_sent=self._bytes[0] - sent,

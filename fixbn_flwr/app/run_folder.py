@@ -153,8 +153,15 @@ class RunFolder:
         best = best_round(self._metrics)
         self._metrics.append(metrics)
         self.lines.append(line_of(metrics))
-        with self._writing(), (self.path / METRICS).open("a", encoding="utf-8") as file:
-            file.write(self.lines[-1])
+        with self._writing(), (self.path / METRICS).open("ab", buffering=0) as file:
+            length = file.tell()
+            try:
+                line = self.lines[-1].encode()
+                while line:  # a write may take part of it, and the next one says why
+                    line = line[file.write(line) :]
+            except OSError:
+                file.truncate(length)  # no half line
+                raise
         return best_round(self._metrics) is not best
 
     def save_model(
@@ -189,8 +196,8 @@ class RunFolder:
             yield
         except OSError as error:
             raise CheckpointError(
-                f"{self.path} cannot be written ({error}): make room there, or mend what is wrong "
-                "with it, and go on with the run by its key resume"
+                f"{self.path} cannot be written ({error}); what was there before is whole. Make "
+                "room on its disk, or mend what is wrong there, and resume the run"
             ) from error
 
 

@@ -22,7 +22,8 @@ from fixbn_flwr.tasks import get_task
 Value = bool | float | int | str
 _T = TypeVar("_T")
 _RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
-_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+_LONGEST = 200  # characters of a value, or of a name, that a message repeats or a disk takes
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,13 @@ def choices_of(field: "dataclasses.Field[Any]") -> tuple[str, ...]:
 
 def problem(key: str, value: object, text: str) -> str:
     """One line about one key, its value written as in TOML."""
-    return f"{key} = {json.dumps(value, default=repr)}: {text}"
+    try:
+        written = json.dumps(value, default=repr)
+    except (TypeError, ValueError, RecursionError):  # odd keys, thousands of digits, a circle
+        written = f"a value of type {type(value).__name__}"
+    if len(written) > _LONGEST:
+        written = f"{written[:_LONGEST]}... ({len(written):,} characters)"
+    return f"{key} = {written}: {text}"
 
 
 def did_you_mean(word: str, words: Iterable[str], otherwise: str = "") -> str:
@@ -231,6 +238,8 @@ def _momentum(momentum: str, coefficient: float) -> str | None:
 
 
 def _data_dir(data_dir: str) -> str | None:
+    if problem_of_path := _path("data-dir", data_dir):
+        return problem_of_path
     path = os.path.abspath(os.path.expanduser(data_dir))
     if not data_dir or os.path.isdir(path):
         return None
@@ -238,7 +247,34 @@ def _data_dir(data_dir: str) -> str | None:
     return problem("data-dir", data_dir, text)
 
 
+def _output_dir(output_dir: str) -> str | None:
+    return _path("output-dir", output_dir)
+
+
+def _state_dir(state_dir: str) -> str | None:
+    if problem_of_path := _path("state-dir", state_dir):
+        return problem_of_path
+    path = os.path.abspath(os.path.expanduser(state_dir))
+    if not state_dir or os.path.isdir(path) or not os.path.exists(path):
+        return None
+    text = f"{path} is a file; name a directory, which is made if it is not there"
+    return problem("state-dir", state_dir, text)
+
+
+def _path(key: str, path: str) -> str | None:
+    try:
+        os.fsencode(path)
+    except ValueError:
+        return problem(key, path, "no file can be called so; use ordinary letters")
+    if "\0" in path:
+        return problem(key, path, "no path holds a character of code 0; leave it out")
+    return None
+
+
 def _run_name(run_name: str) -> str | None:
+    if len(run_name) > _LONGEST:
+        text = f"has {len(run_name)} characters, too many for a folder; use at most {_LONGEST}"
+        return problem("run-name", run_name, text)
     if not run_name or (_RUN_NAME.fullmatch(run_name) and ".." not in run_name):
         return None
     text = (
@@ -259,6 +295,8 @@ def _device(device: str) -> str | None:
 TOGETHER: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
     (("task", "model"), _model),
     (("data_dir",), _data_dir),
+    (("output_dir",), _output_dir),
+    (("state_dir",), _state_dir),
     (("task", "partition"), _partition),
     (("task", "partition", "partition_classes"), _classes),
     (("norm", "freeze_after"), _norm),

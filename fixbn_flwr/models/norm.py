@@ -52,7 +52,7 @@ _NORMALISERS: dict[str, Normaliser] = {
 
 NORMS = tuple(_NORMALISERS)
 
-_GROUPS = re.compile(r"gn([1-9][0-9]*)")
+_GROUPS = re.compile(r"gn([1-9][0-9]{0,5})")
 
 
 def counts_groups(name: str) -> bool:

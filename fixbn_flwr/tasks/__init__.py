@@ -11,7 +11,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
-from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.errors import ConfigError, FixBNError
 from fixbn_flwr.tasks.task import Split, Task, normalise
 
 __all__ = ["TASKS", "Split", "Task", "get_task", "load_splits", "normalise"]
@@ -84,4 +84,31 @@ def load_splits(task: Task, data_dir: Path | None = None) -> tuple[Split, Split]
 
 @cache
 def _load_once(task: Task, data_dir: Path | None) -> tuple[Split, Split]:
-    return task.load(data_dir)
+    try:
+        loaded = task.load(data_dir)
+    except FixBNError:
+        raise
+    except Exception as error:  # whatever a user's own task raises
+        raise _bad_data(task, f"cannot be loaded ({type(error).__name__}: {error})") from error
+    if not (
+        isinstance(loaded, tuple) and len(loaded) == 2 and all(isinstance(s, Split) for s in loaded)
+    ):
+        raise _bad_data(task, f"is a {type(loaded).__name__}, not a pair of Splits")
+    for split in loaded:
+        labels = split.labels
+        if not len(split) or len(split) != len(split.targets):
+            raise _bad_data(task, f"has {len(split)} images and {len(split.targets)} targets")
+        if labels.size and not 0 <= labels.min() <= labels.max() < task.classes:
+            raise _bad_data(
+                task,
+                f"has classes {labels.min()} to {labels.max()}, and the task has {task.classes},"
+                " counted from 0",
+            )
+    return loaded
+
+
+def _bad_data(task: Task, what: str) -> ConfigError:
+    return ConfigError(
+        f"the data of task {task.name} {what}: its load must return (train, test), two Splits of"
+        " images that are there, each with its target."
+    )

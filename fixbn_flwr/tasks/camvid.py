@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.models.deeplab import deeplab
-from fixbn_flwr.tasks.images import decode, find_folder, read_columns
+from fixbn_flwr.tasks.images import decode, encoded, find_folder, read_columns
 from fixbn_flwr.tasks.segmentation import IGNORED, Masks, mean_iou, pixel_cross_entropy
 from fixbn_flwr.tasks.task import Split, Task
 
@@ -52,8 +51,8 @@ def load(data_dir: Path | None) -> tuple[Split, Split]:
 def _read(path: Path) -> Split:
     columns = read_columns(path, ["image", "mask", "sequence"])
     rows = [f"{path}, row {row}" for row in range(len(columns["image"]))]
-    images = decode([BytesIO(cell["bytes"]) for cell in columns["image"]], rows, "RGB", SIZE)
-    masks = decode([BytesIO(cell["bytes"]) for cell in columns["mask"]], rows, "L", SIZE)
+    images = decode(encoded(path, columns["image"]), rows, "RGB", SIZE)
+    masks = decode(encoded(path, columns["mask"], "mask"), rows, "L", SIZE)
     if int(masks.max()) > VOID:
         raise ConfigError(
             f"{path} has a mask with the value {int(masks.max())}, but CamVid's classes are 0 to"

@@ -75,7 +75,7 @@ def read_parquet(
             f"{path}: the column {label} is not whole numbers from 0 to {classes - 1}; put the"
             " right file there."
         )
-    files = [BytesIO(image["bytes"]) for image in columns["image"]]
+    files = encoded(path, columns["image"])
     rows = [f"{path}, row {row}" for row in range(len(files))]
     groups = None
     if group:
@@ -110,6 +110,24 @@ def read_columns(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
     return {name: table[name].to_pylist() for name in names}
 
 
+def encoded(path: Path, cells: Sequence[Any], column: str = "image") -> list[BytesIO]:
+    """The encoded images in the cells of a column.
+
+    Raises:
+        ConfigError: a cell holds no bytes.
+    """
+    files = []
+    for row, cell in enumerate(cells):
+        content = cell.get("bytes") if isinstance(cell, dict) else None
+        if not isinstance(content, bytes):
+            raise ConfigError(
+                f"{path}, row {row}: the column {column} holds no image (a struct with bytes); put"
+                " the right file there."
+            )
+        files.append(BytesIO(content))
+    return files
+
+
 def decode(
     files: Sequence[Path | BytesIO], names: Sequence[str], mode: Mode, shape: tuple[int, int]
 ) -> Tensor:
@@ -133,16 +151,19 @@ def decode(
     for place, (file, name) in enumerate(zip(files, names, strict=True)):
         try:
             with Image.open(file) as image:
+                width, height = image.size
+                if (height, width) != shape:  # not decoded: a small file may claim a huge image
+                    raise ConfigError(
+                        f"{name} has {height}x{width} pixels, not {shape[0]}x{shape[1]}; put the"
+                        " original data there."
+                    )
                 pixels: npt.NDArray[np.uint8] = np.asarray(image.convert(mode))
-        # Pillow says of a broken PNG that it is a SyntaxError.
-        except (OSError, SyntaxError, ValueError) as error:
+        except ConfigError:
+            raise
+        # Of a broken file Pillow raises errors of many types, SyntaxError among them.
+        except Exception as error:
             raise ConfigError(
                 f"{name} cannot be read as an image ({error}); fetch the data anew."
             ) from error
-        if pixels.shape[:2] != shape:
-            raise ConfigError(
-                f"{name} has {pixels.shape[0]}x{pixels.shape[1]} pixels, not"
-                f" {shape[0]}x{shape[1]}; put the original data there."
-            )
         images[place] = pixels.reshape(*shape, len(mode)).transpose(2, 0, 1)
     return torch.from_numpy(images)

@@ -50,7 +50,7 @@ def load(data_dir: Path | None) -> tuple[Split, Split]:
     try:
         classes = _classes(folder / "train")
         return _read_train(folder / "train", classes), _read_validation(folder / "val", classes)
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise _not_whole(str(error)) from error
 
 

@@ -1,0 +1,304 @@
+"""Replies of the Message API from clients that mean harm: dropped and named, or harmless."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg, Result
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from records import (
+    CANARY,
+    FUZZ,
+    NAMES,
+    NUMBERS,
+    RANDOM,
+    REMEDY,
+    SENT,
+    WEIGHTED_BY,
+    content,
+    metric_record,
+)
+
+from fixbn_flwr import FixBN
+from fixbn_flwr.averaging import Kind, of_kind
+from fixbn_flwr.errors import ReplyError, RoundsFailedError
+from fixbn_flwr.replies import read_reply
+
+GOOD = (1, 2)
+"""The nodes that answer as they should; 3 is the one that does not."""
+
+Answer = Callable[[Message], RecordDict]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quiet() -> Iterator[None]:
+    """Thousands of dropped replies are thousands of warnings; and no client has run code."""
+    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+    logger = logging.getLogger("flwr")
+    before, logger.level = logger.level, logging.CRITICAL
+    CANARY.unlink(missing_ok=True)
+    yield
+    logger.level = before
+    assert not CANARY.exists()
+
+
+class Nodes(Grid):
+    """Nodes that answer as they are told."""
+
+    def __init__(self, answers: dict[int, Answer]) -> None:
+        self.answers = answers
+        self._run = Run.create_empty(1)
+
+    def set_run(self, run: Run) -> None: ...
+
+    @property
+    def run(self) -> Run:
+        return self._run
+
+    def create_message(self, *_: Any, **__: Any) -> Message:
+        raise NotImplementedError
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.answers)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        raise NotImplementedError
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        raise NotImplementedError
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        replies = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = str(message.metadata.dst_node_id)
+            answer = self.answers[message.metadata.dst_node_id]
+            replies.append(Message(answer(message), reply_to=message))
+        return replies
+
+
+def good(node: int) -> Answer:
+    def answer(message: Message) -> RecordDict:
+        metrics = MetricRecord({WEIGHTED_BY: 8 * node, "train-loss": 0.5 * node})
+        if message.metadata.message_type == "evaluate":
+            return RecordDict({"metrics": metrics})
+        arrays = {n: np.asarray(a + a.dtype.type(node)) for n, a in SENT.items()}
+        momentum = of_kind(arrays, Kind.PARAMETER)
+        return RecordDict(
+            {
+                "arrays": ArrayRecord({n: Array(a) for n, a in arrays.items()}),
+                "metrics": metrics,
+                "fixbn-momentum": ArrayRecord({n: Array(a) for n, a in momentum.items()}),
+            }
+        )
+
+    return answer
+
+
+def run(bad: Answer | None, *, rounds: int = 1, evaluates: bool = False) -> Result:
+    nodes = {node: good(node) for node in GOOD} | ({3: bad} if bad else {})
+    strategy = FixBN(
+        FedAvg(fraction_evaluate=float(evaluates), weighted_by_key=WEIGHTED_BY),
+        freeze_after=1.0,
+        momentum="global",
+    )
+    initial = ArrayRecord({name: Array(array) for name, array in SENT.items()})
+    return strategy.start(Nodes(nodes), initial, num_rounds=rounds)
+
+
+@cache
+def without_it(rounds: int = 1, evaluates: bool = False) -> Result:
+    return run(None, rounds=rounds, evaluates=evaluates)
+
+
+def same_model(one: Result, other: Result) -> bool:
+    return {n: a.data for n, a in one.arrays.items()} == {
+        n: a.data for n, a in other.arrays.items()
+    }
+
+
+def answering(holding: RecordDict) -> Message:
+    return Message(holding, dst_node_id=1, message_type="train")
+
+
+@settings(FUZZ, max_examples=2500)
+@given(random=RANDOM, with_momentum=st.booleans())
+def test_any_reply_is_read_or_refused(random: Random, with_momentum: bool) -> None:
+    reply = answering(content(random))
+    refused = ""
+    try:
+        update, rest = read_reply(reply, SENT, weighted_by=WEIGHTED_BY, with_momentum=with_momentum)
+    except ReplyError as error:
+        refused = str(error)
+    if refused:
+        assert re.search(REMEDY, refused), refused
+        return
+    # What was read can be averaged, whatever else the client says of it.
+    assert 0 < update.weight <= 2**53
+    (seen,) = rest.array_records.values()
+    arrays = {**update.arrays, **{name: array.numpy() for name, array in seen.items()}}
+    assert arrays.keys() == SENT.keys()
+    for name, array in [*arrays.items(), *update.momentum.items()]:
+        assert (array.shape, array.dtype) == (SENT[name].shape, SENT[name].dtype)
+        assert np.isfinite(array).all()
+        assert not name.endswith("_var") or (array >= 0).all()
+    for name, described in seen.items():
+        assert (described.dtype, described.shape) == (str(SENT[name].dtype), SENT[name].shape)
+
+
+@settings(FUZZ, max_examples=250)
+@given(random=RANDOM)
+def test_the_others_are_averaged_as_if_a_bad_reply_were_absent(random: Random) -> None:
+    result = run(lambda _: content(random))
+    counts = result.train_metrics_clientapp[1]
+    if counts["fixbn-dropped"]:
+        assert counts["fixbn-clients"] == len(GOOD)
+        assert same_model(result, without_it())
+    else:
+        assert counts["fixbn-clients"] == 3
+    assert all(np.isfinite(array.numpy()).all() for array in result.arrays.values())
+
+
+@settings(FUZZ, max_examples=250)
+@given(random=RANDOM)
+def test_a_bad_evaluation_neither_ends_the_run_nor_spoils_the_others(random: Random) -> None:
+    metrics = metric_record(random)
+    returned = RecordDict({"metrics": metrics}) if random.random() < 0.8 else content(random)
+
+    def answer(message: Message) -> RecordDict:
+        return returned if message.metadata.message_type == "evaluate" else good(3)(message)
+
+    averaged = dict(run(answer, evaluates=True).evaluate_metrics_clientapp[1])
+    assert np.isfinite(averaged["train-loss"])
+    if metrics.keys() != {WEIGHTED_BY, "train-loss"}:
+        assert averaged == dict(without_it(evaluates=True).evaluate_metrics_clientapp[1])
+
+
+def whole(**changes: Any) -> RecordDict:
+    records = good(3)(answering(RecordDict()))
+    for key, record in changes.items():
+        records[key.replace("_", "-")] = record
+    return records
+
+
+BAD: dict[str, tuple[Callable[[], RecordDict], str]] = {
+    "an array larger than the one sent": (
+        lambda: whole(
+            arrays=ArrayRecord({**whole()["arrays"], "w": Array(np.zeros((3000, 3), np.float32))})
+        ),
+        "'w' takes 36,128 bytes and was sent with 24: .* not decoded",
+    ),
+    "a buffer larger than its parameter": (
+        lambda: whole(
+            fixbn_momentum=ArrayRecord(
+                {"w": Array(np.zeros(3000)), "scale": Array(np.zeros((), np.float32))}
+            )
+        ),
+        "'w' takes 24,128 bytes and was sent with 24",
+    ),
+    "a million metrics": (
+        lambda: whole(metrics=MetricRecord({str(n): 0.0 for n in range(10**6)})),
+        "take 13,888,890 bytes, more than the model and a mebibyte",
+    ),
+    "a metric of a million numbers": (
+        lambda: whole(metrics=MetricRecord({WEIGHTED_BY: 8, "train-loss": [0.0] * 10**6})),
+        "take 8,000,022 bytes",
+    ),
+    "a text of 100 MB": (
+        lambda: whole(config=ConfigRecord({"text": "x" * 10**8})), "take 100,000,058 bytes",
+    ),
+    "a name of 10 MB": (
+        lambda: whole(arrays=ArrayRecord({"x" * 10**7: Array(np.zeros(1))})),
+        r"unknown \['xxx.*\.\.\. \(10,000,\d+ characters in all\)$",
+    ),
+    "a name that is a path": (
+        lambda: whole(arrays=ArrayRecord({**whole()["arrays"], "../../x": Array(np.zeros(1))})),
+        r"unknown \['\.\./\.\./x'\]",
+    ),
+    "a number where the others have a list, or the other way": (
+        lambda: whole(metrics=MetricRecord({WEIGHTED_BY: 8, "train-loss": [0.5]})),
+        "are not those of most replies",
+    ),
+    "examples without end": (
+        lambda: whole(metrics=MetricRecord({WEIGHTED_BY: 1.7e308, "train-loss": 0.5})),
+        r"'num-examples' is 1.7e\+308",
+    ),
+    "examples of a thousand digits": (
+        lambda: whole(metrics=MetricRecord({WEIGHTED_BY: 10**5000, "train-loss": 0.5})),
+        "'num-examples' is a whole number of 16610 bits",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_reply_is_named(case: str, caplog: pytest.LogCaptureFixture) -> None:
+    make, words = BAD[case]
+    returned = make()
+    with caplog.at_level(logging.WARNING, "flwr"):
+        result = run(lambda _: returned)
+    (line,) = [r.getMessage() for r in caplog.records if "reply dropped" in r.getMessage()]
+    assert re.search(f"^round 1: reply dropped, client 3: .*{words}", line, re.DOTALL), line[:3000]
+    assert len(line) < 2500
+    assert same_model(result, without_it())
+    assert result.train_metrics_clientapp[1]["fixbn-dropped"] == 1
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        ({"train-loss": 0.5}, "'num-examples' is None"),
+        ({WEIGHTED_BY: 0, "train-loss": 0.5}, "'num-examples' is 0"),
+        ({WEIGHTED_BY: 8, "train-loss": float("nan")}, "'train-loss' is nan"),
+        ({WEIGHTED_BY: 8, "train-loss": [0.5, float("inf")]}, r"'train-loss' is \[0.5, inf\]"),
+        ({WEIGHTED_BY: 8, "accuracy": 0.5}, "are not those of most replies"),
+    ],
+)
+def test_a_bad_evaluation_is_named(
+    metrics: dict[str, Any], words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def answer(message: Message) -> RecordDict:
+        if message.metadata.message_type == "evaluate":
+            return RecordDict({"metrics": MetricRecord(metrics)})
+        return good(3)(message)
+
+    with caplog.at_level(logging.WARNING, "flwr"):
+        result = run(answer, evaluates=True)
+    assert re.search(f"reply dropped, client 3: .*{words}", caplog.text)
+    expected = without_it(evaluates=True).evaluate_metrics_clientapp[1]
+    assert dict(result.evaluate_metrics_clientapp[1]) == dict(expected)
+
+
+def test_a_run_of_bad_replies_only_is_stopped_and_says_why_in_few_words() -> None:
+    returned = whole(arrays=ArrayRecord({"x" * 10**6: Array(np.zeros(1))}))
+    nodes = Nodes({1: lambda _: returned, 2: lambda _: returned})
+    initial = ArrayRecord({name: Array(array) for name, array in SENT.items()})
+    with pytest.raises(RoundsFailedError, match="no client delivered") as stopped:
+        FixBN(FedAvg(fraction_evaluate=0.0), freeze_after=1.0).start(nodes, initial, 3)
+    assert len(str(stopped.value)) < 5000
+
+
+@settings(FUZZ, max_examples=60)
+@given(name=st.sampled_from(NAMES), number=st.sampled_from(NUMBERS))
+def test_no_reply_chooses_a_path(name: str, number: Any) -> None:
+    """Whatever records and metrics are called, nothing of it is used as the name of a file."""
+    folders = [Path.cwd(), Path.cwd().parent, Path("/tmp"), Path("/etc")]
+    before = [sorted(os.listdir(folder)) for folder in folders]
+    returned = whole(metrics=MetricRecord({WEIGHTED_BY: 8, name: number}))
+    returned[name] = ConfigRecord({name: name})
+    run(lambda _: returned)
+    assert [sorted(os.listdir(folder)) for folder in folders] == before
