@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,29 @@ class Outcome:
 
 
 Simulate = Callable[..., Outcome]
+
+
+def start_fixbn(*words: str, folder: Path) -> subprocess.Popen[str]:
+    """Start `fixbn` in a folder, with all that it says in one stream."""
+    return subprocess.Popen(
+        [str(PROGRAMS / "fixbn"), *words],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def home_until(run: subprocess.Popen[str], line_begins: str) -> Path:
+    """Read what a run says up to a line; return its FLWR_HOME, which it has named before."""
+    home = None
+    for line in run.stdout or ():
+        if line.startswith("Successfully installed"):
+            home = Path(line.split(" to ")[1]).parents[1]
+        if line.startswith(line_begins):
+            break
+    assert home is not None
+    return home
 
 
 def processes_of(home: Path) -> dict[int, str]:

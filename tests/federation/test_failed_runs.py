@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from real_runs import PROGRAMS, Simulate, processes_of
+from real_runs import PROGRAMS, Simulate, home_until, processes_of, start_fixbn
 
 from fixbn_flwr.app.superlink import SuperLinkError, local_superlink
 
@@ -57,21 +57,9 @@ def test_a_key_that_the_app_does_not_have_starts_no_run(simulate: Simulate) -> N
 
 
 def test_nothing_outlives_a_run_that_is_cut_short(tmp_path: Path) -> None:
-    home = None
-    with subprocess.Popen(
-        [FIXBN, "run", f"output-dir={tmp_path}", "num-server-rounds=100000", "--workers=1"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as run:
-        assert run.stdout is not None
-        for line in run.stdout:
-            if line.startswith("Successfully installed"):
-                home = Path(line.split(" to ")[1]).parents[1]
-            if line.startswith("round "):
-                break
-        assert home is not None
+    words = [f"output-dir={tmp_path}", "num-server-rounds=100000", "--workers=1"]
+    with start_fixbn("run", *words, folder=tmp_path) as run:
+        home = home_until(run, "round ")
         assert len(processes_of(home)) > 5  # SuperLink, SuperExec, flwr run, simulation, Ray's
         run.send_signal(signal.SIGTERM)
     assert run.returncode == 130  # as after Ctrl-C

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from real_runs import PROGRAMS, processes_of
+from real_runs import PROGRAMS, home_until, processes_of, start_fixbn
 from whole_app import run_app
 
 from fixbn_flwr.app.run_files import read_config, read_metrics
@@ -23,24 +23,13 @@ def test_the_server_is_killed_in_the_midst_of_a_run(tmp_path: Path) -> None:
     state, runs = tmp_path / "state", tmp_path / "runs"
     words = [f"{key}={value}" for key, value in CONFIG.items()]
     words += [f"state-dir={state}", f"output-dir={runs}", "run-name=killed", "fraction-train=0.5"]
-    home = None
-    with subprocess.Popen(
-        [FIXBN, "run", *words, "--clients=4", "--workers=1"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as run:
-        assert run.stdout is not None
-        for line in run.stdout:
-            if line.startswith("Successfully installed"):
-                home = Path(line.split(" to ")[1]).parents[1]
-            if line.startswith("round  4/"):
-                assert home is not None
-                simulations = [p for p, c in processes_of(home).items() if "flwr-simulation" in c]
-                assert simulations
-                for process in simulations:
-                    os.kill(process, signal.SIGKILL)
+    with start_fixbn("run", *words, "--clients=4", "--workers=1", folder=tmp_path) as run:
+        home = home_until(run, "round  4/")
+        simulations = [p for p, c in processes_of(home).items() if "flwr-simulation" in c]
+        assert simulations
+        for process in simulations:
+            os.kill(process, signal.SIGKILL)
+        run.communicate()
     assert run.returncode == 1
     folder = runs / "killed"
     assert 4 <= len(read_metrics(folder)) < 12
