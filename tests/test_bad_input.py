@@ -115,11 +115,20 @@ CONFIG = [
 ]
 
 
+def nothing_may_start() -> None:
+    pytest.fail("a federation was started")
+
+
 @pytest.mark.parametrize(("setting", "message"), CONFIG, ids=lambda text: text[:40])
 def test_config(
-    setting: str, message: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+    setting: str,
+    message: str,
+    elsewhere: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (elsewhere / "a-file").touch()
+    monkeypatch.setattr("fixbn_flwr.app.cli.local_superlink", nothing_may_start)
     code, said = command(capsys, "run", setting)
     assert code == 1
     assert said.startswith("Error: ")
@@ -474,7 +483,7 @@ TASK = replace(DIGITS, name={name!r}, load=load)
         (
             "mine",
             "return open('nowhere.csv')",
-            r"mine cannot be loaded \(FileNotFoundError: .*nowh",
+            r"mine cannot be loaded \(FileNotFoundError: .*now",
         ),
         ("mine", "return images, targets", "of task mine is a tuple, not a pair of Splits"),
         ("mine", "return None", "of task mine is a NoneType, not a pair of Splits"),
