@@ -88,8 +88,9 @@ def check_records(content: RecordDict, sent: Arrays) -> None:
     Raises:
         ReplyError: they are, or a metric is a whole number that no message can hold.
     """
-    records = [*content.metric_records.values(), *content.config_records.values()]
-    _check_beside(sum(_size_of(record.items()) for record in records), sent)
+    metrics = sum(_size_of(record.items()) for record in content.metric_records.values())
+    config = sum(_size_of(record.items()) for record in content.config_records.values())
+    _check_beside(metrics + config, sent)
     for record in content.metric_records.values():
         _check_numbers(record)
 
