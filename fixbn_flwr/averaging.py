@@ -107,3 +107,12 @@ def _mean(values: Sequence[Array], weights: Sequence[float]) -> NDArray[np.float
 def _round_to(value: NDArray[np.float64], dtype: np.dtype[Any]) -> Array:
     # np.asarray: arithmetic on 0-d arrays gives scalars, which Flower's Array refuses.
     return np.asarray(value).astype(dtype)
+
+
+def first_spoilt(arrays: Arrays, before: Arrays) -> str | None:
+    """Return the name of the first array with NaN or infinity where there was none before."""
+    for name, array in arrays.items():
+        # A model may hold infinity by design, as the mask of an attention layer does.
+        if array.dtype.kind == "f" and np.any(~np.isfinite(array) & np.isfinite(before[name])):
+            return name
+    return None

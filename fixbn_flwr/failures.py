@@ -78,6 +78,14 @@ def made_no_model(strategy: object, usable: int) -> str:
     return f"{name} made no model of {usable} usable replies, see its own warning"
 
 
+def made_infinity(strategy: object, name: str) -> str:
+    """Say that finite updates came to an array that is not."""
+    return (
+        f"{type(strategy).__name__} made NaN or infinity of finite replies, first in {name!r}: a "
+        "smaller learning rate of the server, or of the clients, keeps numbers within bounds"
+    )
+
+
 class FailedRounds:
     """Counts rounds without a usable update.
 

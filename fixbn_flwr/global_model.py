@@ -12,8 +12,8 @@ import numpy as np
 from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord, Message
 
-from fixbn_flwr.arrays import arrays_of, record_of
-from fixbn_flwr.averaging import Array, Arrays, Kind, of_kind
+from fixbn_flwr.arrays import arrays_of, record_of, view_of
+from fixbn_flwr.averaging import Array, Arrays, Kind, first_spoilt, of_kind
 
 
 class GlobalModel:
@@ -47,6 +47,10 @@ class GlobalModel:
                     else FlowerArray(np.asarray(new.numpy()).astype(own.dtype))
                 )
         return ArrayRecord({name: joined[name] for name in self.arrays})
+
+    def first_spoilt(self, record: ArrayRecord) -> str | None:
+        """Return the first array of a new model that holds NaN or infinity where this has none."""
+        return first_spoilt({name: view_of(array) for name, array in record.items()}, self.arrays)
 
     def put_into(self, messages: Iterable[Message]) -> None:
         """Put the whole model in place of the parameters in each message's content."""

@@ -36,10 +36,10 @@ from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Strategy
 
-from fixbn_flwr.averaging import Array
+from fixbn_flwr.averaging import Array, first_spoilt
 from fixbn_flwr.errors import ConfigError, ReplyError
 from fixbn_flwr.evaluations import check_older_evaluation
-from fixbn_flwr.failures import FailedRounds, cut, log_problems, made_no_model
+from fixbn_flwr.failures import FailedRounds, cut, log_problems, made_infinity, made_no_model
 from fixbn_flwr.legacy_model import PositionedModel
 from fixbn_flwr.legacy_replies import Failures, in_order, read_result, reason_of
 from fixbn_flwr.legacy_wrapped import examine, take_over
@@ -199,28 +199,40 @@ class FixBN(Strategy):
             parameters, metrics = self.strategy.aggregate_fit(
                 server_round, [(client, seen) for client, seen, _ in usable], [*failures, *rejected]
             )
+        whole, failure = None, None
+        if usable:
+            whole, failure = self._new_model(model, parameters, [update for _, _, update in usable])
         if self._asked:
-            nothing_made = bool(usable) and parameters is None
             self._failures.count(
-                server_round, len(usable), problems,
-                failure=made_no_model(self.strategy, len(usable)) if nothing_made else None,
-                phase=self.phase,
-            )  # fmt: skip
+                server_round, len(usable), problems, failure=failure, phase=self.phase
+            )
         metrics = {
             **metrics,
             "fixbn-clients": len(usable),
             "fixbn-dropped": self._asked - len(usable),
         }
+        return whole, metrics
+
+    def _new_model(
+        self, model: PositionedModel, parameters: Parameters | None, updates: list[Update]
+    ) -> tuple[Parameters | None, str | None]:
+        """Return the new global model, or why there is none."""
         if parameters is None:
-            return None, metrics
-        arrays, updates = parameters_to_ndarrays(parameters), [update for _, _, update in usable]
+            return None, made_no_model(self.strategy, len(updates))
+        momentum = self._state.global_momentum
+        arrays = parameters_to_ndarrays(parameters)
         number = len(model.parameters)
         defended: dict[str, Array] | None = None
         if self._wrapped.defends:
             names = self._state.to_defend(updates[0])
             defended = dict(zip(names, arrays[number:], strict=True))
         rest = self._state.end_round(updates, model.rest, defended=defended)
-        return ndarrays_to_parameters(model.joined(arrays[:number], rest)), metrics
+        whole = model.joined(arrays[:number], rest)
+        spoilt = first_spoilt(dict(zip(model.arrays, whole, strict=True)), model.arrays)
+        if spoilt is not None:
+            self._state.global_momentum = momentum
+            return None, made_infinity(self.strategy, spoilt)
+        return ndarrays_to_parameters(whole), None
 
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager

@@ -30,7 +30,7 @@ from fixbn_flwr.asked import Asked
 from fixbn_flwr.averaging import Array, Kind, of_kind
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.evaluations import check_evaluation
-from fixbn_flwr.failures import FailedRounds, made_no_model
+from fixbn_flwr.failures import FailedRounds, made_infinity, made_no_model
 from fixbn_flwr.global_model import GlobalModel
 from fixbn_flwr.replies import read_reply
 from fixbn_flwr.resumption import Resumption
@@ -228,24 +228,16 @@ class FixBN(Strategy):
         usable, problems = self._asked.sorted_out(server_round, replies, self._read)
         counts = {"fixbn-clients": len(usable), "fixbn-dropped": len(self._asked) - len(usable)}
         parameters, metrics = self._aggregated(server_round, usable)
+        whole, failure = None, None
+        if usable:
+            whole, failure = self._whole(parameters, [update for _, update in usable.values()])
         if self._asked:
-            nothing_made = bool(usable) and parameters is None
             self._failures.count(
-                server_round,
-                len(usable),
-                problems,
-                failure=made_no_model(self.strategy, len(usable)) if nothing_made else None,
-                phase=self.phase,
+                server_round, len(usable), problems, failure=failure, phase=self.phase
             )
-        if parameters is None:
+        if whole is None:
             return None, MetricRecord({**(metrics or {}), **counts}) if self._asked else None
-        rest = self._state.end_round(
-            [update for _, update in usable.values()],
-            self._model.rest,
-            defended=self._beside(parameters) if self._wrapped.defends else None,
-        )
-        self._left = rest
-        return self._model.joined(parameters, rest), MetricRecord({**(metrics or {}), **counts})
+        return whole, MetricRecord({**(metrics or {}), **counts})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -283,6 +275,25 @@ class FixBN(Strategy):
                 reply.content[str(key)] = ArrayRecord({**parameters, **beside})
         accepted = [reply for reply, _ in usable.values()]
         return self.strategy.aggregate_train(server_round, accepted)
+
+    def _whole(
+        self, parameters: ArrayRecord | None, updates: list[Update]
+    ) -> tuple[ArrayRecord | None, str | None]:
+        """Return the new global model, or why there is none."""
+        if parameters is None:
+            return None, made_no_model(self.strategy, len(updates))
+        momentum = self._state.global_momentum
+        rest = self._state.end_round(
+            updates,
+            self._model.rest,
+            defended=self._beside(parameters) if self._wrapped.defends else None,
+        )
+        whole = self._model.joined(parameters, rest)
+        if (name := self._model.first_spoilt(whole)) is not None:
+            self._state.global_momentum = momentum
+            return None, made_infinity(self.strategy, name)
+        self._left = rest
+        return whole, None
 
     def _beside(self, aggregated: ArrayRecord) -> dict[str, Array]:
         """Return what a strategy that defends made of all that is no parameter."""

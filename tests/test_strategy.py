@@ -864,3 +864,25 @@ def test_all_clients_diverging_in_calibration_is_told_as_that() -> None:
     with pytest.raises(RoundsFailedError) as caught:
         federation(FixBN(fedavg(), freeze_after=1.0), on_reply=diverges)
     assert "in calibration. A learning" not in str(caught.value)
+
+
+class Overflowing(FedAvg):
+    """Makes a model of round 2 that no float32 holds."""
+
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        if server_round == 2 and arrays is not None:
+            arrays["scale"] = Array(np.asarray(np.inf, np.float32))
+        return arrays, metrics
+
+
+@pytest.mark.parametrize("momentum", ["local", "global"])
+def test_an_average_that_is_not_finite_is_no_model(
+    momentum: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    strategy = FixBN(Overflowing(fraction_evaluate=0.0), freeze_after=1, momentum=momentum)
+    _, of_round = federation(strategy)
+    assert "Overflowing made NaN or infinity of finite replies, first in 'scale'" in caplog.text
+    assert same(of_round[2], of_round[1])
+    assert not same(of_round[3], of_round[2])
+    assert all(np.isfinite(array).all() for array in of_round[ROUNDS].values())

@@ -58,13 +58,23 @@ class Node:
             digest = hashlib.sha256(name.encode()).digest()
             number = int.from_bytes(digest[:8], "big") if name else context.node_id
             return cls(name, None, 0, number)
-        own, partitions = int(config["partition-id"]), int(config["num-partitions"])
+        own, partitions = (_whole(key, config[key]) for key in ("partition-id", "num-partitions"))
         if not 0 <= own < partitions:
             raise ConfigError(
                 f"partition-id={own} is not one of 0 to {partitions - 1}: number the SuperNodes "
                 "from 0 in --node-config, and give all the same num-partitions."
             )
         return cls(name, own, partitions, own)
+
+
+def _whole(key: str, value: object) -> int:
+    try:
+        return int(str(value))
+    except ValueError as error:
+        raise ConfigError(
+            f"{key}={value!r} is not a whole number: number the SuperNodes from 0 in "
+            "--node-config, and give all the same num-partitions."
+        ) from error
 
 
 def settings_of(context: Context) -> Settings:

@@ -82,7 +82,7 @@ def test_an_existing_run_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     assert config.read_bytes() == before
 
 
-@pytest.mark.parametrize("output_dir", ["file", "file/below", "bad\0name"])
+@pytest.mark.parametrize("output_dir", ["file", "file/below"])
 def test_a_place_that_is_no_directory_is_refused(tmp_path: Path, output_dir: str) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ConfigError, match=r"output-dir = .*cannot make a run folder in .*; name a"):
@@ -205,7 +205,7 @@ def test_a_model_that_cannot_be_written_leaves_the_one_before(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ConfigError, match=r"No space left.*Make room on its disk"):
         folder.save_model("best", {"a": np.ones(3)})
     assert path.read_bytes() == before
     assert sorted(p.name for p in folder.path.iterdir()) == ["best.safetensors", "config.json"]

@@ -37,14 +37,15 @@ def start_fixbn(*words: str, folder: Path) -> subprocess.Popen[str]:
 
 def home_until(run: subprocess.Popen[str], line_begins: str) -> Path:
     """Read what a run says up to a line; return its FLWR_HOME, which it has named before."""
-    home = None
+    said, home = list[str](), None
     for line in run.stdout or ():
+        said.append(line)
         if line.startswith("Successfully installed"):
             home = Path(line.split(" to ")[1]).parents[1]
         if line.startswith(line_begins):
-            break
-    assert home is not None
-    return home
+            assert home is not None
+            return home
+    raise AssertionError(f"no line begins with {line_begins!r}:\n{''.join(said)}")
 
 
 def processes_of(home: Path) -> dict[int, str]:

@@ -95,7 +95,10 @@ def test_parquet_without_a_column_of_groups_has_none(tmp_path: Path) -> None:
         ({"label": [0.5, 1.0]}, "the column label is not whole numbers"),
         ({"label": ["0", "1"]}, "the column label is not whole numbers"),
         ({"image": [{"bytes": b"x", "path": None}] * 2}, "row 0 cannot be read as an image"),
-        ({"image": [{"bytes": None, "path": "1.png"}] * 2}, "row 0 cannot be read as an image"),
+        (
+            {"image": [{"bytes": None, "path": "1.png"}] * 2},
+            "row 0: the column image holds no image",
+        ),
     ],
 )
 def test_parquet_with_something_else_in_it(
