@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,25 @@ def full_size_table() -> str:
 
 def test_the_table_of_long_runs_is_the_data() -> None:
     assert f"<!-- full size -->\n{full_size_table()}\n<!-- end -->" in README
+
+
+def deployment_table() -> str:
+    """The table of seconds outside training, from their data."""
+    data = ROOT / "simulation" / "results" / "benchmark" / "deployment.json"
+    rows = {
+        "before": "as Flower does it",
+        "after": "packed arrays, quick looks, workers that stay",
+    }
+    lines = ["| | median | each round |", "| --- | ---: | --- |"]
+    for name, run in json.loads(data.read_text())["runs"].items():
+        outside = run["outside"]
+        shown = ", ".join(f"{seconds:.1f}" for seconds in outside)
+        lines.append(f"| {rows[name]} | {statistics.median(outside):.1f} | {shown} |")
+    return "\n".join(lines)
+
+
+def test_the_table_of_seconds_outside_training_is_the_data() -> None:
+    assert f"<!-- deployment -->\n{deployment_table()}\n<!-- end -->" in README
 
 
 def test_the_first_results_are_the_data() -> None:

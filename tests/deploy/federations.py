@@ -144,7 +144,9 @@ class Node:
         file = self.machine.home / "word"
         file.write_text(word)
         os.replace(file, self.machine.home / "order")
+        end = time.monotonic() + TIMEOUT
         while (self.machine.home / "waiting").exists():
+            assert time.monotonic() < end, f"{self.name} does not do what it was told"
             time.sleep(0.05)
 
     def power_failure(self) -> None:
