@@ -13,7 +13,17 @@ bit.
 
 A simulation passes whole messages within one machine: there ``flat_in_deployment`` returns the grid
 as it was, and the mod, which packs only what answers a packed message, does nothing. So there is no
-option to set. A client without the mod cannot read what it is sent: add it to all of them.
+option to set. A client without the mod cannot read what it is sent, so all need it: what one
+without it answers becomes an error reply that says so, even where the client did not notice.
+
+A server of the older generation gets its grid in a main of its own:
+
+    older = ServerApp(server_fn=server_fn)                               # as it was
+    app = ServerApp()
+
+    @app.main()
+    def main(grid, context):
+        older(flat_in_deployment(grid), context)
 """
 
 from __future__ import annotations
@@ -21,7 +31,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from flwr.app import Context, Error, Message
+from flwr.app import ConfigRecord, Context, Error, Message
 from flwr.app.message.message import make_message
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.common.constant import ErrorCode
@@ -35,6 +45,9 @@ from fixbn_flwr.grid import GridAround
 QUICKEST, SLOWEST = 0.1, 1.0  # seconds between two looks for replies
 _SHARE = 0.05  # of the time already waited that the next pause takes, between the two
 
+_WAS_UNPACKED = "fixbn-unpacked"  # a record of the mod's in each reply to a packed message
+_REMEDY = "add flat_arrays_mod of fixbn_flwr.transport to its ClientApp, first of the mods"
+
 
 def flat_in_deployment(grid: Grid) -> Grid:
     """Return a grid that packs arrays and polls quickly; in a simulation, the grid itself."""
@@ -45,22 +58,33 @@ class FlatGrid(GridAround):
     """A Grid that sends the arrays of messages packed, and unpacks those of the replies.
 
     Replies come as they are if they are errors or not packed. A packed one that is damaged becomes
-    an error reply of the same client: strategies drop and name it, as any other.
+    an error reply of the same client, and so does that of a client without ``flat_arrays_mod`` to a
+    packed message: strategies drop and name it, as any other.
     """
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__(grid)
+        self._packed: set[str] = set()  # messages that went out so, and have no reply yet
+        self._with_mod: set[int] = set()  # clients that are known to unpack them
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages with their arrays packed; the caller's messages keep theirs."""
         packer = Packer()  # a strategy mostly sends all clients the same arrays
-        return self._grid.push_messages(
-            [
-                make_message(metadata=message.metadata, content=packer.pack(message.content))
-                for message in messages
-            ]
+        contents = [(message.metadata, packer.pack(message.content)) for message in messages]
+        message_ids = list(
+            self._grid.push_messages(
+                [make_message(metadata=metadata, content=content) for metadata, content in contents]
+            )
         )
+        # Flower gives no numbers at all where it could not send, or None for one message of many.
+        for message_id, (_, content) in zip(message_ids, contents, strict=False):
+            if message_id and is_packed(content):
+                self._packed.add(message_id)
+        return message_ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that have arrived, unpacked."""
-        return [_unpacked(reply) for reply in self._grid.pull_messages(message_ids)]
+        return [self._arrived(reply) for reply in self._grid.pull_messages(message_ids)]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -80,6 +104,29 @@ class FlatGrid(GridAround):
                 time.sleep(min(max(QUICKEST, _SHARE * waited), SLOWEST))
         return replies
 
+    def _arrived(self, reply: Message) -> Message:
+        """Return a reply unpacked, or as an error if its client could not read its message."""
+        client, asked = reply.metadata.src_node_id, reply.metadata.reply_to_message_id
+        was_packed = asked in self._packed
+        self._packed.discard(asked)
+        if reply.has_error():
+            raised = reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+            if raised and was_packed and client not in self._with_mod:
+                reason = f"(if it does not know its arrays: {_REMEDY}) {reply.error.reason}"
+                reply.error = Error(reply.error.code, reason)
+            return reply
+        if reply.content.pop(_WAS_UNPACKED, None) is not None:
+            self._with_mod.add(client)
+        elif was_packed:
+            return _failed(reply, f"it cannot have read the arrays, which come packed: {_REMEDY}.")
+        if not is_packed(reply.content):
+            return reply
+        try:
+            reply.content = unpack(reply.content)
+        except ReplyError as error:
+            return _failed(reply, str(error))
+        return reply
+
 
 def flat_arrays_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Unpack the arrays of a message that arrived packed, and pack those of its reply.
@@ -93,15 +140,10 @@ def flat_arrays_mod(message: Message, context: Context, call_next: ClientAppCall
     reply = call_next(message, context)
     if reply.has_content():
         reply.content = Packer().pack(reply.content)
+        reply.content[_WAS_UNPACKED] = ConfigRecord()
     return reply
 
 
-def _unpacked(reply: Message) -> Message:
-    if not reply.has_content() or not is_packed(reply.content):
-        return reply
-    try:
-        reply.content = unpack(reply.content)
-    except ReplyError as error:
-        failure = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error))
-        return make_message(metadata=reply.metadata, error=failure)
-    return reply
+def _failed(reply: Message, reason: str) -> Message:
+    failure = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
+    return make_message(metadata=reply.metadata, error=failure)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
@@ -45,6 +46,7 @@ def training_app(
     optimizer_of: Callable[[nn.Module], Optimizer] | None = None,
     examples: Sequence[int] | None = None,
     on_reply: Callable[[int, int, nn.Module, RecordDict], None] = lambda *_: None,
+    mods: Sequence[Mod] = (),
 ) -> ClientApp:
     """A Message API client as a user writes one: new model, new SGD, its own loop, one ``with``.
 
@@ -58,8 +60,9 @@ def training_app(
         optimizer_of: another optimiser than SGD.
         examples: the client's number of examples by partition; all alike by default.
         on_reply: called with partition, round, model and reply's content before it is sent.
+        mods: of the ClientApp.
     """
-    app = ClientApp()
+    app = ClientApp(mods=list(mods))
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

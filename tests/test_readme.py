@@ -2,9 +2,12 @@
 
 import json
 import re
+import statistics
 import tomllib
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from fixbn_flwr.app.config import Settings, table
 from fixbn_flwr.app.run_files import read_metrics
@@ -85,6 +88,28 @@ def full_size_table() -> str:
 
 def test_the_table_of_long_runs_is_the_data() -> None:
     assert f"<!-- full size -->\n{full_size_table()}\n<!-- end -->" in README
+
+
+DEPLOYMENT = ROOT / "simulation" / "results" / "benchmark" / "deployment.json"
+
+
+def deployment_table() -> str:
+    """The table of seconds outside training, from their data."""
+    rows = {
+        "before": "as Flower does it",
+        "after": "packed arrays, quick looks, workers that stay",
+    }
+    lines = ["| | median | each round |", "| --- | ---: | --- |"]
+    for name, run in json.loads(DEPLOYMENT.read_text())["runs"].items():
+        outside = run["outside"]
+        shown = ", ".join(f"{seconds:.1f}" for seconds in outside)
+        lines.append(f"| {rows[name]} | {statistics.median(outside):.1f} | {shown} |")
+    return "\n".join(lines)
+
+
+@pytest.mark.skipif(not DEPLOYMENT.exists(), reason="not measured yet, it takes a quiet machine")
+def test_the_table_of_seconds_outside_training_is_the_data() -> None:
+    assert f"<!-- deployment -->\n{deployment_table()}\n<!-- end -->" in README
 
 
 def test_the_first_results_are_the_data() -> None:

@@ -38,7 +38,7 @@ from fixbn_flwr.store import KEY
 from fixbn_flwr.tasks import get_task
 from fixbn_flwr.wire import Momentum, RoundConfig
 
-PATIENCE = 60.0  # seconds, on a busy machine
+PATIENCE = 300.0  # seconds, on a busy machine
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def nodes() -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
     started: list[subprocess.Popen[bytes]] = []
 
     def start() -> subprocess.Popen[bytes]:
-        started.append(subprocess.Popen(["sleep", "600"]))
+        started.append(subprocess.Popen(["sleep", "3600"]))
         return started[-1]
 
     yield start
@@ -64,7 +64,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 @pytest.fixture(scope="module")
 def shared() -> Iterator[subprocess.Popen[bytes]]:
     """A node whose worker stays from test to test: a new one takes seconds to import torch."""
-    process = subprocess.Popen(["sleep", "600"])
+    process = subprocess.Popen(["sleep", "3600"])
     yield process
     end(process)
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from machines import TIMEOUT, Machine, Service, free_port
 from safetensors.numpy import load_file
@@ -15,18 +15,47 @@ from safetensors.numpy import load_file
 ADDRESS = "127.0.0.2"
 
 
-class Federation:
-    """A SuperLink at 127.0.0.2 with certificates, running; nodes are added one by one."""
+class Network(Protocol):
+    """Where machines are: the SuperLink's first, then as many nodes' as are asked for."""
 
-    def __init__(self, folder: Path) -> None:
+    def superlink(self, folder: Path) -> Machine:
+        """The SuperLink's machine."""
+
+    def node(self, folder: Path, number: int) -> Machine:
+        """The machine of a node, from 0."""
+
+    def superlink_for(self, number: int) -> str:
+        """The address at which a node reaches the SuperLink."""
+
+
+class Loopback:
+    """One network for all, with an address of loopback for each."""
+
+    def superlink(self, folder: Path) -> Machine:
+        return Machine(folder, ADDRESS)
+
+    def node(self, folder: Path, number: int) -> Machine:
+        return Machine(folder, f"127.0.0.{3 + number}")
+
+    def superlink_for(self, number: int) -> str:
+        return ADDRESS
+
+
+class Federation:
+    """A SuperLink with certificates, running; nodes are added one by one, `nodes` at most."""
+
+    def __init__(self, folder: Path, network: Network | None = None, nodes: int = 4) -> None:
         self.folder = folder
-        self.link = Machine(folder, ADDRESS)
+        self.network = network or Loopback()
+        self.link = self.network.superlink(folder)
         self.machines = [self.link]
-        self.port = free_port(ADDRESS)
-        self.link.run(f"deploy/make-certificates certificates --host {ADDRESS}")
+        self.hosts = sorted({self.network.superlink_for(number) for number in range(nodes)})
+        self.port = 8000 if self.link.within else free_port(self.hosts[0])
+        hosts = " ".join(f"--host {host}" for host in self.hosts)
+        self.link.run(f"deploy/make-certificates certificates {hosts}")
         (self.link.home / ".flwr").mkdir()
         (self.link.home / ".flwr" / "config.toml").write_text(
-            f'[superlink.federation]\naddress = "{ADDRESS}:{self.port}"\n'
+            f'[superlink.federation]\naddress = "{self.hosts[0]}:{self.port}"\n'
             f'root-certificates = "{self.link.home}/certificates/ca.crt"\n'
         )
         self.data(self.link, "0/1")
@@ -34,8 +63,8 @@ class Federation:
 
     def start_superlink(self) -> Service:
         service = self.link.start(
-            f"deploy/start-superlink --certificates certificates --host {ADDRESS} "
-            f"--port {self.port}",
+            f"deploy/start-superlink --certificates certificates --port {self.port} "
+            f"--host {self.hosts[0] if len(self.hosts) == 1 else '0.0.0.0'}",
             "superlink.log",
         )
         self.link.run("until deploy/check-health --home ~/.fixbn/superlink; do sleep 0.5; done")
@@ -49,7 +78,8 @@ class Federation:
 
     def add(self, name: str, part: str, *, register: bool = True) -> Node:
         """A node's machine with its key, registered or not, and data; it is not started yet."""
-        machine = Machine(self.folder, f"127.0.0.{2 + len(self.machines)}")
+        number = len(self.machines) - 1
+        machine = self.network.node(self.folder, number)
         self.machines.append(machine)
         machine.run(f"deploy/make-node-key keys/{name}")
         shutil.copy(self.link.home / "certificates" / "ca.crt", machine.home)
@@ -57,10 +87,10 @@ class Federation:
         self.data(machine, part)
         if register:
             self.link.run(
-                f"deploy/register {name}.pub --superlink {ADDRESS}:{self.port} "
+                f"deploy/register {name}.pub --superlink {self.hosts[0]}:{self.port} "
                 "--ca certificates/ca.crt"
             )
-        return Node(name, machine, f"{ADDRESS}:{self.port}")
+        return Node(name, machine, f"{self.network.superlink_for(number)}:{self.port}")
 
     def start_run(self, name: str, **run_config: Any) -> Service:
         """Start a run of the ordered task; its log goes on until it ends."""
@@ -114,7 +144,9 @@ class Node:
         file = self.machine.home / "word"
         file.write_text(word)
         os.replace(file, self.machine.home / "order")
+        end = time.monotonic() + TIMEOUT
         while (self.machine.home / "waiting").exists():
+            assert time.monotonic() < end, f"{self.name} does not do what it was told"
             time.sleep(0.05)
 
     def power_failure(self) -> None:

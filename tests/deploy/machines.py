@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,12 +25,17 @@ TIMEOUT = 1200.0  # seconds for what takes some ten on an idle machine
 
 
 class Machine:
-    """One machine: `run` is its shell, in its checkout, which is its home as well."""
+    """One machine: `run` is its shell, in its checkout, which is its home as well.
 
-    def __init__(self, folder: Path, address: str) -> None:
+    `within` are the words of a command that runs another one on this machine; none here, where
+    machines differ by their homes and by what they listen at.
+    """
+
+    def __init__(self, folder: Path, address: str, within: Sequence[str] = ()) -> None:
         self.home = folder / address
         self.address = address
-        self.home.mkdir(parents=True)
+        self.within = tuple(within)
+        (self.home / "tmp").mkdir(parents=True)
         for name in APP:
             source, target = ROOT / name, self.home / name
             if source.is_dir():
@@ -39,6 +44,7 @@ class Machine:
                 shutil.copy2(source, target)
         self.environment = {
             "HOME": str(self.home),
+            "TMPDIR": str(self.home / "tmp"),
             "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}",
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -52,7 +58,7 @@ class Machine:
     ) -> subprocess.CompletedProcess[str]:
         """Run a shell command to its end; what it says is stdout and stderr together."""
         answer = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", command],
+            [*self.within, "bash", "-euo", "pipefail", "-c", command],
             cwd=self.home,
             env=self.environment | environment,
             stdin=subprocess.DEVNULL,
@@ -69,7 +75,7 @@ class Machine:
         """Start a command that stays, its output in a file of the machine's home."""
         with (self.home / log).open("ab") as file:
             process = subprocess.Popen(
-                shlex.split(command),
+                [*self.within, *shlex.split(command)],
                 cwd=self.home,
                 env=self.environment | environment,
                 stdout=file,

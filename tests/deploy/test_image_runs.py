@@ -1,0 +1,128 @@
+"""The Dockerfile's own steps in a clean root, and what the image runs as its user, without Docker.
+
+The root is this machine's files beneath an overlay in memory, which takes all that the steps write
+and is gone with the test. What installs packages is left out, since no test downloads anything:
+those of the environment that runs this stand for them. It takes root, and Linux's namespaces.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from machines import ROOT, TIMEOUT, free_port
+from test_image import instructions
+
+pytestmark = pytest.mark.slow
+
+CLEAN_ROOT = """
+mount -t tmpfs none /mnt
+mkdir /mnt/changes /mnt/work /mnt/root
+mount -t overlay overlay -o lowerdir=/,upperdir=/mnt/changes,workdir=/mnt/work /mnt/root
+mount --bind /dev /mnt/root/dev
+mount -t proc proc /mnt/root/proc
+mount -t tmpfs none /mnt/root/tmp
+mkdir /mnt/root/checkout
+mount --bind "$2" /mnt/root/checkout
+chmod 1777 /mnt/root/tmp
+if test -d /mnt/root/root; then chmod 755 /mnt/root/root; fi   # this Python may be in there
+exec chroot /mnt/root sh -euc "$1"
+"""
+
+
+def in_clean_root(script: str) -> str:
+    """Run a shell script there; return what it said. All that it started ends with it."""
+    command = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
+    answer = subprocess.run(
+        [*command, "sh", "-euc", CLEAN_ROOT, "sh", script, str(ROOT)],
+        env={"PATH": f"{sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/bin"},
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=TIMEOUT,
+    )
+    if "unshare failed" in answer.stdout or "mount:" in answer.stdout:
+        pytest.skip(f"no clean root here: {answer.stdout}")
+    assert answer.returncode == 0, answer.stdout
+    return answer.stdout
+
+
+def steps() -> list[str]:
+    """What the Dockerfile does, as shell commands, up to what runs as the image's user."""
+    commands: list[str] = []
+    for name, arguments in instructions():
+        if name in ("ARG", "ENV"):
+            commands += [f"export {word}" for word in arguments.split() if "=" in word]
+        elif name == "WORKDIR":
+            commands.append(f"mkdir -p {arguments} && cd {arguments}")
+        elif name == "COPY" and "--from=build" not in arguments:
+            *sources, target = (word for word in arguments.split() if not word.startswith("--"))
+            copied = " ".join(f"/checkout/{source}" for source in sources)
+            # A folder's contents, as COPY takes them.
+            commands.append(
+                f"mkdir -p {target} && cp -r {copied}{'/.' * (len(sources) == 1)} {target}"
+            )
+        elif name == "RUN":
+            parts = [part for part in arguments.split("&&") if "pip install" not in part]
+            commands.append(" && ".join(parts) or "true")
+            if "-m venv" in arguments:
+                commands.append(stand_in_packages())
+    return commands
+
+
+def stand_in_packages() -> str:
+    """Let the image's environment see the packages of this one, and the copied package first."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    file = f"/opt/venv/lib/{version}/site-packages/stand-in.pth"
+    return f"printf '/build\\n{sysconfig.get_path('purelib')}\\n' > {file}"
+
+
+def as_user(command: str) -> str:
+    """A command as the image's user, with its home."""
+    (user,) = (arguments for name, arguments in instructions() if name == "USER")
+    within = f"setpriv --reuid {user} --regid {user} --clear-groups env HOME=/home/fixbn"
+    return f"{within} sh -euc {shlex.quote(command)}"
+
+
+def test_the_image_serves_as_superlink_and_as_supernode_by_a_user_with_no_rights() -> None:
+    port = free_port("127.0.0.1")
+    (health,) = (arguments for name, arguments in instructions() if name == "HEALTHCHECK")
+    healthy = " ".join(re.findall(r'"([^"]*)"', health))
+    node = f"start-supernode --insecure --superlink 127.0.0.1:{port} --partition 0/1"
+    said = in_clean_root(
+        "\n".join(
+            [
+                *steps(),
+                as_user("id -u; pwd; which python start-superlink; touch /opt/venv/x || true"),
+                "stat -c '%a %U %n' /var/lib/fixbn /certificates /keys/hospital-a",
+                as_user(f"start-superlink --insecure --port {port} > superlink.log 2>&1 & echo"),
+                as_user(f"until {healthy}; do sleep 1; done"),
+                "export FIXBN_HOME=/var/lib/fixbn/node",
+                as_user(f"{node} > node.log 2>&1 & echo"),
+                as_user(f"until {healthy}; do sleep 1; done"),
+                "until grep 'SuperNode ID' node.log; do sleep 1; done",
+                "cat superlink.log node.log",
+                "python -c 'import fixbn_flwr; print(fixbn_flwr.__file__)'",
+            ]
+        )
+    )
+    assert "10001\n/var/lib/fixbn\n/opt/venv/bin/python\n/opt/deploy/start-superlink\n" in said
+    assert "touch: cannot touch '/opt/venv/x': Permission denied" in said
+    for directory in ("/var/lib/fixbn", "/certificates", "/keys/hospital-a"):
+        assert f"700 fixbn {directory}\n" in said
+    assert "SuperNode ID" in said, said
+    assert said.endswith("/build/fixbn_flwr/__init__.py\n"), said
+
+
+def test_nothing_of_it_is_left() -> None:
+    in_clean_root("useradd --uid 10001 fixbn && touch /opt/left-behind")
+    assert not Path("/opt/left-behind").exists()
+    assert "fixbn" not in Path("/etc/passwd").read_text()

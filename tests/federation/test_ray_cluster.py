@@ -1,0 +1,117 @@
+"""A simulation in a Ray cluster of two nodes that was there before, as docs/ray-cluster.md says."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import roaming
+import torch
+from real_runs import PROGRAMS, processes_of
+from whole_app import rounds_of, run_app
+
+from fixbn_flwr.app.cli import APP
+from fixbn_flwr.app.superlink import SuperLink, free_port
+
+pytestmark = pytest.mark.slow
+
+START = 300.0  # seconds for a node of Ray's, on a busy machine
+ROUNDS = 6
+CONFIG: dict[str, Any] = {
+    "task": "roaming:TASK",
+    "partition": "natural",
+    "fraction-train": 1.0,
+    "num-server-rounds": ROUNDS,
+    "freeze-after": 3,
+    "local-steps": 1,
+    "batch-size": 8,
+    "momentum": "local",
+    "device": "cpu",
+}
+
+
+class InCluster(SuperLink):
+    """A SuperLink whose simulations run in a cluster that is there, as with RAY_ADDRESS."""
+
+    def __init__(self, home: Path, cluster: str) -> None:
+        super().__init__(home, free_port())
+        tasks = os.pathsep.join([str(Path(__file__).parent), str(APP)])
+        self._environment |= {"RAY_ADDRESS": cluster, "PYTHONPATH": tasks}
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A folder whose processes end with it; short, since Ray puts sockets deep below it."""
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+        while left := processes_of(Path(folder)):
+            for process in left:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            time.sleep(0.1)
+
+
+@pytest.fixture
+def cluster(home: Path) -> Iterator[str]:
+    """The address of a cluster of two nodes of one core each; Ray's own programs, on loopback."""
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    head = ["--head", f"--port={port}", f"--ray-client-server-port={free_port()}"]
+    head.append("--include-dashboard=false")
+    with ExitStack() as nodes:
+        for name, where in (("head", head), ("worker", [f"--address={address}"])):
+            command = [str(PROGRAMS / "ray"), "start", *where, "--block", "--num-cpus=1"]
+            command += ["--disable-usage-stats", "--node-ip-address=127.0.0.1"]
+            command += [f"--temp-dir={home / name}", f"--object-store-memory={200 * 10**6}"]
+            command += [f"--dashboard-agent-listen-port={free_port()}"]
+            log = home / f"{name}.log"
+            with log.open("wb") as file:
+                node = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+            nodes.callback(node.wait)
+            nodes.callback(node.terminate)
+            end = time.monotonic() + START
+            while "Ray runtime started" not in log.read_text():
+                assert node.poll() is None, log.read_text()
+                assert time.monotonic() < end, log.read_text()
+                time.sleep(0.2)
+        yield address
+
+
+def test_clients_find_their_momentum_on_whichever_node_they_run(
+    home: Path, cluster: str, tmp_path: Path
+) -> None:
+    places, runs = tmp_path / "places", tmp_path / "runs"
+    places.mkdir()
+    config = CONFIG | {"data-dir": str(places)}
+    federation = {"num-supernodes": roaming.CLIENTS, "client-resources-num-cpus": 1}
+    lines: list[str] = []
+    (home / "flwr").mkdir()
+    link = InCluster(home / "flwr", cluster)
+    link.start()
+    try:
+        failure = link.run(APP, config | {"output-dir": str(runs)}, federation, lines.append)
+    finally:
+        link.stop()
+    assert failure is None, "\n".join(lines)
+    (folder,) = runs.iterdir()
+    assert [line["clients"] for line in rounds_of(folder)] == [roaming.CLIENTS] * ROUNDS
+
+    visits = [roaming.read(places, client) for client in range(roaming.CLIENTS)]
+    assert [len(nodes) for nodes in visits] == [ROUNDS] * roaming.CLIENTS
+    assert len({node for nodes in visits for node in nodes}) == 2
+    moves = sum(before != after for nodes in visits for before, after in pairwise(nodes))
+    assert moves >= ROUNDS - 1  # at least one client a round
+
+    torch.set_num_threads(1)
+    here = run_app(tmp_path / "here", roaming.CLIENTS, config)
+    for model in ("final.safetensors", "best.safetensors"):
+        assert (folder / model).read_bytes() == (here / model).read_bytes(), model
