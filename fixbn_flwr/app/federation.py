@@ -163,23 +163,16 @@ class Federation(GridAround):
         ]
         for answer in self._exchange(asked, ANSWER):
             node_id = answer.metadata.src_node_id
-            if answer.has_error():
-                if answer.error.code == ErrorCode.NODE_UNAVAILABLE:  # it has gone meanwhile
-                    continue
-                problem = f"client {node_id} cannot start: {answer.error.reason}"
+            if answer.has_error() and answer.error.code == ErrorCode.NODE_UNAVAILABLE:
+                continue  # it has gone meanwhile
+            try:
+                self._members[node_id] = _member(answer)
+            except ConfigError as error:
+                problem = f"client {node_id} cannot start: {error}"
                 if not self._assembled:
-                    raise ConfigError(problem)
+                    raise ConfigError(problem) from error
                 _logger.warning("%s; the run goes on without it", problem)
                 self._unfit.add(node_id)
-                continue
-            properties = answer.content.config_records["getpropertiesres.properties"]
-            self._members[node_id] = Member(
-                partition=int(str(properties.get("partition-id", -1))),
-                partitions=int(str(properties.get("num-partitions", 0))),
-                examples=int(str(properties["examples"])),
-                name=str(properties.get("name", "")),
-                node_id=node_id,
-            )
 
     def _exchange(self, messages: list[Message], timeout: float | None) -> list[Message]:
         replies = list(self._grid.send_and_receive(messages, timeout=timeout)) if messages else []
@@ -229,6 +222,30 @@ class Federation(GridAround):
             "--node-config, min-clients where they have data of their own, or a smaller "
             "fraction-train."
         )
+
+
+def _member(answer: Message) -> Member:
+    """Return who a client says it is.
+
+    Raises:
+        ConfigError: it says why it cannot start, or nothing that can be understood.
+    """
+    if answer.has_error():
+        raise ConfigError(answer.error.reason)
+    try:
+        properties = answer.content.config_records["getpropertiesres.properties"]
+        return Member(
+            partition=int(str(properties.get("partition-id", -1))),
+            partitions=int(str(properties.get("num-partitions", 0))),
+            examples=int(str(properties["examples"])),
+            name=str(properties.get("name", "")),
+            node_id=answer.metadata.src_node_id,
+        )
+    except (KeyError, ValueError) as error:
+        raise ConfigError(
+            f"its get_properties says nothing that can be understood ({error!r}): install the same "
+            "version of fixbn-flwr on server and clients."
+        ) from error
 
 
 def _last_words(reason: str) -> str:

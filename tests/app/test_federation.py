@@ -287,3 +287,11 @@ def test_a_restarted_node_takes_its_partition_from_the_one_still_counted(nodes: 
     nodes.contexts[7] = Context(1, 7, {"partition-id": 0, "num-partitions": 3}, RecordDict(), {})
     nodes.connected.append(7)
     assert federation.get_node_ids() == [7, *ids(1, 2)]
+
+
+@pytest.mark.parametrize("examples", ["many", None])
+def test_a_client_that_says_nothing_of_sense_is_named(nodes: Nodes, examples: str | None) -> None:
+    for node in nodes.contexts.values():
+        node.node_config["examples"] = examples or ""  # in place of its own
+    with pytest.raises(ConfigError, match=r"client 1000 cannot start: .*the same version"):
+        Federation(nodes).assemble()
