@@ -1,6 +1,6 @@
 # make run    train with FixBN on real images, and with plain BN beside it (some minutes)
 # make test   lint, types and tests (under ten minutes on two cores)
-# make test-long   real federations through `flwr run`, on Ray (some minutes more)
+# make test-long   real federations, on Ray and between SuperNodes; kills, soak (half an hour more)
 # make docs   the documentation site, in site/
 # They set up their own environment in .venv first; PYTHON picks another Python, 3.11 or newer.
 
@@ -19,7 +19,7 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-long: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check

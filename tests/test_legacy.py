@@ -13,7 +13,7 @@ import torch
 from clients import initial_arrays, sgd_step, training_app
 from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.client.mod import secaggplus_mod
-from flwr.common import ndarrays_to_parameters
+from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server import LegacyContext, ServerConfig
 from flwr.server.strategy import FedAvg
 from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
@@ -269,6 +269,20 @@ def test_a_dropped_reply_counts_as_a_failure() -> None:
     strategy = fixbn(fedavg(accept_failures=False))
     with pytest.raises(RoundsFailedError, match="FedAvg made no model of 3 usable replies"):
         run_older(strategy, app(on_reply=change("first.bias", lambda a: a * np.inf)), ROUNDS)
+
+
+def test_an_average_that_is_not_finite_is_no_model() -> None:
+    class Overflowing(FedAvg):
+        def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
+            parameters, metrics = super().aggregate_fit(server_round, results, failures)
+            assert parameters is not None
+            first, *rest = parameters_to_ndarrays(parameters)
+            return ndarrays_to_parameters([first * np.inf, *rest]), metrics
+
+    initial = ndarrays_to_parameters(arrays_of(network()))
+    strategy = fixbn(Overflowing(initial_parameters=initial, fraction_evaluate=0.0))
+    with pytest.raises(RoundsFailedError, match="Overflowing made NaN or infinity of finite"):
+        run_older(strategy, app(), ROUNDS)
 
 
 def test_clients_without_all_arrays_are_told_what_to_send() -> None:
