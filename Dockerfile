@@ -22,7 +22,7 @@ FROM python:${PYTHON}
 # Its own directories, which volumes take over with their owner and mode when they are new.
 RUN useradd --uid 10001 --create-home fixbn \
     && install --directory --owner fixbn --mode 700 \
-        /var/lib/fixbn /certificates /keys/hospital-a /keys/hospital-b
+        /var/lib/fixbn /home/fixbn/fixbn-runs /certificates /keys/hospital-a /keys/hospital-b
 COPY --from=build /opt/venv /opt/venv
 COPY --chown=root:root deploy /opt/deploy
 ENV PATH=/opt/deploy:/opt/venv/bin:$PATH \

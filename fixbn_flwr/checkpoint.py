@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from fixbn_flwr.errors import CheckpointError
@@ -31,11 +32,13 @@ class Checkpoints:
     Args:
         folder: where they are; made with the first one.
         keep: how many of the newest are kept.
+        always: rounds whose checkpoints are kept as well.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    def __init__(self, folder: Path, keep: int = 2, always: Collection[int] = ()) -> None:
         self._folder = folder
         self._keep = keep
+        self._always = always
 
     def save(self, server_round: int, tree: Tree) -> Path:
         """Write what a run needs to go on after a round; remove what is older than it must be.
@@ -49,11 +52,12 @@ class Checkpoints:
         try:
             write_atomically(path, content)
             remove_partial_files(self._folder)
-            of_round = self._of_round()
-            kept = sorted({r for r, _ in of_round if r <= server_round})[-self._keep :]
-            for its_round, other in of_round:
-                # Of a later round: a damaged one, which this run has gone back before.
-                if other != path and (its_round not in kept or its_round == server_round):
+            until_now = [r for r in self.rounds() if r <= server_round]
+            kept = {*until_now[-self._keep :], *self._always} & {*until_now}
+            for its_round, other in self._of_round():
+                # One of a later round, or of this one, is damaged: the run has gone back before it.
+                damaged = its_round == server_round and other != path
+                if its_round not in kept or damaged:
                     other.unlink()
         except OSError as error:
             raise CheckpointError(

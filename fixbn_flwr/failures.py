@@ -137,6 +137,6 @@ class FailedRounds:
             reasons = ["no reply arrived before the timeout"]
         raise RoundsFailedError(
             f"round {server_round}: {what} ({self._in_a_row} such rounds in a row); the global "
-            "model is as it was. Mend the clients and start again:\n  "
+            "model is as it was. Mend the clients and start again, or resume from a checkpoint:\n  "
             + "\n  ".join([*reasons, *remedies_for(reasons)])
         )

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -28,6 +29,8 @@ from fixbn_flwr.momentum import Buffers
 from fixbn_flwr.wire import RoundConfig
 
 KEY = "fixbn-momentum"
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 _logger = logging.getLogger("flwr.fixbn")
 
@@ -57,7 +60,13 @@ class Stamp:
 
 
 def save_buffers(context: Context, asked: RoundConfig, buffers: Buffers, model: str) -> None:
-    """Keep ``buffers`` for this client's next round, in place of what was kept before."""
+    """Keep ``buffers`` for this client's next round, in place of what was kept before.
+
+    Those of a training that diverged are not kept: every round that began with them would diverge.
+    """
+    if not _are_finite(buffers):
+        _logger.warning("momentum not kept, it holds NaN or infinity: what was kept before stays")
+        return
     stamp = Stamp(context.run_id, asked.server_round, model)
     content = safetensors.torch.save(buffers, metadata=stamp.as_metadata())
     folder = _folder_of(context, asked)
@@ -92,7 +101,7 @@ def load_buffers(context: Context, asked: RoundConfig, model: str) -> Buffers:
         if before is None or before.is_before(context.run_id, asked):
             return _usable(content, context, asked, model)
         _file(folder, server_round).unlink()
-        _dropped(_other(before, context, asked))
+        _logger.info("momentum removed, %s", _other(before, context, asked))
     return {}
 
 
@@ -106,9 +115,14 @@ def _usable(content: bytes, context: Context, asked: RoundConfig, model: str) ->
     if stamp.model != model:
         return _dropped(f"it is of another model ({stamp.model}, and this is {model})")
     try:
-        return safetensors.torch.load(content)
+        buffers = safetensors.torch.load(content)
     except Exception as error:
         return _dropped(f"unreadable ({error})")
+    return buffers if _are_finite(buffers) else _dropped("it holds NaN or infinity")
+
+
+def _are_finite(buffers: Buffers) -> bool:
+    return all(bool(buffer.isfinite().all()) for buffer in buffers.values())
 
 
 def _dropped(why: str) -> Buffers:
@@ -140,8 +154,12 @@ def _folder_of(context: Context, asked: RoundConfig) -> Path | None:
         return None
     first_run = next(iter(asked.resumed), context.run_id)
     partition = context.node_config.get("partition-id")
-    client = f"node-{context.node_id}" if partition is None else f"partition-{partition}"
-    return Path(str(directory)) / str(first_run) / client
+    name = str(context.node_config.get("name", ""))
+    if partition is not None:
+        client = f"partition-{partition}"
+    else:  # a name lasts; Flower's number of a node without a registered key does not
+        client = f"node-{name if _NAME.fullmatch(name) else context.node_id}"
+    return Path(str(directory)).expanduser() / str(first_run) / client
 
 
 def _file(folder: Path, server_round: int) -> Path:

@@ -63,6 +63,22 @@ def can_be_kept(tree: Tree) -> bool:
     return True
 
 
+def is_same(one: Tree, other: Tree) -> bool:
+    """Tell whether two trees hold the same, bit for bit."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, np.ndarray | np.generic):
+        a, b = np.asarray(one), np.asarray(other)
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if isinstance(one, ArrayRecord):
+        return is_same(arrays_of(one), arrays_of(other))
+    if isinstance(one, Mapping):
+        return list(one) == list(other) and all(is_same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(is_same, one, other))
+    return bool(one == other)
+
+
 def _encoded(tree: Tree, where: str, arrays: dict[str, Array]) -> Any:
     if tree is None or type(tree) in (bool, int, float, str):
         return tree

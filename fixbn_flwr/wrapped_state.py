@@ -13,7 +13,7 @@ from typing import Any
 
 from fixbn_flwr.errors import CheckpointError
 from fixbn_flwr.server_state import logger
-from fixbn_flwr.trees import can_be_kept, to_bytes
+from fixbn_flwr.trees import can_be_kept, is_same
 
 
 class WrappedState:
@@ -41,7 +41,7 @@ class WrappedState:
         for layer, before in zip(self._layers, self._before, strict=True):
             changed.append({})
             for name, value in vars(layer).items():
-                if name in before and _same(value, before[name]):
+                if name in before and (value is before[name] or is_same(value, before[name])):
                     continue
                 if can_be_kept(value):
                     changed[-1][name] = value
@@ -72,9 +72,3 @@ class WrappedState:
                 "without it. Keep numbers, texts, arrays, or lists and dictionaries of them there.",
                 name, type(value).__name__,
             )  # fmt: skip
-
-
-def _same(value: object, before: object) -> bool:
-    if value is before:
-        return True
-    return can_be_kept(value) and can_be_kept(before) and to_bytes(value) == to_bytes(before)

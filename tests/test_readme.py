@@ -14,7 +14,10 @@ from fixbn_flwr.app.run_files import read_metrics
 from simulation.communication import Cost
 from simulation.communication import table as communication_table
 from simulation.gradients import ALL_LAYERS, explained_share
-from simulation.records import read, results_file
+from simulation.plan import Experiment, Scale
+from simulation.records import Result, read, results_file
+from simulation.report import table as table_of
+from simulation.selection import lines_of, searched_rates
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -112,8 +115,46 @@ def test_the_table_of_seconds_outside_training_is_the_data() -> None:
     assert f"<!-- deployment -->\n{deployment_table()}\n<!-- end -->" in README
 
 
-def test_the_first_results_are_the_data() -> None:
-    paragraph = README.partition("**First results at `cpu` size**")[2].partition("\n\n")[0]
+def results_of(name: str) -> list[Result]:
+    """The results of an experiment at cpu size that its plan asks for."""
+    experiment = Experiment(name, Scale.CPU)
+    lines = read(results_file(name, "cpu"))
+    rate = searched_rates(experiment, lines)
+    assert rate is not None, name
+    return lines_of(experiment.results(rate), lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "grid"),
+    [
+        ("normalisers", "main"),
+        ("momentum", "main"),
+        ("frequency", "main"),
+        ("freeze-after", "when"),
+    ],
+)
+def test_the_tables_of_experiments_are_the_data(name: str, grid: str) -> None:
+    results = [result for result in results_of(name) if result.grid == grid]
+    written = table_of(results, Experiment(name, Scale.CPU).views[grid].x)
+    assert f"<!-- {name} -->\n{written}\n<!-- end -->" in README
+
+
+def test_the_words_on_experiments_are_the_data() -> None:
+    words = re.search(r"<!-- segmentation -->(.*?)<!-- end -->", README)
+    assert words
+    shown = [f"{r.method} {100 * (r.accuracy or 0):.1f}" for r in results_of("segmentation")]
+    assert words[1] == f"{', '.join(shown)} % mean IoU"
+    of = {(r.method, *r.setting.values()): r.accuracy or 0.0 for r in results_of("normalisers")}
+    assert of["FixBN", "two classes"] > of["BN", "two classes"] + 0.03
+    for same in ("IID", "Dirichlet 0.1"):
+        assert abs(of["FixBN", same] - of["BN", same]) < 0.01
+    for setting in ("IID", "Dirichlet 0.1", "two classes"):
+        for method in ("GN", "LN", "IN", "FixUp"):
+            assert of[method, setting] < of["BN", setting]
+
+
+def test_how_far_updates_are_is_the_data() -> None:
+    paragraph = README.partition("**Why** (")[2].partition("\n\n")[0]
     results = [
         line
         for line in read(results_file("gradients", "cpu"))

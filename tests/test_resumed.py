@@ -77,6 +77,7 @@ def federation(
             raise KeyboardInterrupt
         return None
 
+    strategy.checkpoints = checkpoints.rounds() if checkpoints else ()
     start: dict[str, Any] = {"evaluate_fn": evaluate, "first_round": first_round}
     result = strategy.start(grid, arrays or initial_arrays(network()), ROUNDS, **start)
     return {name: array.numpy() for name, array in result.arrays.items()}

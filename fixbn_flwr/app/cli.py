@@ -149,7 +149,12 @@ def _settings(overrides: list[str] | None, label: str | None = None) -> Settings
         path = Path(_absolute("resume", str(given["resume"])))
         # The run that it was: only what differs need be said again.
         before: dict[str, Value] = {**run_config_of(path), "may-change": ""}
-        return Settings.from_run_config({**before, **given, "resume": str(path)})
+        paths = {
+            key: _absolute(key, str(given[key]))
+            for key in ("data-dir", "state-dir", "output-dir")
+            if given.get(key)
+        }
+        return Settings.from_run_config({**before, **given, **paths, "resume": str(path)})
     settings = Settings.from_run_config(given)
     chosen: dict[str, Value] = {
         "output-dir": _absolute("output-dir", settings.output_dir or "runs")

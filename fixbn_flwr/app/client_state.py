@@ -20,10 +20,12 @@ _logger = logging.getLogger("flwr.fixbn")
 
 def folder_of(settings: Settings, run: int) -> Path | None:
     """Return the folder of all clients' files of a run, by Flower's number of it, if it is here."""
-    if not settings.state_dir or settings.momentum != "local":
-        return None
-    folder = Path(settings.state_dir).expanduser().absolute() / str(run)
-    return folder if folder.is_dir() else None
+    return _folder(settings.state_dir, run) if settings.momentum == "local" else None
+
+
+def _folder(state_dir: str, run: int) -> Path | None:
+    folder = Path(state_dir).expanduser().absolute() / str(run)
+    return folder if state_dir and folder.is_dir() else None
 
 
 def size_of(folder: Path) -> int:
@@ -67,9 +69,8 @@ def delete_run(path: Path) -> list[Path]:
         CheckpointError: the run is still running.
     """
     config = read_config(path)
-    settings = Settings.from_run_config({**config["run_config"], "data-dir": "", "resume": ""})
     with locked(path):
-        state = folder_of(settings, int(config.get("run", 0)))
+        state = _folder(str(config["run_config"].get("state-dir", "")), int(config.get("run", 0)))
         gone = [path, *([state] if state else [])]
         for folder in reversed(gone):
             try:

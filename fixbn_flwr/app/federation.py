@@ -23,6 +23,7 @@ from fixbn_flwr.grid import GridAround
 
 PATIENCE = 120.0  # seconds that missing clients are waited for
 ANSWER = 600.0  # seconds for all clients to tell their partition: the first one loads the data
+MOST_CLIENTS = 1_000_000  # that a node may claim there are
 _POLL = 0.5  # seconds between two looks
 
 _logger = logging.getLogger("flwr.fixbn")
@@ -161,7 +162,10 @@ class Federation(GridAround):
             Message(question, dst_node_id=node_id, message_type="get_properties")
             for node_id in strangers
         ]
-        for answer in self._exchange(asked, ANSWER):
+        answers = self._exchange(asked, PATIENCE if self._assembled else ANSWER)
+        if self._assembled:  # one that says nothing must not hold up every round
+            self._unfit.update({*strangers} - {a.metadata.src_node_id for a in answers})
+        for answer in answers:
             node_id = answer.metadata.src_node_id
             if answer.has_error() and answer.error.code == ErrorCode.NODE_UNAVAILABLE:
                 continue  # it has gone meanwhile
@@ -234,13 +238,16 @@ def _member(answer: Message) -> Member:
         raise ConfigError(answer.error.reason)
     try:
         properties = answer.content.config_records["getpropertiesres.properties"]
-        return Member(
+        member = Member(
             partition=int(str(properties.get("partition-id", -1))),
             partitions=int(str(properties.get("num-partitions", 0))),
             examples=int(str(properties["examples"])),
-            name=str(properties.get("name", "")),
+            name=str(properties.get("name", ""))[:100],
             node_id=answer.metadata.src_node_id,
         )
+        if not -1 <= member.partition < max(member.partitions, 1) <= MOST_CLIENTS:
+            raise ValueError(f"partition {member.partition} of {member.partitions}")
+        return member
     except (KeyError, ValueError) as error:
         raise ConfigError(
             f"its get_properties says nothing that can be understood ({error!r}): install the same "

@@ -14,12 +14,14 @@ stands in a directory that only this user may enter.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,7 +109,7 @@ class Forwarder:
         Raises:
             WorkerError: the worker did not start, or ended over this message.
         """
-        with self._connection() as connection:
+        with self._connection(f"{self._code}\n{message.metadata.run_id}") as connection:
             try:
                 send_pair(connection, message, context)
                 reply, afterwards = receive_pair(connection)
@@ -120,12 +122,13 @@ class Forwarder:
         context.state = afterwards.state
         return reply
 
-    def _connection(self) -> socket.socket:
-        """Connect to the worker, a new one where there is none or where it runs other code."""
-        connection = self._try_to_connect()
-        if connection is None:
-            self._start()
-            connection = self._try_to_connect()
+    def _connection(self, task: str) -> socket.socket:
+        """Connect to the worker for a task, code and run; a new one where there is none for it."""
+        with _one_at_a_time(self._path.with_suffix(".lock")):
+            connection = self._try_to_connect(task)
+            if connection is None:
+                self._start(task)
+                connection = self._try_to_connect(task)
         if connection is None:
             raise WorkerError(
                 f"the worker process of this node ({sys.executable} -m fixbn_flwr.app.worker) "
@@ -133,18 +136,18 @@ class Forwarder:
             )
         return connection
 
-    def _try_to_connect(self) -> socket.socket | None:
+    def _try_to_connect(self, task: str) -> socket.socket | None:
         connection = socket.socket(socket.AF_UNIX)
         try:
             connection.connect(str(self._path))
-            send_frame(connection, self._code.encode())
+            send_frame(connection, task.encode())
             receive_frame(connection)
         except (FileNotFoundError, ConnectionError):
             connection.close()  # none is there, or it ended while we knocked
             return None
         return connection
 
-    def _start(self) -> None:
+    def _start(self, task: str) -> None:
         """Start a worker on a socket that listens already, so that nobody need wait for it."""
         with suppress(FileNotFoundError):
             self._path.unlink()
@@ -153,7 +156,7 @@ class Forwarder:
             listener.listen()
             command = [sys.executable, "-P", "-m", "fixbn_flwr.app.worker"]
             command += [str(listener.fileno()), str(self._node.process), str(self._node.started)]
-            command += [str(self._idle)]
+            command += [str(self._idle), task]
             path = os.pathsep.join([self._code, *(entry for entry in sys.path if entry)])
             listener.set_inheritable(True)
             # No subprocess.Popen, which expects to see the end of what it starts. What the worker
@@ -165,6 +168,17 @@ class Forwarder:
                 file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)],
                 setsid=True,  # Flower may end all of the message's own session
             )
+
+
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Keep other processes out: two that found no worker would each start one."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _socket_directory() -> Path:

@@ -1,7 +1,7 @@
 """What forwarder and worker say to each other on their socket: frames, each after its length.
 
-    forwarder → worker   the directory of the code that the message is for
-    worker → forwarder   the same, as soon as it is ready; a worker with other code ends instead
+    forwarder → worker   the directory of the code that the message is for, and the run's number
+    worker → forwarder   the same, as soon as it is ready; a worker for others ends instead
     forwarder → worker   message, context
     worker → forwarder   reply, context
 

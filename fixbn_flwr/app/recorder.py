@@ -91,9 +91,11 @@ class Recorder:
         self._folder = folder
         self._rounds_before = rounds_before
         self._best = best
-        self._checkpoints = Checkpoints(folder.path / CHECKPOINTS, settings.keep_checkpoints)
+        self._checkpoints = Checkpoints(
+            folder.path / CHECKPOINTS, settings.keep_checkpoints, always=[settings.freeze_round]
+        )
         self._last: tuple[int, Tree] | None = None
-        self._loss_at_freeze: float | None = None
+        self._loss_at_freeze = folder.loss_of(settings.freeze_round)
         self._started = time.monotonic()
         self._bytes = (0, 0)
         self._tell_checkpoints()
@@ -118,9 +120,11 @@ class Recorder:
         if is_best:
             self._best = arrays_of(arrays)
             self._folder.save_model("best", self._best)
-        self._last = (server_round, self._checkpoint(server_round, arrays, is_best))
+        if self._settings.checkpoint_every:
+            self._last = (server_round, self._checkpoint(server_round, arrays, is_best))
         if self._settings.keeps_checkpoint(server_round):
             self.save_checkpoint()
+        self._tell_checkpoints()
         if loss is None or accuracy is None:
             return None
         return MetricRecord({"loss": loss, "accuracy": accuracy})
@@ -131,11 +135,10 @@ class Recorder:
         Raises:
             CheckpointError: it cannot be written.
         """
-        if self._last is None or self._settings.checkpoint_every == 0:
+        if self._last is None:
             return
         (server_round, checkpoint), self._last = self._last, None
         self._checkpoints.save(server_round, checkpoint)
-        self._tell_checkpoints()
 
     def _checkpoint(self, server_round: int, arrays: ArrayRecord, is_best: bool) -> Tree:
         """Return what :class:`fixbn_flwr.app.resume.Earlier` goes on from."""
@@ -144,7 +147,7 @@ class Recorder:
             "model": arrays,
             "best": True if is_best else self._best,  # the model need not be there twice
             "strategy": self._strategy.state(),
-            "metrics": self._folder.lines,
+            "metrics": list(self._folder.lines),
             "random": random_state(),
         }
 
@@ -158,16 +161,19 @@ class Recorder:
             self._loss_at_freeze = None
             _logger.warning(
                 "round %s: the test loss is %.3g and was %.3g at T* = %s: the run diverges in "
-                "calibration. A smaller learning-rate-factor helps, such as %g; resume the run "
-                'from a checkpoint with may-change="learning-rate-factor", or start it again',
+                "calibration. A smaller learning-rate-factor helps, such as %g: remove what is "
+                "later than T* from %s and resume the run with "
+                'may-change="learning-rate-factor", or start it again',
                 metrics.round, loss, before, self._settings.freeze_round,
-                self._settings.learning_rate_factor / 10,
+                self._settings.learning_rate_factor / 10, self._folder.path / CHECKPOINTS,
             )  # fmt: skip
 
     def _tell_checkpoints(self) -> None:
         """Let clients that keep momentum in files keep what they would need to go back."""
         if self._settings.momentum == "local":
-            self._strategy.checkpoints = self._checkpoints.rounds()
+            # Of the last round that has ended, too: should the next one fail, it is written.
+            ended = [self._last[0]] if self._last else []
+            self._strategy.checkpoints = [*self._checkpoints.rounds(), *ended]
 
     def _metrics(
         self, server_round: int, loss: float | None, accuracy: float | None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from flwr.app import ArrayRecord
 
 from fixbn_flwr.app.config import Settings
 from fixbn_flwr.app.run_files import CHECKPOINTS, is_finished, read_config
-from fixbn_flwr.app.run_folder import RunFolder
+from fixbn_flwr.app.run_folder import RunFolder, locked
 from fixbn_flwr.app.validation import Value, did_you_mean, problem
 from fixbn_flwr.arrays import arrays_of
 from fixbn_flwr.averaging import Arrays
@@ -52,52 +53,35 @@ class Earlier:
     checkpoint: Tree
     settings: Settings
     clients: int | None
+    _given: Settings
+    _lock: ExitStack
 
     @classmethod
     def find(cls, settings: Settings) -> Earlier:
-        """Find the run that `resume` names, and check that it can be gone on with.
+        """Find the run that `resume` names, keep others from it, and check that it can go on.
 
         Raises:
             ConfigError: there is no such run, it was another one, or nothing of it is left to do.
-            CheckpointError: it has no checkpoint that is whole.
+            CheckpointError: it has no checkpoint that is whole, or another process runs it.
         """
         path = Path(settings.resume).expanduser().absolute()
+        lock = ExitStack()
         try:
+            read_config(path)
+            lock.enter_context(locked(path))  # from here on nobody else changes it
             config = read_config(path)
         except ConfigError as error:
             raise ConfigError(problem("resume", settings.resume, str(error))) from error
-        before: Mapping[str, Value] = config["run_config"]
         changeable = _may_change(settings)
-        _check_same(before, settings, changeable)
-        if "freeze-after" not in changeable and isinstance(settings.freeze_after, float):
-            began = Settings.from_run_config({**before, "resume": "", "may-change": ""})
-            if settings.freeze_after < 1.0:
-                settings = replace(settings, freeze_after=began.freeze_round)
+        _check_same(config["run_config"], settings, changeable)
+        settled = settings
+        is_share = isinstance(settings.freeze_after, float) and settings.freeze_after < 1.0
+        if is_share and "freeze-after" not in changeable:
+            settled = replace(settings, freeze_after=int(config["freeze_round"]))
         server_round, checkpoint = Checkpoints(path / CHECKPOINTS).newest()
-        if server_round > settings.num_server_rounds:
-            raise ConfigError(
-                problem(
-                    "num-server-rounds",
-                    settings.num_server_rounds,
-                    f"{server_round} rounds are done already; use more, or start a new run",
-                )
-            )
-        if server_round == settings.num_server_rounds and is_finished(path):
-            raise ConfigError(
-                f"resume: all {server_round} rounds of {path} are done; for more, write "
-                'may-change="num-server-rounds" and more num-server-rounds'
-            )
-        if checkpoint["phase"] == "calibration" and settings.freeze_round >= server_round:
-            raise ConfigError(
-                problem(
-                    "freeze-after",
-                    settings.freeze_after,
-                    f"the statistics have been frozen before round {server_round}, and T* cannot "
-                    "be later than they were; use what it was, or start a new run",
-                )
-            )
+        _check_something_is_left(path, server_round, checkpoint["phase"], settled)
         clients = None if CLIENTS in changeable else int(config["clients"])
-        return cls(path, server_round, checkpoint, settings, clients)
+        return cls(path, server_round, checkpoint, settled, clients, settings, lock)
 
     @property
     def arrays(self) -> ArrayRecord:
@@ -111,17 +95,18 @@ class Earlier:
         best: Arrays | Literal[True] | None = self.checkpoint["best"]
         return arrays_of(self.arrays) if best is True else best
 
-    def open(self, clients: int) -> RunFolder:
+    def open(self, clients: int, *, own_data: bool) -> RunFolder:
         """Take the run's folder, put back to where the checkpoint was.
 
         Args:
             clients: how many there are now.
+            own_data: whether they train on data of their own, which another number leaves as it is.
 
         Raises:
-            ConfigError: there are more or fewer than there were.
-            CheckpointError: another process writes to the folder, or it cannot be written.
+            ConfigError: there are more or fewer than there were, and each would have other images.
+            CheckpointError: the folder cannot be written.
         """
-        if self.clients is not None and clients != self.clients:
+        if self.clients is not None and clients != self.clients and not own_data:
             raise ConfigError(
                 f"resume: {self.path} had {self.clients} clients and here are {clients}: "
                 "each would have other images. Start as many, or write may-change="
@@ -132,8 +117,10 @@ class Earlier:
             self.settings,
             clients,
             self.server_round,
+            given=self._given,
             metrics=self.checkpoint["metrics"],
             best=self.best,
+            lock=self._lock,
         )
 
 
@@ -154,6 +141,24 @@ def _may_change(settings: Settings) -> frozenset[str]:
             text = f"{json.dumps(word)} is no key; {did_you_mean(word, keys, 'see the README')}"
             raise ConfigError(problem("may-change", settings.may_change, text))
     return frozenset(named)
+
+
+def _check_something_is_left(path: Path, done: int, phase: str, settings: Settings) -> None:
+    rounds = settings.num_server_rounds
+    if done > rounds:
+        text = f"{done} rounds are done already; use more, or start a new run"
+        raise ConfigError(problem("num-server-rounds", rounds, text))
+    if done == rounds and is_finished(path):
+        raise ConfigError(
+            f"resume: all {done} rounds of {path} are done; for more, write "
+            'may-change="num-server-rounds" and more num-server-rounds'
+        )
+    if phase == "calibration" and settings.freeze_round >= done:
+        text = (
+            f"the statistics have been frozen before round {done}, and T* cannot be later than "
+            "they were; use what it was, or start a new run"
+        )
+        raise ConfigError(problem("freeze-after", settings.freeze_after, text))
 
 
 def _check_same(

@@ -16,6 +16,7 @@ import dataclasses
 import fcntl
 import itertools
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,10 +31,20 @@ import safetensors.numpy
 from fixbn_flwr.app.config import Settings
 from fixbn_flwr.app.figure import draw_curves, figure_title
 from fixbn_flwr.app.machine import hardware, versions
-from fixbn_flwr.app.run_files import CONFIG, METRICS, SUMMARY, line_of, read_config, read_metrics
+from fixbn_flwr.app.run_files import (
+    CONFIG,
+    METRICS,
+    SUMMARY,
+    is_finished,
+    line_of,
+    read_config,
+    read_metrics,
+)
 from fixbn_flwr.app.summary import RoundMetrics, Summary, best_round, summarize
 from fixbn_flwr.errors import CheckpointError, ConfigError
 from fixbn_flwr.files import remove_partial_files, write_atomically
+
+_logger = logging.getLogger("flwr.fixbn")
 
 
 class RunFolder:
@@ -46,7 +57,15 @@ class RunFolder:
     is as it was.
     """
 
-    def __init__(self, path: Path, settings: Settings, method: str, clients: int, run: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        settings: Settings,
+        method: str,
+        clients: int,
+        run: int,
+        lock: contextlib.ExitStack,
+    ) -> None:
         self.path = path
         self.clients = clients
         self.run = run
@@ -54,8 +73,7 @@ class RunFolder:
         self._method = method
         self._metrics: list[RoundMetrics] = []
         self.lines: list[str] = []
-        self._lock = contextlib.ExitStack()
-        self._lock.enter_context(locked(path))
+        self._lock = lock
 
     @classmethod
     def create(
@@ -107,7 +125,9 @@ class RunFolder:
                 f"output-dir = {json.dumps(settings.output_dir)}: cannot make a run folder in "
                 f"{root} ({error}); name a directory that can be written, with room on its disk"
             ) from error
-        return cls(path, settings, method, clients, run)
+        lock = contextlib.ExitStack()
+        lock.enter_context(locked(path))
+        return cls(path, settings, method, clients, run, lock)
 
     @classmethod
     def reopen(
@@ -117,19 +137,23 @@ class RunFolder:
         clients: int,
         server_round: int,
         *,
+        given: Settings,
         metrics: Sequence[str],
         best: Mapping[str, npt.NDArray[Any]] | None,
+        lock: contextlib.ExitStack,
     ) -> "RunFolder":
         """Takes a run's folder and puts it back to what it was after a round.
 
-        `metrics` are the lines of the rounds until then, `best` the best model of them. config.json
-        tells from now on that the run was resumed, and what of its config has changed.
+        `given` is the config as the user wrote it, `settings` the same with the T* that the run
+        began with; `metrics` are the lines of the rounds until then, `best` the best model of them;
+        `lock` holds the folder. config.json tells from now on that the run was resumed, and what of
+        its config has changed. The last model of a run that had ended stays, under another name.
 
-        Raises `CheckpointError` when another process has the folder, or it cannot be written.
+        Raises `CheckpointError` when the folder cannot be written.
         """
         config = read_config(path)
-        folder = cls(path, settings, config["method"], clients, int(config["run"]))
-        now = settings.as_run_config()
+        folder = cls(path, settings, config["method"], clients, int(config["run"]), lock)
+        now = given.as_run_config()
         before = config["run_config"]
         changed = {key: now[key] for key in now if now[key] != before.get(key)}
         config |= {"run_config": now, "freeze_round": settings.freeze_round, "clients": clients}
@@ -139,6 +163,9 @@ class RunFolder:
         )
         with folder._writing():
             remove_partial_files(path)
+            if is_finished(path):
+                kept = path / f"final-round-{server_round}.safetensors"
+                (path / "final.safetensors").rename(kept)
             for later in (SUMMARY, "final.safetensors", "best.safetensors", "curves.png"):
                 (path / later).unlink(missing_ok=True)
             write_atomically(path / METRICS, "".join(metrics).encode())
@@ -147,6 +174,10 @@ class RunFolder:
         if best is not None:
             folder.save_model("best", best)
         return folder
+
+    def loss_of(self, server_round: int) -> float | None:
+        """The test loss after a round; None when it was not tested."""
+        return next((m.test_loss for m in self._metrics if m.round == server_round), None)
 
     def append(self, metrics: RoundMetrics) -> bool:
         """Adds a round to metrics.jsonl; True when its test accuracy is the best so far."""
@@ -216,8 +247,8 @@ def locked(path: Path) -> Iterator[None]:
             raise CheckpointError(
                 f"another process is running the run of {path}: wait until it ends, or end it"
             ) from None
-        except OSError:
-            pass
+        except OSError as error:
+            _logger.warning("%s cannot be locked (%s): run it in one process only", path, error)
         yield
     finally:
         os.close(folder)

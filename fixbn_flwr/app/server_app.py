@@ -19,6 +19,8 @@ from fixbn_flwr.app.resume import Earlier
 from fixbn_flwr.app.run_folder import RunFolder
 from fixbn_flwr.app.summary import summary_table
 from fixbn_flwr.arrays import arrays_of
+from fixbn_flwr.errors import CheckpointError
+from fixbn_flwr.server_state import logger
 from fixbn_flwr.tasks import get_task, load_splits
 from fixbn_flwr.training import find_device, seed_of
 from fixbn_flwr.transport import flat_in_deployment
@@ -42,13 +44,17 @@ def main(grid: Grid, context: Context) -> None:
     model = task.models[settings.model](settings.norm)  # fails first where there is no such model
     _, test = load_splits(task, settings.data_path)
     federation = Federation(flat_in_deployment(grid))
-    members = federation.assemble(settings.min_clients)
+    members = federation.assemble((earlier and earlier.clients) or settings.min_clients)
     settings.check_partitions(
         [member.examples for member in members], [member.name for member in members]
     )
     clients = len(members)
     federation.need(settings.clients_per_round(clients))
-    folder = earlier.open(clients) if earlier else _new_folder(settings, clients, context.run_id)
+    folder = (
+        earlier.open(clients, own_data=not any(member.partitions for member in members))
+        if earlier
+        else _new_folder(settings, clients, context.run_id)
+    )
     print(f"Run folder: {folder.path}")
 
     strategy = RecordedFixBN(
@@ -64,6 +70,11 @@ def main(grid: Grid, context: Context) -> None:
         strategy.restore(earlier.checkpoint["strategy"])
         restore_random_state(earlier.checkpoint["random"])
         print(f"Going on after round {done}")
+        if settings.momentum == "local" and not settings.state_dir:
+            logger.warning(
+                "the clients' momentum ended with the run that was stopped, and starts from zero, "
+                "but for nodes with a state-dir of their own: set state-dir to keep it in files"
+            )
     recorder = Recorder(settings, task, test, federation, strategy, folder, done, best)
     if done < settings.num_server_rounds:
         try:
@@ -76,7 +87,10 @@ def main(grid: Grid, context: Context) -> None:
                 first_round=done + 1,
             )
         except BaseException:
-            recorder.save_checkpoint()  # of the last round that has ended, whatever came then
+            try:
+                recorder.save_checkpoint()  # of the last round that has ended, whatever came then
+            except CheckpointError as error:
+                logger.error("%s", error)
             raise
         arrays = result.arrays
     folder.save_model("final", arrays_of(arrays))

@@ -2,8 +2,9 @@
 
 ``fixbn_flwr.app.forwarding`` starts it, as `python -m fixbn_flwr.app.worker` with a listening
 socket, and talks to it in ``fixbn_flwr.app.frames``. It ends by itself when no message has come for
-some time, when its node is gone, when the code has changed, and when a message that it works on is
-taken back (`flwr stop`): Flower has ended the process that waits for the reply then.
+some time, when its node is gone, when a message is for other code or another run (whose data may
+have changed meanwhile), and when one that it works on is taken back (`flwr stop`): Flower has ended
+the process that waits for the reply then.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from fixbn_flwr.app.client_app import app
-from fixbn_flwr.app.forwarding import CODE, NodeProcess, started_at
+from fixbn_flwr.app.forwarding import NodeProcess, started_at
 from fixbn_flwr.app.frames import receive_frame, receive_pair, send_frame, send_pair
 
 _LOOK = 0.5  # seconds between two looks at the node and the connection
@@ -38,15 +39,23 @@ class Worker:
         listener: a Unix socket that listens.
         node: ends this process when it is gone.
         idle: seconds without a message after which it ends.
+        task: which code and run it is for, as forwarders say it.
     """
 
     def __init__(
-        self, app: ClientApp, listener: socket.socket, node: NodeProcess, idle: float
+        self,
+        app: ClientApp,
+        listener: socket.socket,
+        node: NodeProcess,
+        idle: float,
+        task: str,
     ) -> None:
         self._app = app
         self._listener = listener
         self._node = node
         self._idle = idle
+        self._task = task
+        self._socket = os.stat(listener.getsockname()).st_ino
         self._busy: socket.socket | None = None
 
     def serve(self) -> None:
@@ -66,10 +75,10 @@ class Worker:
                     _logger.warning("a message was taken back (%s)", error)
 
     def _answer(self, connection: socket.socket) -> None:
-        code = receive_frame(connection)
-        if code.decode() != CODE:
-            self._end(f"messages are for {code.decode()}, this is {CODE}")
-        send_frame(connection, code)
+        task = receive_frame(connection)
+        if task.decode() != self._task:
+            self._end(f"messages are for {task.decode()!r}, this is {self._task!r}")
+        send_frame(connection, task)
         message, context = receive_pair(connection)
         _logger.info("worker %s answers: %s", os.getpid(), message.metadata.message_type)
         self._busy = connection
@@ -89,7 +98,8 @@ class Worker:
             time.sleep(_LOOK)
             if started_at(self._node.process) != self._node.started:
                 self._end("the SuperNode is gone")
-            if self._busy is not None and _closed(self._busy):
+            busy = self._busy  # the main thread may end the message meanwhile
+            if busy is not None and _closed(busy):
                 self._end("the message in work was taken back")
 
     def _end(self, why: str) -> NoReturn:
@@ -97,7 +107,9 @@ class Worker:
         _logger.info("worker %s ends: %s", os.getpid(), why)
         # While the socket still listens: once it does not, another may stand in its place.
         with suppress(FileNotFoundError):
-            os.unlink(self._listener.getsockname())
+            path = self._listener.getsockname()
+            if os.stat(path).st_ino == self._socket:
+                os.unlink(path)
         sys.stdout.flush()
         os._exit(0)
 
@@ -113,10 +125,11 @@ def _closed(connection: socket.socket) -> bool:
 
 
 def main() -> None:
-    """Serve on the socket that was handed down: its number, the node's two, and the idle time."""
-    listener, process, started, idle = sys.argv[1:]
+    """Serve on the socket that was handed down: its number, the node's two, idle time and task."""
+    listener, process, started, idle, task = sys.argv[1:]
     with socket.socket(fileno=int(listener)) as inherited:
-        Worker(app, inherited, NodeProcess(int(process), int(started)), float(idle)).serve()
+        node = NodeProcess(int(process), int(started))
+        Worker(app, inherited, node, float(idle), task).serve()
 
 
 if __name__ == "__main__":

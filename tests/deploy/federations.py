@@ -157,5 +157,7 @@ class Node:
     @property
     def momentum(self) -> dict[str, Any]:
         """What it has kept of its latest run."""
-        files = (self.machine.home / ".fixbn" / self.name / "momentum").glob("*/node-*.safetensors")
+        files = (self.machine.home / ".fixbn" / self.name / "momentum").glob(
+            "*/node-*/round-*.safetensors"
+        )
         return load_file(max(files, key=lambda file: file.stat().st_mtime))

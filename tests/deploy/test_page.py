@@ -99,7 +99,7 @@ def test_from_nothing_to_two_rounds_and_again_after_an_upgrade(
     assert re.search(r"client \d+ is hospital-a, with 720 images", run), run
     assert re.search(r"client \d+ is hospital-b, with 717 images", run), run
     for node in nodes:
-        assert list((node.home / ".fixbn").glob("hospital-*/momentum/*/node-*.safetensors"))
+        assert list((node.home / ".fixbn").glob("hospital-*/momentum/*/node-*/round-*.safetensors"))
     for machine in machines.values():
         machine.wait_until_off()
 

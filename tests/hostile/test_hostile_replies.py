@@ -294,9 +294,14 @@ def test_a_run_of_bad_replies_only_is_stopped_and_says_why_in_few_words() -> Non
 
 @settings(FUZZ, max_examples=60)
 @given(name=st.sampled_from(NAMES), number=st.sampled_from(NUMBERS))
-def test_no_reply_chooses_a_path(name: str, number: Any) -> None:
+def test_no_reply_chooses_a_path(
+    name: str, number: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever records and metrics are called, nothing of it is used as the name of a file."""
-    folders = [Path.cwd(), Path.cwd().parent, Path("/tmp"), Path("/etc")]
+    here = tmp_path / "one" / "two"  # where a path out of it still leads to folders of ours
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    folders = [here, here.parent, tmp_path, Path("/etc")]
     before = [sorted(os.listdir(folder)) for folder in folders]
     returned = whole(metrics=MetricRecord({WEIGHTED_BY: 8, name: number}))
     returned[name] = ConfigRecord({name: name})
