@@ -101,7 +101,7 @@ def load_buffers(context: Context, asked: RoundConfig, model: str) -> Buffers:
         if before is None or before.is_before(context.run_id, asked):
             return _usable(content, context, asked, model)
         _file(folder, server_round).unlink()
-        _logger.info("momentum removed, %s", _other(before, context, asked))
+        _logger.warning("kept momentum removed, %s", _other(before, context, asked))
     return {}
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.common.serde import context_from_proto, context_to_proto
@@ -13,7 +14,7 @@ from torch import Tensor
 from fixbn_flwr.files import write_atomically
 from fixbn_flwr.momentum import Buffers
 from fixbn_flwr.schedule import Phase
-from fixbn_flwr.store import KEY, load_buffers, save_buffers
+from fixbn_flwr.store import KEY, Stamp, load_buffers, save_buffers
 from fixbn_flwr.wire import Momentum, RoundConfig
 
 BUFFERS = {
@@ -127,6 +128,42 @@ def test_another_model_starts_from_zero(
     assert "it is of another model (model, and this is wider)" in caplog.text
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_momentum_of_a_training_that_diverged_is_not_kept(
+    place: Path | None, bad: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = context(place)
+    save(client, 1, BUFFERS)
+    save(client, 2, {**BUFFERS, "conv.weight": torch.tensor([1.0, bad])})
+    assert "momentum not kept, it holds NaN or infinity" in caplog.text
+    assert equal(load(client, 3), BUFFERS)
+    _damage(client, place, safetensors.torch.save(
+        {"x": torch.tensor([bad])}, metadata=Stamp(1, 1, "model").as_metadata()
+    ))  # fmt: skip
+    assert load(client, 3) == {}
+    assert "dropped, it holds NaN or infinity" in caplog.text
+
+
+def test_a_node_with_data_of_its_own_is_known_by_its_name(tmp_path: Path) -> None:
+    before = context(tmp_path, partition=None, node_id=5)
+    after = context(tmp_path, partition=None, node_id=6)  # restarted, without a registered key
+    for client in (before, after):
+        client.node_config["name"] = "hospital-a"
+    save(before, 1, BUFFERS)
+    assert equal(load(after, 2), BUFFERS)
+    strange = context(tmp_path, partition=None, node_id=7)
+    strange.node_config["name"] = "../../x"
+    save(strange, 1, BUFFERS)
+    assert (tmp_path / "1" / "node-7").is_dir()
+
+
+def test_a_folder_in_ones_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    save(context(Path("~/state")), 1, BUFFERS)
+    assert (tmp_path / "state" / "1" / "partition-0" / "round-1.safetensors").is_file()
+
+
 def files(directory: Path, run: int = 1) -> list[str]:
     return sorted(path.name for path in (directory / str(run) / "partition-0").iterdir())
 
@@ -229,8 +266,6 @@ def test_junk_starts_from_zero(
 def test_a_file_without_a_stamp_starts_from_zero(
     place: Path | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import safetensors.torch
-
     client = context(place)
     save(client, 1, BUFFERS)
     _damage(client, place, safetensors.torch.save(BUFFERS))

@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from whole_app import SMALL, rounds_of, serve
 
 from fixbn_flwr.app import client_app
 from fixbn_flwr.app.client_state import delete_run, report
-from fixbn_flwr.app.run_folder import locked
+from fixbn_flwr.app.run_folder import RunFolder, locked
+from fixbn_flwr.app.summary import RoundMetrics
 from fixbn_flwr.errors import CheckpointError, ConfigError, RoundsFailedError
 from simulation.in_memory_grid import InMemoryGrid
 
@@ -77,6 +79,16 @@ def stopped(config: dict[str, Any], after: int, run_id: int = 1) -> Path:
     return Path(config.get("resume") or f"{config['output-dir']}/run")
 
 
+def loses(rounds: set[int]) -> Callable[[Any], bool]:
+    """Tell of a message that it is of one of these rounds, and that its reply never arrives."""
+
+    def lost(message: Any) -> bool:
+        config = message.content.config_records.get("config", {})
+        return config.get("server-round") in rounds
+
+    return lost
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("momentum", MODES)
 def test_killed_in_twenty_random_places(momentum: str, tmp_path: Path) -> None:
@@ -122,13 +134,7 @@ def test_a_run_that_failed_goes_on_where_it_was_good(
     """The rounds that failed are rounds of the run: they are not run again."""
     whole = config_of(tmp_path / "whole", momentum=momentum)
     broken = config_of(tmp_path / "broken", momentum=momentum)
-    lost = {after + 1, after + 2}
-
-    def loses(message: Any) -> bool:
-        config = message.content.config_records.get("config", {})
-        return config.get("server-round") in lost
-
-    expected = run(whole, lost=loses)
+    expected = run(whole, lost=loses({after + 1, after + 2}))
     folder = stopped(broken, after)
     assert len(rounds_of(folder)) == after + 2
     assert not (folder / "summary.json").exists()
@@ -152,6 +158,56 @@ def test_a_checkpoint_every_few_rounds_and_one_when_a_run_fails(tmp_path: Path) 
     assert_same(folder, whole)
 
 
+@pytest.mark.parametrize("momentum", MODES)
+@pytest.mark.parametrize("fails", [2, 5, 6, 8])
+def test_a_disk_that_is_full_for_a_while(
+    fails: int, momentum: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clients have trained by then; the round before has no checkpoint until it fails."""
+    whole = run(config_of(tmp_path / "whole", momentum=momentum))
+    config = config_of(tmp_path / "full", momentum=momentum, checkpoint_every=3)
+    append = RunFolder.append
+
+    def full(folder: RunFolder, metrics: RoundMetrics) -> bool:
+        if metrics.round == fails:
+            raise CheckpointError("No space left on device")
+        return append(folder, metrics)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "append", full)
+        with pytest.raises(CheckpointError, match="No space left"):
+            run(config)
+    folder = tmp_path / "full" / "run"
+    newest = max((folder / "checkpoints").iterdir()).name
+    assert newest.startswith(f"round-{fails - 1:06d}")
+    run({**config, "resume": str(folder)}, 2)
+    assert_same(folder, whole)
+
+
+def test_a_run_is_resumed_as_often_as_need_be_by_the_same_words(tmp_path: Path) -> None:
+    config = config_of(tmp_path, freeze_after=0.5)
+    folder = stopped(config, 1)
+    again = {**config, "resume": str(folder)}
+    stopped(again, 4, run_id=2)
+    run(again, 3)
+    written = json.loads((folder / "config.json").read_text())
+    assert written["run_config"]["freeze-after"] == 0.5
+    assert written["freeze_round"] == 4
+    assert [resumed["after_round"] for resumed in written["resumed"]] == [3, 6]
+
+
+def test_data_that_were_moved_may_be_named_anew(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    config = config_of(tmp_path, data_dir=str(tmp_path / "data"))
+    folder = stopped(config, 3)
+    (tmp_path / "data").rename(tmp_path / "moved")
+    moved = {**config, "resume": str(folder), "data-dir": str(tmp_path / "moved")}
+    with pytest.raises(ConfigError, match=r"data-dir was .*data.* and is .*moved"):
+        run(moved, 2)
+    run({**moved, "may-change": "data-dir"}, 2)
+    assert len(rounds_of(folder)) == ROUNDS
+
+
 def test_without_checkpoints_there_is_nothing_to_resume(tmp_path: Path) -> None:
     config = config_of(tmp_path, checkpoint_every=0)
     folder = stopped(config, 3)
@@ -166,9 +222,10 @@ def test_more_rounds_after_the_end_keep_what_was_and_when_it_froze(tmp_path: Pat
     longer = {**config, "resume": str(folder), "num-server-rounds": ROUNDS + 2}
     with pytest.raises(ConfigError, match=r"num-server-rounds was 8 and is 10"):
         run(longer, 2)
-    before = rounds_of(folder)
+    before, final = rounds_of(folder), (folder / "final.safetensors").read_bytes()
     run({**longer, "may-change": "num-server-rounds"}, 2)
     assert rounds_of(folder)[:ROUNDS] == before
+    assert (folder / "final-round-8.safetensors").read_bytes() == final
     assert [line["phase"] for line in rounds_of(folder)][4:] == ["calibration"] * 6  # not of 10
     assert_same(folder, run(config_of(tmp_path / "whole", num_server_rounds=10)))
 
@@ -248,7 +305,8 @@ def test_a_torn_checkpoint_is_known_and_the_one_before_gives_the_same_run(
     newest.write_bytes(newest.read_bytes()[:-1])
     run(config_of(folder.parent, resume=str(folder)), 2)
     assert f"{newest} is damaged" in caplog.text
-    assert len(rounds_of(folder)) == ROUNDS
+    # Of the two rounds that had failed, the second one was run again.
+    assert_same(folder, run(config_of(tmp_path / "whole"), lost=loses({4})))
 
 
 def test_clients_keep_little_and_it_goes_with_the_run(folder: Path, tmp_path: Path) -> None:
