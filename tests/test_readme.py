@@ -148,6 +148,9 @@ def test_the_words_on_experiments_are_the_data() -> None:
     assert of["FixBN", "two classes"] > of["BN", "two classes"] + 0.03
     for same in ("IID", "Dirichlet 0.1"):
         assert abs(of["FixBN", same] - of["BN", same]) < 0.01
+    of |= {(r.method, *r.setting.values()): r.accuracy or 0.0 for r in results_of("frequency")}
+    assert of["BN", "1"] + 0.05 < of["GN", "1"] < of["FixBN", "1"] - 0.02
+    assert of["FixBN", "20"] < of["BN", "20"] - 0.02
     for setting in ("IID", "Dirichlet 0.1", "two classes"):
         for method in ("GN", "LN", "IN", "FixUp"):
             assert of[method, setting] < of["BN", setting]
