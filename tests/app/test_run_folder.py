@@ -18,7 +18,7 @@ from fixbn_flwr.app.config import Settings
 from fixbn_flwr.app.run_files import read_metrics
 from fixbn_flwr.app.run_folder import RunFolder
 from fixbn_flwr.app.summary import RoundMetrics, Summary, summarize, summary_table
-from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.errors import CheckpointError, ConfigError
 from fixbn_flwr.schedule import Phase
 
 WHEN = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
@@ -205,7 +205,7 @@ def test_a_model_that_cannot_be_written_leaves_the_one_before(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(ConfigError, match=r"No space left.*Make room on its disk"):
+    with pytest.raises(CheckpointError, match=r"No space left.*Make room on its disk"):
         folder.save_model("best", {"a": np.ones(3)})
     assert path.read_bytes() == before
     assert sorted(p.name for p in folder.path.iterdir()) == ["best.safetensors", "config.json"]
