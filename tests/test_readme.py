@@ -144,6 +144,15 @@ def test_the_words_on_experiments_are_the_data() -> None:
     assert words
     shown = [f"{r.method} {100 * (r.accuracy or 0):.1f}" for r in results_of("segmentation")]
     assert words[1] == f"{', '.join(shown)} % mean IoU"
+    switch = {
+        tuple(r.setting.values()): 100 * (r.accuracy or 0) for r in results_of("freeze-after")
+    }
+    ends = [f"{switch['mean', factor]:.1f}" for factor in ("1", "0.3", "0.1", "0.03")]
+    assert (
+        f"1, 0.3, 0.1 and 0.03 end at {', '.join(ends[:-1])} and {ends[-1]} %<!-- end -->" in README
+    )
+    for factor in ("1", "0.3", "0.1", "0.03"):
+        assert abs(switch["mean", factor] - switch["pooled", factor]) < 1.5
     of = {(r.method, *r.setting.values()): r.accuracy or 0.0 for r in results_of("normalisers")}
     assert of["FixBN", "two classes"] > of["BN", "two classes"] + 0.03
     for same in ("IID", "Dirichlet 0.1"):
