@@ -18,7 +18,9 @@ from torch.optim import LBFGS, SGD, Adam, Optimizer
 
 from fixbn_flwr import Phase, local_training
 from fixbn_flwr.errors import ConfigError, MomentumError, NoStatisticsError, StatisticsMovedError
+from fixbn_flwr.momentum import fingerprint
 from fixbn_flwr.normalization import statistics
+from fixbn_flwr.store import save_buffers
 from fixbn_flwr.wire import Momentum, RoundConfig
 from simulation.in_memory_grid import InMemoryGrid
 
@@ -338,7 +340,16 @@ def test_kept_momentum_of_another_model_is_dropped(caplog: pytest.LogCaptureFixt
     other = nn.Sequential(nn.Linear(9, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
     with local_training(other, later := sgd(other), asked(2), context):
         assert buffers_of(other, later) == {}
-    assert re.search(r"kept momentum dropped, .*'0\.weight'.* Starting from zero", caplog.text)
+    assert "kept momentum dropped, it is of another model" in caplog.text
+
+
+def test_kept_momentum_that_fits_no_parameter_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    model, context = network(), client()
+    config = RoundConfig(1, Phase.EXPLORATION, Momentum.LOCAL, 1.0)
+    save_buffers(context, config, {"nowhere": torch.ones(2)}, fingerprint(model))
+    with local_training(model, optimizer := sgd(model), asked(2), context):
+        assert buffers_of(model, optimizer) == {}
+    assert re.search(r"kept momentum dropped, .*'nowhere'.* Starting from zero", caplog.text)
 
 
 # Exceptions

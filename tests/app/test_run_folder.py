@@ -130,6 +130,7 @@ def test_every_round_is_one_line_on_the_disk_at_once(tmp_path: Path) -> None:
             "round": 1, "phase": "exploration", "learning_rate": 0.02, "train_loss": 1.5,
             "test_loss": 0.5, "test_accuracy": 0.5, "bytes_sent": 2_000_000,
             "bytes_received": 500_000, "seconds": 0.25, "clients": 10, "dropped": 0,
+            "train_seconds": None,
         }
     ]  # fmt: skip
     folder.append(second)

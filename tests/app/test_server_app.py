@@ -238,7 +238,7 @@ def test_a_run_that_diverges_at_t_star_is_told_so_once(
         run_app(tmp_path / "too fast", 4, {"num-server-rounds": 5, "learning-rate-factor": 1000.0})
     assert caplog.text.count("the run diverges in calibration") == 1
     assert "at T* = 2: the run diverges" in caplog.text
-    assert "such as 100;" in caplog.text
+    assert "such as 100: remove what is later than T* from" in caplog.text
     caplog.clear()
     run_app(tmp_path / "slow", 4, {"num-server-rounds": 5, "learning-rate-factor": 0.1})
     assert "diverges" not in caplog.text

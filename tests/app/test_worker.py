@@ -169,7 +169,7 @@ def test_momentum_in_a_directory_is_kept_there_as_ever(
     context = context_of(**{"state-dir": str(tmp_path / "state")})
     forwarder(sockets, shared).answer(train_message(1), context)
     assert not context.state
-    assert (tmp_path / "state" / "7" / "partition-0.safetensors").is_file()
+    assert (tmp_path / "state" / "7" / "partition-0" / "round-1.safetensors").is_file()
 
 
 @pytest.mark.slow

@@ -147,7 +147,7 @@ def test_keys_are_with_those_that_need_them_alone() -> None:
     def volumes(service: str) -> set[str]:
         return {v.partition(":")[0] for v in SERVICES[service]["volumes"]}
 
-    assert volumes("superlink") == {"certificates", "superlink"}
+    assert volumes("superlink") == {"certificates", "superlink", "runs"}
     assert volumes("hospital-a") == {"hospital-a-keys", "hospital-a"}
     assert volumes("hospital-b") == {"hospital-b-keys", "hospital-b"}
     for name, service in SERVICES.items():

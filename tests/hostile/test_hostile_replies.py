@@ -299,7 +299,7 @@ def test_no_reply_chooses_a_path(
 ) -> None:
     """Whatever records and metrics are called, nothing of it is used as the name of a file."""
     here = tmp_path / "one" / "two"  # where a path out of it still leads to folders of ours
-    here.mkdir(parents=True)
+    here.mkdir(parents=True, exist_ok=True)
     monkeypatch.chdir(here)
     folders = [here, here.parent, tmp_path, Path("/etc")]
     before = [sorted(os.listdir(folder)) for folder in folders]
