@@ -109,7 +109,7 @@ class Recorder:
         if server_round == self._rounds_before + 1:
             state = folder_of(self._settings, self._folder.run)
             if state is not None:
-                files = self._settings.keep_checkpoints + 1
+                files = self._settings.keep_checkpoints + 3  # T*, the round before, the newest
                 warn_of_full_disk(state, self._folder.clients, files)
         evaluated = self._settings.evaluates(server_round)
         loss, accuracy = self._evaluate(arrays) if evaluated else (None, None)
