@@ -1,6 +1,8 @@
 # make run    train with FixBN on real images, and with plain BN beside it (some minutes)
 # make test   lint, types and tests (under ten minutes on two cores)
-# make test-long   real federations, on Ray and between SuperNodes; kills, soak (half an hour more)
+# make test-long   real federations on Ray, the worked examples, kills, soak (half an hour more)
+# make test-deployment   SuperLinks and SuperNodes, on a machine that does nothing else: Flower gives a
+#                        process 30 seconds to start
 # make docs   the documentation site, in site/
 # They set up their own environment in .venv first; PYTHON picks another Python, 3.11 or newer.
 
@@ -9,7 +11,9 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: run test test-long lint docs clean
+DEPLOYMENT := tests/deploy tests/app/test_worker.py tests/federation/test_ray_cluster.py
+
+.PHONY: run test test-long test-deployment lint docs clean
 
 run: $(READY)
 	$(BIN)/fixbn compare
@@ -19,7 +23,10 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-long: $(READY)
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m slow $(addprefix --ignore=,$(DEPLOYMENT))
+
+test-deployment: $(READY)
+	$(BIN)/python -m pytest -m slow $(DEPLOYMENT)
 
 lint: $(READY)
 	$(BIN)/ruff check
