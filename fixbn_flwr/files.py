@@ -1,9 +1,11 @@
-"""Writing a file whole or not at all, also when the machine stops in the middle."""
+"""Files that are written whole or not at all, also when the machine stops, and what heads them."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -27,6 +29,17 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.fsync(folder)  # the new name, too
     finally:
         os.close(folder)
+
+
+def safetensors_metadata(content: bytes) -> dict[str, Any]:
+    """Return the metadata of a safetensors file: header's length, header in JSON, data.
+
+    Raises:
+        Exception: it has none, or is no such file; of what type depends on how it is damaged.
+    """
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    metadata: dict[str, Any] = header["__metadata__"]
+    return metadata
 
 
 def remove_partial_files(folder: Path) -> None:

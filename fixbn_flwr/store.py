@@ -14,7 +14,6 @@ that it would need then are kept beside the newest, so that the client goes back
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from typing import cast
 import safetensors.torch
 from flwr.app import ConfigRecord, Context
 
-from fixbn_flwr.files import remove_partial_files, write_atomically
+from fixbn_flwr.files import remove_partial_files, safetensors_metadata, write_atomically
 from fixbn_flwr.momentum import Buffers
 from fixbn_flwr.wire import RoundConfig
 
@@ -65,7 +64,10 @@ def save_buffers(context: Context, asked: RoundConfig, buffers: Buffers, model: 
     Those of a training that diverged are not kept: every round that began with them would diverge.
     """
     if not _are_finite(buffers):
-        _logger.warning("momentum not kept, it holds NaN or infinity: what was kept before stays")
+        _logger.warning(
+            "momentum not kept, it holds NaN or infinity: what was kept before stays. A smaller "
+            "learning rate keeps the training from diverging"
+        )
         return
     stamp = Stamp(context.run_id, asked.server_round, model)
     content = safetensors.torch.save(buffers, metadata=stamp.as_metadata())
@@ -138,10 +140,9 @@ def _other(stamp: Stamp, context: Context, asked: RoundConfig) -> str:
 
 
 def _stamp(content: bytes) -> Stamp | None:
-    """Read the stamp out of a safetensors file: header's length, header in JSON, data."""
+    """Read the stamp out of a safetensors file; None if there is none."""
     try:
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        metadata = header["__metadata__"]
+        metadata = safetensors_metadata(content)
         return Stamp(int(metadata["run"]), int(metadata["round"]), str(metadata["model"]))
     except Exception:  # whatever was done to the bytes
         return None

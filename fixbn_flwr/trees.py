@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from fixbn_flwr.arrays import arrays_of, record_of
 from fixbn_flwr.averaging import Array
 from fixbn_flwr.errors import CheckpointError
+from fixbn_flwr.files import safetensors_metadata
 
 Tree = Any
 """None, bool, int, float, str, numpy array or number, ArrayRecord; or a dict with names for keys,
@@ -46,8 +47,8 @@ def from_bytes(content: bytes) -> Tree:
         CheckpointError: this is no such file.
     """
     try:
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        return _decoded(json.loads(header["__metadata__"][_JSON]), safetensors.numpy.load(content))
+        text = safetensors_metadata(content)[_JSON]
+        return _decoded(json.loads(text), safetensors.numpy.load(content))
     except (
         AttributeError, KeyError, TypeError, ValueError, RecursionError, SafetensorError
     ) as error:  # fmt: skip

@@ -29,7 +29,6 @@ from fixbn_flwr.app.centralised import METHOD, train_centrally
 from fixbn_flwr.app.client_state import delete_run
 from fixbn_flwr.app.config import Settings
 from fixbn_flwr.app.figure import draw_curves, figure_title
-from fixbn_flwr.app.resume import run_config_of
 from fixbn_flwr.app.run_files import read_config, read_metrics
 from fixbn_flwr.app.summary import Summary, summarize, summary_table
 from fixbn_flwr.app.superlink import SuperLink, local_superlink
@@ -148,7 +147,7 @@ def _settings(overrides: list[str] | None, label: str | None = None) -> Settings
     if given.get("resume"):
         path = Path(_absolute("resume", str(given["resume"])))
         # The run that it was: only what differs need be said again.
-        before: dict[str, Value] = {**run_config_of(path), "may-change": ""}
+        before: dict[str, Value] = {**read_config(path)["run_config"], "may-change": ""}
         paths = {
             key: _absolute(key, str(given[key]))
             for key in ("data-dir", "state-dir", "output-dir")

@@ -76,5 +76,7 @@ def delete_run(path: Path) -> list[Path]:
             try:
                 shutil.rmtree(folder)
             except OSError as error:
-                raise ConfigError(f"{folder} cannot be deleted ({error})") from error
+                raise ConfigError(
+                    f"{folder} cannot be deleted ({error}): mend that and delete the run again"
+                ) from error
     return gone

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from flwr.app import ArrayRecord
 
@@ -122,15 +122,6 @@ class Earlier:
             best=self.best,
             lock=self._lock,
         )
-
-
-def run_config_of(folder: Path) -> dict[str, Any]:
-    """Return the run config of a run, by its folder.
-
-    Raises:
-        ConfigError: this is no run's folder.
-    """
-    return dict(read_config(folder)["run_config"])
 
 
 def _may_change(settings: Settings) -> frozenset[str]:

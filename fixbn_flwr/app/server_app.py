@@ -53,7 +53,7 @@ def main(grid: Grid, context: Context) -> None:
     folder = (
         earlier.open(clients, own_data=not any(member.partitions for member in members))
         if earlier
-        else _new_folder(settings, clients, context.run_id)
+        else RunFolder.create(settings, method=settings.method, clients=clients, run=context.run_id)
     )
     print(f"Run folder: {folder.path}")
 
@@ -98,10 +98,6 @@ def main(grid: Grid, context: Context) -> None:
     if state := folder_of(settings, folder.run):
         print(report(state))
     print(f"Run folder: {folder.path}")
-
-
-def _new_folder(settings: Settings, clients: int, run: int) -> RunFolder:
-    return RunFolder.create(settings, method=settings.method, clients=clients, run=run)
 
 
 class ReproducibleFedAvg(FedAvg):

@@ -71,7 +71,7 @@ def test_a_run_says_what_it_did(one_worker: Outcome) -> None:
         assert f"round {r.round}/3" in one_worker.log
     assert {path.name for path in one_worker.folder.iterdir()} == {
         "config.json", "metrics.jsonl", "final.safetensors", "best.safetensors", "summary.json",
-        "curves.png",
+        "curves.png", "checkpoints",
     }  # fmt: skip
 
 
