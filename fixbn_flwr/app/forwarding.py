@@ -109,7 +109,7 @@ class Forwarder:
         Raises:
             WorkerError: the worker did not start, or ended over this message.
         """
-        with self._connection(f"{self._code}\n{message.metadata.run_id}") as connection:
+        with self._connection(f"run {message.metadata.run_id} of {self._code}") as connection:
             try:
                 send_pair(connection, message, context)
                 reply, afterwards = receive_pair(connection)

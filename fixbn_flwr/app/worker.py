@@ -77,7 +77,7 @@ class Worker:
     def _answer(self, connection: socket.socket) -> None:
         task = receive_frame(connection)
         if task.decode() != self._task:
-            self._end(f"messages are for {task.decode()!r}, this is {self._task!r}")
+            self._end(f"messages are for {task.decode()}, it is for {self._task}")
         send_frame(connection, task)
         message, context = receive_pair(connection)
         _logger.info("worker %s answers: %s", os.getpid(), message.metadata.message_type)

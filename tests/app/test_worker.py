@@ -105,6 +105,10 @@ def workers_of(node: int) -> list[int]:
     return found
 
 
+def sockets_in(directory: Path) -> list[Path]:
+    return [path for path in directory.iterdir() if path.is_socket()]
+
+
 def wait_until(holds: Callable[[], bool]) -> None:
     end = time.monotonic() + PATIENCE
     while not holds():
@@ -185,7 +189,7 @@ def test_two_nodes_have_two_workers_and_each_goes_with_its_own(
     pair[0].kill()  # it stays a zombie, which counts as gone
     wait_until(lambda: not workers_of(pair[0].pid))
     assert workers_of(pair[1].pid) == [second]
-    assert sorted(path.name.split("-")[0] for path in tmp_path.iterdir()) == [str(pair[1].pid)]
+    assert [path.name.split("-")[0] for path in sockets_in(tmp_path)] == [str(pair[1].pid)]
 
 
 def test_a_clients_exception_is_the_reply_that_flower_would_send_and_the_worker_lives(
@@ -272,23 +276,36 @@ def test_a_worker_ends_after_some_time_without_a_message_and_leaves_no_socket(
 ) -> None:
     forwarder(tmp_path, node, idle=0.5).answer(train_message(1), context_of())
     wait_until(lambda: not workers_of(node.pid))
-    assert list(tmp_path.iterdir()) == []
+    assert sockets_in(tmp_path) == []
     assert forwarder(tmp_path, node).answer(train_message(2), context_of()).has_content()
 
 
 @pytest.mark.slow
-def test_other_code_has_another_worker(tmp_path: Path, node: subprocess.Popen[bytes]) -> None:
-    forwarder(tmp_path, node).answer(train_message(1), context_of())
-    (old,) = workers_of(node.pid)
+def test_other_code_and_another_run_have_another_worker(
+    tmp_path: Path, node: subprocess.Popen[bytes]
+) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
     (copy / "fixbn_flwr").symlink_to(Path(CODE) / "fixbn_flwr")
-    # Its worker calls itself by the real path, hence never becomes what is asked for.
+    seen = set()
+    for code, run in ((CODE, 7), (str(copy), 7), (str(copy), 8)):
+        message = train_message(1)
+        message.metadata.__dict__["_run_id"] = run
+        reply = forwarder(tmp_path, node, code=code).answer(message, context_of())
+        assert reply.has_content(), reply.error
+        (worker,) = workers_of(node.pid)  # that of before has ended
+        seen.add(worker)
+    assert len(seen) == 3
+
+
+@pytest.mark.slow
+def test_a_worker_that_cannot_start_is_an_error_of_its_own(
+    tmp_path: Path, node: subprocess.Popen[bytes]
+) -> None:
+    (tmp_path / "fixbn_flwr").mkdir()
+    (tmp_path / "fixbn_flwr" / "__init__.py").write_text("raise ImportError('torn on its way')")
     with pytest.raises(WorkerError, match=r"ended before it could take a message; why is in the"):
-        forwarder(tmp_path, node, code=str(copy)).answer(train_message(1), context_of())
-    wait_until(lambda: not workers_of(node.pid))
-    forwarder(tmp_path, node).answer(train_message(1), context_of())
-    assert workers_of(node.pid) != [old]
+        forwarder(tmp_path, node, code=str(tmp_path)).answer(train_message(1), context_of())
 
 
 @pytest.mark.slow
