@@ -113,9 +113,9 @@ class Machine:
         """End all that runs here."""
         while self.processes():
             self.kill("")
-            for process in self.started:
-                process.poll()
             time.sleep(0.05)
+        for process in self.started:
+            process.wait(TIMEOUT)
 
 
 class Service:
