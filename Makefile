@@ -1,8 +1,6 @@
 # make run    train with FixBN on real images, and with plain BN beside it (some minutes)
 # make test   lint, types and tests (under ten minutes on two cores)
-# make test-long   real federations on Ray, the worked examples, kills, soak (half an hour more)
-# make test-deployment   SuperLinks and SuperNodes, on a machine that does nothing else: Flower gives a
-#                        process 30 seconds to start
+# make test-long   real federations, on Ray and between processes, kills, soak (half an hour more)
 # make docs   the documentation site, in site/
 # They set up their own environment in .venv first; PYTHON picks another Python, 3.11 or newer.
 
@@ -11,9 +9,10 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-DEPLOYMENT := tests/deploy tests/app/test_worker.py tests/federation/test_ray_cluster.py
+# A cluster that is there would take in the simulations of other tests.
+ALONE := tests/federation/test_ray_cluster.py
 
-.PHONY: run test test-long test-deployment lint docs clean
+.PHONY: run test test-long lint docs clean
 
 run: $(READY)
 	$(BIN)/fixbn compare
@@ -22,11 +21,10 @@ run: $(READY)
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+# A file of tests at a time on each core: many share a federation.
 test-long: $(READY)
-	$(BIN)/python -m pytest -m slow $(addprefix --ignore=,$(DEPLOYMENT))
-
-test-deployment: $(READY)
-	$(BIN)/python -m pytest -m slow $(DEPLOYMENT)
+	$(BIN)/python -m pytest -m slow $(ALONE)
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations 30 --ignore $(ALONE)
 
 lint: $(READY)
 	$(BIN)/ruff check

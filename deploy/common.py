@@ -110,7 +110,7 @@ def environment(home: Path) -> dict[str, str]:
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # seconds; it is 1 by default
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",  # seconds; it is 1 by default
     }
 
 

@@ -38,11 +38,12 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.superlink.grid import HttpGrid
 
+from fixbn_flwr.bounded_grid import BoundedGrid
 from fixbn_flwr.errors import ReplyError
 from fixbn_flwr.flat import Packer, is_packed, unpack
 from fixbn_flwr.grid import GridAround
 
-QUICKEST, SLOWEST = 0.1, 1.0  # seconds between two looks for replies
+QUICKEST, SLOWEST = 0.1, 0.5  # seconds between two looks for replies
 _SHARE = 0.05  # of the time already waited that the next pause takes, between the two
 
 _WAS_UNPACKED = "fixbn-unpacked"  # a record of the mod's in each reply to a packed message
@@ -50,8 +51,8 @@ _REMEDY = "add flat_arrays_mod of fixbn_flwr.transport to its ClientApp, first o
 
 
 def flat_in_deployment(grid: Grid) -> Grid:
-    """Return a grid that packs arrays and polls quickly; in a simulation, the grid itself."""
-    return FlatGrid(grid) if isinstance(grid, HttpGrid) else grid
+    """Return a grid that packs arrays, polls quickly and bounds replies; or itself, simulated."""
+    return FlatGrid(BoundedGrid(grid)) if isinstance(grid, HttpGrid) else grid
 
 
 class FlatGrid(GridAround):

@@ -1,8 +1,9 @@
 """Seconds a round outside training, between real processes on this machine, before and after.
 
-"Before" is the same app with its two lines for real machines taken out, one on each side, and
-Flower's own polling. The model is ResNet-18 (122 arrays, 45 MB), and each client takes one step on
-images made up here, so that a round is messages and little else.
+"Before" is the same app with its two lines for real machines taken out, one on each side, Flower's
+own polling, and momentum in Flower's context, which travels with every message on the node. The
+model is ResNet-18 (122 arrays, 45 MB), and each client takes one step on images made up here, so
+that a round is messages and little else.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CLASSES = 200
 
 # What deploy/start-supernode and start-superlink set: how often SuperExec looks for a message.
-QUICK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
+QUICK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
 
 # What an app adds for real machines: the file, the line with it, and the line as it was before.
 ADDED = (
@@ -107,6 +108,8 @@ def measure(folder: Path, *, rounds: int, nodes: int, before: bool) -> Rounds:
         "device": "cpu",
         "output-dir": str(folder),
         "run-name": "run",
+        # As deploy/start-supernode has it.
+        "state-dir": "" if before else str(folder / "state"),
     }
     environment = {"PYTHONPATH": str(REPOSITORY), **({} if before else QUICK)}
     log: list[str] = []

@@ -100,7 +100,7 @@ def deployment_table() -> str:
     """The table of seconds outside training, from their data."""
     rows = {
         "before": "as Flower does it",
-        "after": "packed arrays, quick looks, workers that stay",
+        "after": "packed arrays, quick looks, workers that stay, momentum in files",
     }
     lines = ["| | median | each round |", "| --- | ---: | --- |"]
     for name, run in json.loads(DEPLOYMENT.read_text())["runs"].items():

@@ -1,6 +1,6 @@
 """What forwarder and worker say to each other on their socket: frames, each after its length.
 
-    forwarder → worker   the number of the run that the message is for, and the directory of its code
+    forwarder → worker   which run the message is for, and the directory of its code
     worker → forwarder   the same, as soon as it is ready; a worker for others ends instead
     forwarder → worker   message, context
     worker → forwarder   reply, context

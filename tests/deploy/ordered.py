@@ -1,7 +1,8 @@
 """A task whose nodes train at the test's word: one order, one local step.
 
 In each step a node touches `~/waiting` and waits for the file `~/order`, which holds what it is to
-do: "train"; "nothing", a step with a gradient of zero; "fail", to raise. The digits are
+do: "train"; "nothing", a step with a gradient of zero; "fail", to raise; "flood", to reply with 20
+MB that nobody has asked for. The digits are
 scikit-learn's, a node's own those that the file `part` of its data folder says, as in "0/3".
 """
 
@@ -12,9 +13,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fixbn_flwr import transport
 from fixbn_flwr.tasks import Split, Task, get_task, load_splits
 from fixbn_flwr.tasks.task import accuracy
 
@@ -47,7 +50,21 @@ def at_the_tests_word(outputs: Tensor, targets: Tensor) -> Tensor:
     waiting.unlink()
     if word == "fail":
         raise RuntimeError("the disk is full")
+    if word == "flood":
+        flood()
     return loss * (0.0 if word == "nothing" else 1.0)
+
+
+def flood() -> None:
+    """Let all replies of this process carry more than a server should take."""
+    honest = transport.Packer.pack
+
+    def pack(packer: transport.Packer, content: RecordDict) -> RecordDict:
+        packed = honest(packer, content)
+        packed["flood"] = ConfigRecord({"flood": bytes(20 * 10**6)})
+        return packed
+
+    transport.Packer.pack = pack  # type: ignore[method-assign]
 
 
 TASK = Task(

@@ -23,7 +23,7 @@ from simulation.watch import descendants, processes
 
 pytestmark = pytest.mark.slow
 
-CLIENTS, ROUNDS, ASKED = 200, 300, 10
+CLIENTS, ROUNDS, ASKED = 200, 300, 5
 CONFIG: dict[str, Any] = {
     "partition": "iid",  # seven images each
     "batch-size": 4,

@@ -1,0 +1,221 @@
+"""Replies from the SuperLink: Flower's own objects come whole, made-up ones name their client.
+
+What Flower's SuperLink answers is answered here from memory, with Flower's protocol buffers; the
+bound is seen at work between real processes in tests/deploy/test_faults.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import httpx
+import numpy as np
+import pytest
+from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app.message.message import remove_content_from_message
+from flwr.common.serde import message_to_proto
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    ObjectTree,
+    PullObjectRequest,
+    PullObjectResponse,
+)
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PullAppMessagesResponse
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.superlink.grid import HttpGrid
+
+from fixbn_flwr.app import client_app
+from fixbn_flwr.arrays import record_of
+from fixbn_flwr.bounded_grid import BESIDE, BoundedGrid
+from simulation.in_memory_grid import InMemoryGrid
+
+
+class SuperLink:
+    """Replies of clients and their objects, and the requests by which Flower takes them in."""
+
+    def __init__(self) -> None:
+        self.envelopes: list[ProtoMessage] = []
+        self.trees: list[ObjectTree] = []
+        self.objects: dict[str, bytes] = {}
+        self.not_yet: dict[str, int] = {}  # looks until an object has been uploaded
+        self.confirmed: list[str] = []
+        self.pulled = 0
+        self.broken: Exception | None = None
+
+    def upload(self, reply: Message) -> list[str]:
+        """Hold a reply as a client of Flower's sends it; return the names of its objects."""
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        self.envelopes.append(message_to_proto(remove_content_from_message(reply)))
+        self.trees.append(get_object_tree(reply))
+        objects = {name: o.deflate() for name, o in get_all_nested_objects(reply).items()}
+        self.objects |= objects
+        return list(objects)
+
+    def make_up(self, reply: Message, content: bytes) -> None:
+        """Hold what a client may send in place of its reply."""
+        name = hashlib.sha256(content).hexdigest()
+        reply.metadata.__dict__["_message_id"] = name
+        self.envelopes.append(message_to_proto(remove_content_from_message(reply)))
+        self.trees.append(ObjectTree(object_id=name))
+        self.objects[name] = content
+
+    def PullMessages(self, _: PullAppMessagesRequest) -> PullAppMessagesResponse:
+        return PullAppMessagesResponse(
+            messages_list=self.envelopes, message_object_trees=self.trees
+        )
+
+    def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:
+        if self.broken is not None:
+            raise self.broken
+        content = self.objects.get(request.object_id)
+        if content is None:
+            return PullObjectResponse(object_found=False)
+        self.not_yet[request.object_id] = self.not_yet.get(request.object_id, 0) - 1
+        if self.not_yet[request.object_id] >= 0:
+            return PullObjectResponse(object_found=True, object_available=False)
+        self.pulled += len(content)
+        return PullObjectResponse(object_found=True, object_available=True, object_content=content)
+
+    def ConfirmMessageReceived(self, request: ConfirmMessageReceivedRequest) -> None:
+        self.confirmed.append(request.message_object_id)
+
+
+@pytest.fixture
+def superlink() -> SuperLink:
+    return SuperLink()
+
+
+@pytest.fixture
+def grid(superlink: SuperLink) -> BoundedGrid:
+    http = HttpGrid(token="any")
+    http._client = superlink  # type: ignore[assignment]
+    return BoundedGrid(http)
+
+
+def asked(client: int) -> Message:
+    InMemoryGrid(client_app.app, 1)  # gives this process an identity, as Flower's do
+    message = Message(RecordDict(), dst_node_id=client, message_type="train")
+    message.metadata.__dict__["_message_id"] = f"message-{client}"
+    return message
+
+
+def reply_of(client: int, loss: float = 0.5) -> Message:
+    content = RecordDict({"arrays": record_of({"w": np.arange(3.0)})})
+    content["metrics"] = MetricRecord({"loss": loss})
+    return Message(content, reply_to=asked(client))
+
+
+def test_replies_come_whole_in_their_order_and_are_confirmed(
+    superlink: SuperLink, grid: BoundedGrid
+) -> None:
+    for client in (5, 6):
+        superlink.upload(reply_of(client, loss=client))
+    replies = list(grid.pull_messages(["message-5", "message-6"]))
+    for client, reply, envelope in zip((5, 6), replies, superlink.envelopes, strict=True):
+        assert reply.content == reply_of(client, loss=client).content
+        assert reply.metadata.src_node_id == client
+        assert reply.metadata.reply_to_message_id == f"message-{client}"
+        assert reply.metadata.message_id == envelope.metadata.message_id
+    assert superlink.confirmed == [reply.metadata.message_id for reply in replies]
+
+
+def test_what_is_on_its_way_is_waited_for(superlink: SuperLink, grid: BoundedGrid) -> None:
+    superlink.not_yet[superlink.upload(reply_of(5))[-1]] = 2
+    (reply,) = grid.pull_messages(["message-5"])
+    assert reply.content == reply_of(5).content
+
+
+def a_bomb(reply: Message) -> bytes:
+    return b"ArrayRecord,,5\x00wrong"
+
+
+def nothing_of_flowers(reply: Message) -> bytes:
+    return b"\x80\x04cos\nsystem\n"
+
+
+def another_kind(reply: Message) -> bytes:
+    return MetricRecord({"loss": 0.5}).deflate()
+
+
+def anothers(reply: Message) -> bytes:
+    other = Message(reply.content, reply_to=asked(6))
+    return Message(other.content, reply_to=asked(6)).deflate()
+
+
+@pytest.mark.parametrize(
+    ("made_up", "reason"),
+    [
+        (a_bomb, "its reply is no message of Flower's"),
+        (nothing_of_flowers, "its reply is no message of Flower's"),
+        (another_kind, "its reply is no message, but MetricRecord"),
+        (anothers, "its reply is no message of Flower's"),  # whose objects are not in its tree
+    ],
+)
+def test_a_made_up_reply_is_an_error_of_its_client_and_the_others_pass(
+    superlink: SuperLink,
+    grid: BoundedGrid,
+    made_up: Callable[[Message], bytes],
+    reason: str,
+) -> None:
+    superlink.make_up(reply_of(5), made_up(reply_of(5)))
+    superlink.upload(reply_of(7))
+    bad, good = grid.pull_messages(["message-5", "message-7"])
+    assert bad.metadata.src_node_id == 5
+    assert bad.metadata.reply_to_message_id == "message-5"
+    assert bad.error.reason.startswith(reason)
+    assert good.content == reply_of(7).content
+    assert len(superlink.confirmed) == 2
+
+
+def test_a_reply_in_the_name_of_another_client_is_refused(
+    superlink: SuperLink, grid: BoundedGrid
+) -> None:
+    superlink.upload(reply_of(6))
+    superlink.envelopes[0].metadata.src_node_id = 5  # who sent it, as the SuperLink knows
+    (reply,) = grid.pull_messages(["message-6"])
+    assert reply.metadata.src_node_id == 5
+    assert reply.error.reason.startswith("its reply pretends to be another client's")
+
+
+def test_a_reply_that_never_comes_whole_is_an_error_of_its_client(
+    superlink: SuperLink, grid: BoundedGrid
+) -> None:
+    del superlink.objects[superlink.upload(reply_of(5))[-1]]
+    (reply,) = grid.pull_messages(["message-5"])
+    assert reply.error.reason.startswith("its reply has not arrived whole: ")
+
+
+def test_of_a_reply_that_is_too_large_no_more_is_taken_than_its_limit(
+    superlink: SuperLink, grid: BoundedGrid
+) -> None:
+    arrays = {f"layer{n}": np.full(2**18, n, np.float64) for n in range(20)}  # 2 MiB each
+    superlink.upload(Message(RecordDict({"arrays": record_of(arrays)}), reply_to=asked(5)))
+    (reply,) = grid.pull_messages(["message-5"])
+    assert f"its reply has more than {BESIDE:,} bytes" in reply.error.reason
+    assert superlink.pulled < BESIDE + 3 * 2**21  # two are pulled at a time
+    assert len(superlink.confirmed) == 1
+
+
+def test_a_reply_may_be_some_times_as_large_as_its_message(
+    superlink: SuperLink, grid: BoundedGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = record_of({f"layer{n}": np.full(2**18, n, np.float64) for n in range(6)})
+    ask = Message(RecordDict({"arrays": arrays}), dst_node_id=5, message_type="train")
+    monkeypatch.setattr(HttpGrid, "push_messages", lambda _, messages: ["message-5"])
+    assert grid.push_messages([ask]) == ["message-5"]
+    large = {f"layer{n}": np.full(2**18, 10 + n, np.float64) for n in range(10)}
+    content = RecordDict({"arrays": record_of(large)})  # 20 MiB, beyond what may be said to nothing
+    superlink.upload(Message(content, reply_to=asked(5)))
+    (reply,) = grid.pull_messages(["message-5"])
+    assert reply.has_content()
+
+
+def test_a_superlink_that_is_gone_is_no_clients_fault(
+    superlink: SuperLink, grid: BoundedGrid
+) -> None:
+    superlink.upload(reply_of(5))
+    superlink.broken = httpx.ConnectError("gone")
+    with pytest.raises(httpx.ConnectError):
+        list(grid.pull_messages(["message-5"]))
