@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from whole_app import SMALL, rounds_of, serve
 
 from fixbn_flwr.app import client_app
@@ -22,6 +23,8 @@ from fixbn_flwr.app.run_folder import RunFolder, locked
 from fixbn_flwr.app.summary import RoundMetrics
 from fixbn_flwr.errors import CheckpointError, ConfigError, RoundsFailedError
 from simulation.in_memory_grid import InMemoryGrid
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CLIENTS, ROUNDS = 4, 8
 SAME = ("round", "phase", "train_loss", "test_loss", "test_accuracy", "bytes_sent", "clients")
@@ -49,6 +52,7 @@ def run(config: dict[str, Any], run_id: int = 1, clients: int = CLIENTS, **grid:
 def run_quietly(config: dict[str, Any], run_id: int) -> None:
     """Run the app in a process of its own."""
     logging.disable()
+    torch.set_num_threads(1)  # as in the process that it is compared with
     with open(os.devnull, "w") as nothing:
         os.dup2(nothing.fileno(), 1)
         run(config, run_id)

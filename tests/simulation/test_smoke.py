@@ -47,9 +47,11 @@ def test_an_experiment_runs_and_reports(name, tmp_path):
     assert results[0].method in shown
     report = tmp_path / "results" / name / "smoke.md"
     written = report.read_text()
-    report.unlink()
-    typed("report", name, "--scale", "smoke", *folders)
-    assert report.read_text() == written
+    assert results[0].method in written
+    if experiment.measure:  # once is enough for what takes seconds to start
+        report.unlink()
+        typed("report", name, "--scale", "smoke", *folders)
+        assert report.read_text() == written
 
 
 def test_a_mistake_is_a_message_and_exit_code_1():
