@@ -12,7 +12,7 @@ from collections.abc import Callable
 import httpx
 import numpy as np
 import pytest
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.app.message.message import remove_content_from_message
 from flwr.common.serde import message_to_proto
 from flwr.proto.message_pb2 import (
@@ -167,6 +167,28 @@ def test_a_made_up_reply_is_an_error_of_its_client_and_the_others_pass(
     assert bad.error.reason.startswith(reason)
     assert good.content == reply_of(7).content
     assert len(superlink.confirmed) == 2
+
+
+def holding(content: object) -> Message:
+    """A reply that says that it holds records."""
+    reply = reply_of(5)
+    reply.__dict__["_content"] = content
+    return reply
+
+
+def test_a_reply_of_something_else_than_records_is_refused(
+    superlink: SuperLink, grid: BoundedGrid
+) -> None:
+    within = {"w": Array(np.arange(3.0))}
+    of_arrays, of_metrics = RecordDict(), ArrayRecord()
+    of_arrays.__dict__["_data"]["arrays"] = within["w"]  # past Flower's own checks
+    of_metrics.__dict__["_data"]["w"] = MetricRecord({"loss": 0.5})
+    for content in (ArrayRecord(within), of_arrays, RecordDict({"arrays": of_metrics})):
+        superlink.upload(holding(content))
+    replies = list(grid.pull_messages(["message-5"]))
+    assert len(replies) == 3
+    for reply in replies:
+        assert reply.error.reason.startswith("its reply is no message of Flower's")
 
 
 def test_a_reply_in_the_name_of_another_client_is_refused(
