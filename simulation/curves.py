@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fixbn_flwr.schedule import freeze_round
 from simulation.cells import cell_of, distinct, methods, results_of
 from simulation.figures import check_axes, panel_settings
 from simulation.gradients import ALL_LAYERS
@@ -57,7 +58,8 @@ def figure_of_courses(
 ) -> Figure:
     """Mean accuracy by share of the rounds, a line a method, with a band from lowest to highest.
 
-    A run counts until it diverges; an open marker below the panel shows when that was.
+    A run counts until it diverges; an open marker below the panel shows when that was. An
+    upright line shows T*, where there are runs that freeze.
 
     Args:
         results: of one grid.
@@ -84,9 +86,12 @@ def figure_of_courses(
         max(cell.diverged for cell in cells),
     )
     figure, grid = new_figure(len(panels_of), columns=2, title=title)
+    freezes = sorted({share for run in shown if (share := _freezes_after(run)) < 100})
     for ax, (heading, rows) in zip(grid, panels_of.items(), strict=True):
         for index, (drawn, runs) in enumerate(zip(styles_of(names).values(), rows, strict=True)):
             _draw_course(ax, runs, drawn, index, scale)
+        for share in freezes:
+            ax.axvline(share, color="0.5", linewidth=0.8, zorder=0)
         set_scale(ax, scale)
         ax.set_title(heading, fontsize="medium")
         ax.set_xlim(0, 102)
@@ -94,6 +99,8 @@ def figure_of_courses(
     note = seeds_note(cells)
     if note != "1 seed":
         note = f"mean of {note}, with a band from the lowest to the highest"
+    if freezes:
+        note += "; upright line: T*, after which FixBN's statistics are frozen"
     add_legend(figure, styles_of(names), line=True, note=note)
     return figure
 
@@ -146,6 +153,12 @@ def figure_of_gradients(
     label_axes(grid, "layer, from the input on", label)
     add_legend(figure, {mode: style(k) for k, mode in enumerate(modes)}, line=True, note=note)
     return figure
+
+
+def _freezes_after(run: Result) -> float:
+    """T* as share of the rounds in %."""
+    rounds: int = run.run_config["num-server-rounds"]
+    return 100 * freeze_round(run.run_config["freeze-after"], rounds) / rounds
 
 
 def _course(run: Result) -> dict[float, float]:

@@ -56,7 +56,8 @@ def learning_rates(results: Sequence[Result]) -> str:
     """What the searches found, in Markdown: held-out accuracy in % by method, setting and rate.
 
     In bold the rate that the results of that method and setting were made with; where there is no
-    result yet, the one with the highest accuracy.
+    result yet, the one with the highest accuracy. A sentence below counts the rows in which that is
+    the smallest or the largest rate tried.
     """
     searches = [line for line in results if line.kind == "search"]
     if not searches:
@@ -65,6 +66,7 @@ def learning_rates(results: Sequence[Result]) -> str:
     names = axes(searches)
     groups = _by_place(searches, names)
     rows = []
+    at_the_edge = 0
     for (method, labels), lines in groups.items():
         found = {rate: [x for x in lines if f"{x.learning_rate:g}" == rate] for rate in rates}
         used = {
@@ -76,13 +78,21 @@ def learning_rates(results: Sequence[Result]) -> str:
         if not used:
             known = [rate for rate in rates if cells[rate].accuracies]
             used = set(sorted(known, key=lambda rate: cells[rate].mean)[-1:])
+        tried = [rate for rate in rates if found[rate]]
+        at_the_edge += not used.isdisjoint((tried[0], tried[-1]))
         texts = [_held_out(cells[rate]) for rate in rates]
         marked = [
             f"**{text}**" if rate in used and text else text
             for rate, text in zip(rates, texts, strict=True)
         ]
         rows.append([*labels, method, *marked])
-    return _markdown([*names, "method", *_headings("rate", rates)], rows, len(rates))
+    text = _markdown([*names, "method", *_headings("rate", rates)], rows, len(rates))
+    if at_the_edge:
+        text += (
+            f"\n\nIn {at_the_edge} of {len(rows)} rows the bold rate is the smallest or the largest"
+            " that was tried: a better one may lie beyond it."
+        )
+    return text
 
 
 def costs(results: Sequence[Result]) -> str:

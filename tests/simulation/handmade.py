@@ -38,7 +38,7 @@ def result(
             "bytes_sent": 1_080_000.0,
             "bytes_received": 1_080_000.0,
             "client_state_bytes": 0.0,
-            "run_config": {"num-server-rounds": 4},
+            "run_config": {"num-server-rounds": 4, "freeze-after": 1.0},
             "started": "2026-11-22T14:00:00+00:00",
             "hardware": {"cpu": "Xeon", "cores": 2, "gpu": None},
             "versions": {"flwr": "1.41.0", "torch": "2.11.0"},

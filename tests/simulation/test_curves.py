@@ -30,12 +30,15 @@ def test_a_course_is_the_mean_by_share_of_the_rounds_within_a_band() -> None:
             0.8,
             accuracies={1: 0.7, 2: 0.8},
             losses={1: 1.0, 2: 1.0},
-            run_config={"num-server-rounds": 2},
+            run_config={"num-server-rounds": 2, "freeze-after": 0.5},
         ),
     ]
     figure = figure_of_courses(results, None, "Courses", "mean IoU (%)")
     (ax,) = figure.axes
-    lines = [line for line in ax.lines if len(line.get_xydata()) > 1]
+    drawn = [line for line in ax.lines if len(line.get_xydata()) > 1]
+    lines, (freeze,) = drawn[:-1], drawn[-1:]
+    assert list(freeze.get_xdata()) == [50, 50]
+    assert "T*" in figure.legends[0].get_title().get_text()
     assert [list(line.get_xdata()) for line in lines] == [[25, 50, 75, 100], [50, 100]]
     assert [list(line.get_ydata()) for line in lines] == [
         pytest.approx([25, 50, 50, 50]),

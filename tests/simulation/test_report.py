@@ -93,7 +93,7 @@ def test_nothing_to_show_and_grids_mixed_up_are_errors() -> None:
         table([result("BN", IID, 0.5), result("BN", IID, 0.5, grid="other")], "partition")
 
 
-def test_the_rate_that_was_used_is_bold_else_the_best() -> None:
+def test_the_rate_that_was_used_is_bold_else_the_best_and_edges_are_counted() -> None:
     def search(method: str, setting: dict[str, str], rate: float, **fields: object) -> object:
         return result(method, setting, kind="search", learning_rate=rate, **fields)
 
@@ -102,16 +102,19 @@ def test_the_rate_that_was_used_is_bold_else_the_best() -> None:
         search("BN", IID, 0.01, accuracy=0.8),
         search("GN", IID, 0.01, accuracy=0.3),
         search("GN", IID, 0.1, accuracy=0.4),
+        search("GN", IID, 1.0, accuracy=0.2),
         search("GN", TWO, 0.01, accuracy=None, diverged=True),
         # Used though not the best, in a grid with more axes than the search has.
         result("BN", {"steps": "5", **IID}, 0.75, learning_rate=0.1, grid="other"),
     ]
     assert learning_rates(lines) == (
-        "| partition | method | rate 0.01 | rate 0.1 |\n"
-        "| --- | --- | ---: | ---: |\n"
-        "| IID | BN | 80.0 | **70.0** |\n"
-        "| IID | GN | 30.0 | **40.0** |\n"
-        "| two classes | GN | diverged |  |"
+        "| partition | method | rate 0.01 | rate 0.1 | rate 1 |\n"
+        "| --- | --- | ---: | ---: | ---: |\n"
+        "| IID | BN | 80.0 | **70.0** |  |\n"
+        "| IID | GN | 30.0 | **40.0** | 20.0 |\n"
+        "| two classes | GN | diverged |  |  |\n\n"
+        "In 1 of 3 rows the bold rate is the smallest or the largest that was tried: a better one"
+        " may lie beyond it."
     )
 
 
