@@ -37,13 +37,12 @@ from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Strategy
 
 from fixbn_flwr.averaging import Array, first_spoilt
-from fixbn_flwr.errors import ConfigError, ReplyError
+from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.evaluations import check_older_evaluation
-from fixbn_flwr.failures import FailedRounds, cut, log_problems, made_infinity, made_no_model
+from fixbn_flwr.failures import FailedRounds, made_infinity, made_no_model
 from fixbn_flwr.legacy_model import PositionedModel
-from fixbn_flwr.legacy_replies import Failures, in_order, read_result, reason_of
+from fixbn_flwr.legacy_replies import read_result, sorted_out
 from fixbn_flwr.legacy_wrapped import examine, take_over
-from fixbn_flwr.replies import UNLIKE_THE_OTHERS, unlike_the_others
 from fixbn_flwr.schedule import Phase
 from fixbn_flwr.server_state import ServerState, Update, logger
 from fixbn_flwr.wire import MOMENTUM, Momentum
@@ -167,7 +166,10 @@ class FixBN(Strategy):
         ]
 
     def aggregate_fit(
-        self, server_round: int, results: list[tuple[ClientProxy, FitRes]], failures: Failures
+        self,
+        server_round: int,
+        results: list[tuple[ClientProxy, FitRes]],
+        failures: list[tuple[ClientProxy, FitRes] | BaseException],
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """End a round: check the replies, average parameters there and statistics here.
 
@@ -177,31 +179,20 @@ class FixBN(Strategy):
         """
         assert self._model is not None
         model, self._unanswered = self._model, None
-        usable: list[tuple[ClientProxy, FitRes, Update]] = []
-        problems: list[tuple[int | str, str]] = [
-            (f"(failure {number})", reason_of(f)) for number, f in enumerate(failures, start=1)
-        ]
-        rejected: Failures = []
-        for client, result in in_order(results):
-            try:
-                usable.append((client, *self._read(model, client, result)))
-            except ReplyError as problem:
-                problems.append((client.cid, cut(str(problem))))
-                rejected.append((client, result))
-        for place in unlike_the_others([frozenset(update.momentum) for *_, update in usable])[::-1]:
-            client, result, _ = usable.pop(place)
-            problems.append((client.cid, UNLIKE_THE_OTHERS))
-            rejected.append((client, result))
-        log_problems(server_round, problems)
-        parameters: Parameters | None = None
+        usable, problems, rejected = sorted_out(
+            server_round,
+            results,
+            failures,
+            read=lambda client, result: self._read(model, client, result),
+            form=lambda _, read: frozenset(read[1].momentum),
+        )
         metrics: dict[str, Scalar] = {}
-        if usable:
-            parameters, metrics = self.strategy.aggregate_fit(
-                server_round, [(client, seen) for client, seen, _ in usable], [*failures, *rejected]
-            )
         whole, failure = None, None
         if usable:
-            whole, failure = self._new_model(model, parameters, [update for _, _, update in usable])
+            shown = [(client, seen) for client, _, (seen, _) in usable]
+            parameters, metrics = self.strategy.aggregate_fit(server_round, shown, rejected)
+            updates = [update for _, _, (_, update) in usable]
+            whole, failure = self._new_model(model, parameters, updates)
         if self._asked:
             self._failures.count(
                 server_round, len(usable), problems, failure=failure, phase=self.phase
@@ -254,24 +245,16 @@ class FixBN(Strategy):
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Let the wrapped strategy average the evaluations that can be averaged."""
         assert self._model is not None
-        usable: list[tuple[ClientProxy, EvaluateRes]] = []
-        problems: list[tuple[int | str, str]] = [
-            (f"(failure {number})", reason_of(f)) for number, f in enumerate(failures, start=1)
-        ]
-        rejected = list(failures)
-        for client, result in in_order(results):
-            try:
-                check_older_evaluation(result, self._model.arrays)
-                usable.append((client, result))
-            except ReplyError as problem:
-                problems.append((client.cid, cut(str(problem))))
-                rejected.append((client, result))
-        forms = [frozenset(result.metrics) for _, result in usable]
-        for place in unlike_the_others(forms)[::-1]:
-            problems.append((usable[place][0].cid, UNLIKE_THE_OTHERS))
-            rejected.append(usable.pop(place))
-        log_problems(server_round, problems)
-        return self.strategy.aggregate_evaluate(server_round, usable, rejected)
+        sent = self._model.arrays
+        usable, _, rejected = sorted_out(
+            server_round,
+            results,
+            failures,
+            read=lambda _, result: check_older_evaluation(result, sent),
+            form=lambda result, _: frozenset(result.metrics),
+        )
+        replies = [(client, result) for client, result, _ in usable]
+        return self.strategy.aggregate_evaluate(server_round, replies, rejected)
 
     def evaluate(
         self, server_round: int, parameters: Parameters

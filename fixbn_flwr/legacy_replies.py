@@ -1,10 +1,11 @@
-"""The older generation's replies: taken apart, checked, put in order.
+"""The older generation's replies: taken apart, checked, put in order, and the bad sorted out.
 
-The counterpart of :func:`fixbn_flwr.replies.read_reply`, with the same checks.
+The counterpart of ``fixbn_flwr.replies`` and ``fixbn_flwr.asked``, with the same checks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
 import safetensors.numpy
@@ -14,14 +15,15 @@ from flwr.server.client_proxy import ClientProxy
 from fixbn_flwr.arrays import view_of_bytes
 from fixbn_flwr.averaging import Array, Arrays, Kind, of_kind
 from fixbn_flwr.errors import ReplyError
-from fixbn_flwr.failures import cut
-from fixbn_flwr.replies import checked_update
+from fixbn_flwr.failures import cut, log_problems
+from fixbn_flwr.replies import UNLIKE_THE_OTHERS, checked_update, unlike_the_others
 from fixbn_flwr.reply_bounds import check_blob, check_metrics, check_sizes
 from fixbn_flwr.server_state import Update
 from fixbn_flwr.wire import MOMENTUM
 
-Failures = list[tuple[ClientProxy, FitRes] | BaseException]
-Result = TypeVar("Result")
+Problem = tuple[int | str, str]
+Result = TypeVar("Result", FitRes, EvaluateRes)
+Read = TypeVar("Read")
 
 
 def read_result(
@@ -61,13 +63,57 @@ def read_result(
     return update, list(of_kind(arrays, Kind.PARAMETER).values()), metrics
 
 
-def in_order(results: list[tuple[ClientProxy, Result]]) -> list[tuple[ClientProxy, Result]]:
-    """Sort replies by client: they arrive in any order, and sums of floats depend on it."""
-    # Ids are numbers written as text: 9 comes before 10.
-    return sorted(results, key=lambda reply: (len(reply[0].cid), reply[0].cid))
+def sorted_out(
+    server_round: int,
+    results: Iterable[tuple[ClientProxy, Result]],
+    failures: Sequence[tuple[ClientProxy, Result] | BaseException],
+    read: Callable[[ClientProxy, Result], Read],
+    form: Callable[[Result, Read], Hashable],
+) -> tuple[
+    list[tuple[ClientProxy, Result, Read]],
+    list[Problem],
+    list[tuple[ClientProxy, Result] | BaseException],
+]:
+    """Return the replies that can be averaged together, as read, and log the others.
+
+    Args:
+        server_round: the round, for the log.
+        results: the replies, in any order.
+        failures: what Flower counts as failures already.
+        read: takes a client's reply apart; a ``ReplyError`` tells why it must not count.
+        form: of a reply and what was read; one unlike most others' must not count either.
+
+    Returns:
+        The usable ones, in an order that lasts; a client and a reason for each of the others; the
+        others themselves, as strategies are given them.
+    """
+    usable: list[tuple[ClientProxy, Result, Read]] = []
+    rejected = list(failures)
+    problems: list[Problem] = [
+        (f"(failure {number})", _reason_of(f)) for number, f in enumerate(failures, start=1)
+    ]
+    for client, result in sorted(results, key=_by_client):
+        try:
+            usable.append((client, result, read(client, result)))
+        except ReplyError as problem:
+            problems.append((client.cid, cut(str(problem))))
+            rejected.append((client, result))
+    forms = [form(result, part) for _, result, part in usable]
+    for place in unlike_the_others(forms)[::-1]:
+        client, result, _ = usable.pop(place)
+        problems.append((client.cid, UNLIKE_THE_OTHERS))
+        rejected.append((client, result))
+    log_problems(server_round, problems)
+    return usable, problems, rejected
 
 
-def reason_of(failure: tuple[ClientProxy, FitRes | EvaluateRes] | BaseException) -> str:
+def _by_client(reply: tuple[ClientProxy, object]) -> tuple[int, str]:
+    """Sums of floats depend on their order, and replies arrive in any."""
+    client, _ = reply
+    return len(client.cid), client.cid  # numbers written as text: 9 comes before 10
+
+
+def _reason_of(failure: tuple[ClientProxy, FitRes | EvaluateRes] | BaseException) -> str:
     """Return why a client failed, as far as Flower passes it on."""
     if isinstance(failure, BaseException):
         cause = failure.args[0] if failure.args else failure

@@ -33,7 +33,7 @@ from fixbn_flwr.errors import (
     StatisticsMovedError,
 )
 from fixbn_flwr.legacy import FixBN
-from fixbn_flwr.legacy_replies import in_order
+from fixbn_flwr.legacy_replies import sorted_out
 from simulation.in_memory_grid import InMemoryGrid
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -171,7 +171,14 @@ def test_where_flowers_two_averages_round_apart_the_statistics_do_not(examples: 
 
 def test_clients_come_in_the_order_of_their_numbers() -> None:
     replies = [(SimpleNamespace(cid=cid), cid) for cid in ("10", "9", "8", "11")]
-    assert [cid for _, cid in in_order(replies)] == ["8", "9", "10", "11"]  # type: ignore[arg-type]
+    usable, _, _ = sorted_out(
+        1,
+        replies,  # type: ignore[arg-type]
+        [],
+        read=lambda client, _: client.cid,
+        form=lambda *_: None,
+    )
+    assert [cid for *_, cid in usable] == ["8", "9", "10", "11"]
 
 
 def test_the_order_of_arrival_does_not_matter() -> None:
