@@ -237,6 +237,23 @@ def test_a_port_that_is_taken_is_said(made: Run) -> None:
         assert f"nothing can listen at 127.0.0.1:{port} (" in refusal(made(line))
 
 
+@pytest.mark.parametrize(
+    ("host", "asked"), [("0.0.0.0", "127.0.0.1"), ("::1", "[::1]"), ("::", "[::1]")]
+)
+def test_health_is_asked_where_the_superlink_listens(run: Run, host: str, asked: str) -> None:
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.bind((host, 0))
+            port = probe.getsockname()[1]
+    except OSError:
+        pytest.skip(f"this machine has no address {host}")
+    answer = run(
+        f"start-superlink --insecure --host {host} --port {port} --home home > log 2>&1 & "
+        "until check-health --home home 2>/dev/null; do sleep 0.5; done; kill $!; wait"
+    )
+    assert answer.stdout == f"http://{asked}:{port}/health answers.\n"
+
+
 def test_a_certificate_that_is_over_is_said(made: Run, tmp_path: Path) -> None:
     late = tmp_path / "sitecustomize.py"  # a year and a month later
     late.write_text(
