@@ -103,14 +103,13 @@ def program(name: str) -> str:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Return the environment of Flower's processes: a home of their own, and no waiting about."""
+    """Return the environment of Flower's processes, with a home of their own."""
     return os.environ | {
         # Flower starts its other programs by name.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",  # seconds; it is 1 by default
     }
 
 

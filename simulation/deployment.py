@@ -26,7 +26,11 @@ _START = 180.0  # seconds for the SuperLink to answer, and for every node to con
 
 @contextmanager
 def real_federation(
-    *, nodes: int, secure: bool, environment: Mapping[str, str] | None = None
+    *,
+    nodes: int,
+    secure: bool,
+    environment: Mapping[str, str] | None = None,
+    of_nodes: Mapping[str, str] | None = None,
 ) -> Iterator[RealFederation]:
     """Start a SuperLink and its SuperNodes, and stop them and all that they started.
 
@@ -34,12 +38,13 @@ def real_federation(
         nodes: how many; node ``i`` holds partition ``i``.
         secure: TLS, authenticated nodes and a database; otherwise none of them.
         environment: variables of all processes that differ from this one's.
+        of_nodes: further ones, of SuperNodes and what these start.
 
     Raises:
         SuperLinkError: they did not start; the message ends with what they said.
     """
     with tempfile.TemporaryDirectory(prefix="fixbn-", ignore_cleanup_errors=True) as home:
-        link = RealFederation(Path(home), nodes, secure, environment or {})
+        link = RealFederation(Path(home), nodes, secure, environment or {}, of_nodes or {})
         try:
             link.start()
             yield link
@@ -51,7 +56,12 @@ class RealFederation(SuperLink):
     """A SuperLink with SuperNodes; see :func:`real_federation`."""
 
     def __init__(
-        self, home: Path, nodes: int, secure: bool, environment: Mapping[str, str]
+        self,
+        home: Path,
+        nodes: int,
+        secure: bool,
+        environment: Mapping[str, str],
+        of_nodes: Mapping[str, str],
     ) -> None:
         super().__init__(home, free_port())
         self._nodes = nodes
@@ -59,6 +69,7 @@ class RealFederation(SuperLink):
         self._node_processes: list[subprocess.Popen[bytes]] = []
         # Sockets of the nodes' workers, too, end with the federation.
         self._environment |= {"TMPDIR": str(home), **environment}
+        self._of_nodes = of_nodes
 
     def start(self) -> None:
         """Start all processes and wait until every node has connected."""
@@ -78,7 +89,7 @@ class RealFederation(SuperLink):
             command += [f"--database={self._home / 'superlink.db'}"]
         else:
             command.append("--insecure")
-        self._process = self._begin(command, self._log)
+        self._process = self._begin(command, self._log, {})
         self._wait("the SuperLink did not start", self._listens)
         for number in range(self._nodes):
             self._start_node(number)
@@ -107,14 +118,18 @@ class RealFederation(SuperLink):
             command += [f"--auth-supernode-private-key={key}"]
         else:
             command.append("--insecure")
-        self._node_processes.append(self._begin(command, self._home / f"node{number}.log"))
+        self._node_processes.append(
+            self._begin(command, self._home / f"node{number}.log", self._of_nodes)
+        )
 
-    def _begin(self, command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    def _begin(
+        self, command: list[str], log: Path, environment: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
         with log.open("wb") as file:
             return subprocess.Popen(
                 command,
                 cwd=self._home,
-                env=self._environment,
+                env={**self._environment, **environment},
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

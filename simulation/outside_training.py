@@ -30,7 +30,7 @@ from simulation.deployment import real_federation
 REPOSITORY = Path(__file__).resolve().parents[1]
 CLASSES = 200
 
-# What deploy/start-supernode and start-superlink set: how often SuperExec looks for a message.
+# What deploy/start-supernode sets: how often a node's SuperExec looks for a message.
 QUICK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
 
 # What an app adds for real machines: the file, the line with it, and the line as it was before.
@@ -111,9 +111,12 @@ def measure(folder: Path, *, rounds: int, nodes: int, before: bool) -> Rounds:
         # As deploy/start-supernode has it.
         "state-dir": "" if before else str(folder / "state"),
     }
-    environment = {"PYTHONPATH": str(REPOSITORY), **({} if before else QUICK)}
+    environment = {"PYTHONPATH": str(REPOSITORY)}
+    of_nodes = {} if before else QUICK
     log: list[str] = []
-    with real_federation(nodes=nodes, secure=True, environment=environment) as link:
+    with real_federation(
+        nodes=nodes, secure=True, environment=environment, of_nodes=of_nodes
+    ) as link:
         failure = link.run(app, run_config, {}, log.append)
         if failure is not None:
             log += [link.node_log(number) for number in range(nodes)]

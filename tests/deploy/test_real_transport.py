@@ -26,7 +26,7 @@ def test_a_federation_of_real_processes_gives_the_bits_of_one_in_memory(
     where = {"output-dir": str(tmp_path / "real"), "run-name": "run"}
     lines: list[str] = []
     quick = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
-    with real_federation(nodes=2, secure=False, environment=quick) as link:
+    with real_federation(nodes=2, secure=False, of_nodes=quick) as link:
         failure = link.run(APP, SMALL | config | where, {}, lines.append)
         logs = [link.node_log(number) for number in range(2)]
     assert failure is None, "\n".join([*lines, *logs])
