@@ -1,28 +1,31 @@
 """Taking replies in from the SuperLink: each at once, only as far as it may be large, or named.
 
-Flower's ``HttpGrid.pull_messages`` waits a second, then two, then four, for an object that its
-client has not uploaded yet; it takes a reply in whole, of whatever size; and one that is no message
-at all ends the run for everybody. This does the same by the same requests (flwr 1.41,
-``flwr/superlink/grid/http_grid.py``), looks ten times as often, stops at the limit, and makes of
-what cannot be used an error reply of the client that sent it.
+Flower's ``HttpGrid.pull_messages`` waits for each object that its client has not uploaded yet, for
+minutes if need be, while all other replies wait as well; it takes a reply in whole, of whatever
+size; and one that is no message at all ends the run for everybody. This does the same by the same
+requests (flwr 1.41, ``flwr/superlink/grid/http_grid.py``), but never waits: what is there is taken,
+what is not yet is looked for by the next call. It stops at the limit, and makes of what cannot be
+used an error reply of the client that sent it.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
 
 from flwr.app import Error, Message, Metadata
 from flwr.app.message.message import make_message
 from flwr.common.constant import ErrorCode
 from flwr.common.serde_utils import metadata_from_proto
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
-from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
+    ObjectUnavailableError,
     inflate_object_from_contents,
     pull_objects,
 )
@@ -34,11 +37,12 @@ from fixbn_flwr.grid import GridAround
 
 TIMES = 4  # a reply may be so many times as large as its message: a model, momentum, metrics
 BESIDE = 2**24  # and so many bytes more, also where little was sent
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0  # seconds, for an object that is on its way
 
 
 class BoundedGrid(GridAround):
     """A Grid between machines whose replies are taken in one by one, each up to its limit.
+
+    ``FlatGrid`` around it is what waits for them: ``send_and_receive`` is Flower's own here.
 
     Args:
         grid: Flower's own.
@@ -48,12 +52,15 @@ class BoundedGrid(GridAround):
         super().__init__(grid)
         self._http = grid
         self._limits: dict[str, int] = {}  # bytes, by the message that a reply is to
+        self._arriving: list[_Arriving] = []  # the SuperLink tells of a reply only once
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages, and keep in mind how large their replies may be."""
         messages = list(messages)
         sizes = [_bytes_of_arrays(message) for message in messages]
         message_ids = list(self._http.push_messages(messages))
+        for arriving in self._arriving:  # too late for their round, as far as anybody knows
+            arriving.let_go()
         # Flower gives no numbers at all where it could not send, or None for one message of many.
         for message_id, size in zip(message_ids, sizes, strict=False):
             if message_id:
@@ -61,19 +68,44 @@ class BoundedGrid(GridAround):
         return message_ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that have arrived; what is no usable one as its client's error."""
+        """Return the replies that have arrived whole; what is no usable one as an error reply."""
+        message_ids = set(message_ids)
         asked = PullAppMessagesRequest(message_ids=message_ids)
         answer = self._http._runtime_client.PullMessages(asked)
-        pairs = zip(answer.messages_list, answer.message_object_trees, strict=True)
-        return [self._take_in(envelope, tree) for envelope, tree in pairs]
+        for envelope, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
+            # What the SuperLink says of the reply, which it has checked; all else is the client's.
+            metadata = metadata_from_proto(envelope.metadata)
+            limit = self._limits.pop(metadata.reply_to_message_id, BESIDE)
+            names = dict.fromkeys(node.object_id for node in iterate_object_tree(tree))
+            self._arriving.append(_Arriving(metadata, list(names), limit))
+        replies, still_arriving = [], []
+        for arriving in self._arriving:
+            asked_for = arriving.metadata.reply_to_message_id in message_ids
+            reply = self._take_in(arriving) if asked_for else None
+            if reply is None:
+                still_arriving.append(arriving)
+            else:
+                replies.append(reply)
+        self._arriving = still_arriving
+        return replies
 
-    def _take_in(self, envelope: ProtoMessage, tree: ObjectTree) -> Message:
-        # What the SuperLink says of the reply, which it has checked; all else is the client's word.
-        metadata = metadata_from_proto(envelope.metadata)
-        limit = self._limits.pop(metadata.reply_to_message_id, BESIDE)
+    def _take_in(self, arriving: _Arriving) -> Message | None:
+        """Return a reply as far as it is there: whole, as an error, or not yet."""
+        metadata = arriving.metadata
+        pull_object = make_pull_object_fn_protobuf(
+            self._http._runtime_client.PullObject, self._http.node, metadata.run_id
+        )
+        arriving.on_its_way = False
         try:
-            reply = _read(metadata, self._pull(metadata, tree, limit))
+            pull_objects(
+                [name for name in arriving.names if name not in arriving.contents],
+                partial(arriving.take, pull_object),
+                max_tries_per_object=1,
+            )
+            reply = _read(metadata, arriving.contents)
         except ObjectPullError as error:
+            if arriving.on_its_way:
+                return None
             reply = _failed(metadata, f"its reply has not arrived whole: {error}")
         except ReplyError as error:
             reply = _failed(metadata, str(error))
@@ -87,16 +119,54 @@ class BoundedGrid(GridAround):
         )
         return reply
 
-    def _pull(self, metadata: Metadata, tree: ObjectTree, limit: int) -> dict[str, bytes]:
-        pull_object = make_pull_object_fn_protobuf(
-            self._http._runtime_client.PullObject, self._http.node, metadata.run_id
-        )
-        return pull_objects(
-            [node.object_id for node in iterate_object_tree(tree)],
-            _up_to(limit, pull_object),
-            initial_backoff=_FIRST_PAUSE,
-            backoff_cap=_LONGEST_PAUSE,
-        )
+
+@dataclass
+class _Arriving:
+    """A reply of which the SuperLink has told, and what of it has been taken.
+
+    Attributes:
+        metadata: as the SuperLink knows them.
+        names: of its objects.
+        limit: how many bytes they may have together.
+        contents: of the objects that have been taken, by name.
+        on_its_way: whether an object was not there yet at the last look.
+    """
+
+    metadata: Metadata
+    names: list[str]
+    limit: int
+    contents: dict[str, bytes] = field(default_factory=dict)
+    on_its_way: bool = False
+    _taken: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def take(self, pull_object: Callable[[str], bytes], name: str) -> bytes:
+        """Take an object; two are taken at a time.
+
+        Raises:
+            ReplyError: together they have more bytes than the limit.
+            ObjectUnavailableError: it has not been uploaded yet.
+            ObjectPullError: it will never be there.
+        """
+        try:
+            content = pull_object(name)
+        except ObjectUnavailableError:
+            self.on_its_way = True
+            raise
+        with self._lock:
+            self.contents[name] = content
+            self._taken += len(content)
+            if self._taken > self.limit:
+                raise ReplyError(
+                    f"its reply has more than {self.limit:,} bytes, {TIMES} times its message and "
+                    f"{BESIDE:,}: return the model, momentum and numbers. The rest was not taken."
+                )
+        return content
+
+    def let_go(self) -> None:
+        """Forget what was taken: it can be taken again."""
+        with self._lock:
+            self.contents, self._taken = {}, 0
 
 
 def _read(metadata: Metadata, contents: dict[str, bytes]) -> Message:
@@ -118,25 +188,6 @@ def _read(metadata: Metadata, contents: dict[str, bytes]) -> Message:
     if claims != known:
         raise ReplyError("its reply pretends to be another client's, or to another message.")
     return reply
-
-
-def _up_to(limit: int, pull_object: Callable[[str], bytes]) -> Callable[[str], bytes]:
-    """Return a function that pulls objects until they have more bytes together than the limit."""
-    taken, lock = 0, threading.Lock()
-
-    def pull(object_id: str) -> bytes:
-        nonlocal taken
-        content = pull_object(object_id)
-        with lock:
-            taken += len(content)
-            if taken > limit:
-                raise ReplyError(
-                    f"its reply has more than {limit:,} bytes, {TIMES} times its message and "
-                    f"{BESIDE:,}: return the model, momentum and numbers. The rest was not taken."
-                )
-        return content
-
-    return pull
 
 
 def _bytes_of_arrays(message: Message) -> int:

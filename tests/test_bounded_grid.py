@@ -121,10 +121,39 @@ def test_replies_come_whole_in_their_order_and_are_confirmed(
     assert superlink.confirmed == [reply.metadata.message_id for reply in replies]
 
 
-def test_what_is_on_its_way_is_waited_for(superlink: SuperLink, grid: BoundedGrid) -> None:
+def test_what_is_on_its_way_is_taken_later_and_keeps_no_other_waiting(
+    superlink: SuperLink, grid: BoundedGrid
+) -> None:
+    both = ["message-5", "message-6"]
     superlink.not_yet[superlink.upload(reply_of(5))[-1]] = 2
-    (reply,) = grid.pull_messages(["message-5"])
-    assert reply.content == reply_of(5).content
+    superlink.upload(reply_of(6))
+    (other,) = grid.pull_messages(both)
+    assert other.content == reply_of(6).content
+    superlink.envelopes.clear()  # the SuperLink tells of a reply once
+    superlink.trees.clear()
+    assert list(grid.pull_messages(["message-5"])) == []
+    assert list(grid.pull_messages(["message-7"])) == []
+    pulled = superlink.pulled
+    (late,) = grid.pull_messages(["message-5"])
+    assert late.content == reply_of(5).content
+    assert superlink.pulled - pulled < len(reply_of(5).deflate()) + 300  # only what was missing
+    assert len(superlink.confirmed) == 2
+
+
+def test_of_a_reply_that_came_too_late_nothing_is_held(
+    superlink: SuperLink, grid: BoundedGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    superlink.not_yet[superlink.upload(reply_of(5))[-1]] = 1
+    assert list(grid.pull_messages(["message-5"])) == []
+    (arriving,) = grid._arriving
+    assert arriving.contents
+    monkeypatch.setattr(HttpGrid, "push_messages", lambda _, messages: ["message-6"])
+    grid.push_messages([asked(6)])
+    assert not arriving.contents
+    superlink.envelopes.clear()
+    superlink.trees.clear()
+    (late,) = grid.pull_messages(["message-5"])  # whoever asks for it still gets it
+    assert late.content == reply_of(5).content
 
 
 def a_bomb(reply: Message) -> bytes:
