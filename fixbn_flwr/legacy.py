@@ -47,6 +47,7 @@ from fixbn_flwr.schedule import Phase
 from fixbn_flwr.server_state import ServerState, Update, logger
 from fixbn_flwr.wire import MOMENTUM, Momentum
 from fixbn_flwr.wrapped import layers_of
+from fixbn_flwr.wrapped_state import attributes_of, put_back
 
 
 class FixBN(Strategy):
@@ -88,7 +89,8 @@ class FixBN(Strategy):
         learning_rate_factor: float = 1.0,
         strict: bool = False,
     ) -> None:
-        if any(isinstance(layer, FixBN) for layer in layers_of(strategy, Strategy)):
+        self._layers = list(layers_of(strategy, Strategy))
+        if any(isinstance(layer, FixBN) for layer in self._layers):
             raise ConfigError(
                 "FixBN got a strategy that FixBN is around already: give it the strategy inside, "
                 "once is what it takes."
@@ -188,11 +190,14 @@ class FixBN(Strategy):
         )
         metrics: dict[str, Scalar] = {}
         whole, failure = None, None
+        before = attributes_of(self._layers)
         if usable:
             shown = [(client, seen) for client, _, (seen, _) in usable]
             parameters, metrics = self.strategy.aggregate_fit(server_round, shown, rejected)
             updates = [update for _, _, (_, update) in usable]
             whole, failure = self._new_model(model, parameters, updates)
+            if parameters is not None and whole is None:
+                put_back(self._layers, before)  # a momentum that is infinite would stay so
         if self._asked:
             self._failures.count(
                 server_round, len(usable), problems, failure=failure, phase=self.phase

@@ -38,6 +38,7 @@ from fixbn_flwr.schedule import Phase
 from fixbn_flwr.server_state import ServerState, Update, logger
 from fixbn_flwr.wire import MOMENTUM, Momentum
 from fixbn_flwr.wrapped import examine, layers_of
+from fixbn_flwr.wrapped_state import attributes_of, put_back
 
 
 class FixBN(Strategy):
@@ -94,7 +95,8 @@ class FixBN(Strategy):
         self._left: dict[str, Array] = {}
         self._asked = Asked((), ())
         self._failures = FailedRounds()
-        self._resumption = Resumption(list(layers_of(strategy, Strategy)))
+        self._layers = list(layers_of(strategy, Strategy))
+        self._resumption = Resumption(self._layers)
         self.checkpoints: Sequence[int] = ()
 
     @property
@@ -227,10 +229,13 @@ class FixBN(Strategy):
         server_round += self._rounds_before
         usable, problems = self._asked.sorted_out(server_round, replies, self._read)
         counts = {"fixbn-clients": len(usable), "fixbn-dropped": len(self._asked) - len(usable)}
+        before = attributes_of(self._layers)
         parameters, metrics = self._aggregated(server_round, usable)
         whole, failure = None, None
         if usable:
             whole, failure = self._whole(parameters, [update for _, update in usable.values()])
+        if parameters is not None and whole is None:
+            put_back(self._layers, before)  # a momentum that is infinite would stay so
         if self._asked:
             self._failures.count(
                 server_round, len(usable), problems, failure=failure, phase=self.phase

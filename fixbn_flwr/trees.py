@@ -59,7 +59,7 @@ def can_be_kept(tree: Tree) -> bool:
     """Tell whether ``to_bytes`` takes it."""
     try:
         _encoded(tree, "", {})
-    except CheckpointError:
+    except (CheckpointError, RecursionError):  # a list that holds itself
         return False
     return True
 

@@ -886,3 +886,26 @@ def test_an_average_that_is_not_finite_is_no_model(
     assert same(of_round[2], of_round[1])
     assert not same(of_round[3], of_round[2])
     assert all(np.isfinite(array).all() for array in of_round[ROUNDS].values())
+
+
+class FarTooFar(FedAvgM):
+    """Is given finite replies in round 2 of which its own step makes infinity."""
+
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        replies = list(replies)
+        if server_round == 2:
+            for reply in replies:
+                reply.content["arrays"]["scale"] = Array(np.asarray(3e38, np.float32))
+        with np.errstate(over="ignore", invalid="ignore"):
+            return super().aggregate_train(server_round, replies)
+
+
+def test_a_servers_momentum_that_became_infinite_is_forgotten(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    strategy = FarTooFar(fraction_evaluate=0.0, server_learning_rate=2.0, server_momentum=0.9)
+    _, of_round = federation(FixBN(strategy, freeze_after=1))
+    assert "FarTooFar made NaN or infinity of finite replies, first in 'scale'" in caplog.text
+    assert same(of_round[2], of_round[1])
+    assert not same(of_round[3], of_round[2])
+    assert all(np.isfinite(array).all() for array in of_round[ROUNDS].values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from fixbn_flwr.errors import CheckpointError
 from fixbn_flwr.trees import from_bytes, to_bytes
-from fixbn_flwr.wrapped_state import WrappedState
+from fixbn_flwr.wrapped_state import WrappedState, attributes_of, put_back
 
 
 class Holder:
@@ -48,6 +49,55 @@ def test_what_no_checkpoint_holds_is_named_once(caplog: pytest.LogCaptureFixture
     holder.function = print  # type: ignore[assignment]
     assert state.changes() == state.changes() == [{}]
     assert caplog.text.count("Holder.function has changed and is a builtin_function") == 1
+
+
+class Accountant:
+    """Stands for an object that counts inside, as one of a privacy budget does."""
+
+    def __init__(self) -> None:
+        self.releases: set[int] = set()
+
+
+class Wrapper:
+    """Stands for a strategy around another one."""
+
+    def __init__(self, strategy: Holder) -> None:
+        self.strategy = strategy
+        self.accountant = Accountant()
+        self.shapes = {1: [2]}
+        self.generator = np.random.default_rng(0)
+        self.endless: list[Any] = []
+        self.endless.append(self.endless)
+        self.lock = threading.Lock()
+        self.large = {1: np.zeros(2**25)}
+
+
+def test_what_changes_inside_an_object_that_no_checkpoint_holds_is_named_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    holder = Holder()
+    wrapper = Wrapper(holder)
+    state = WrappedState([wrapper, holder])
+    holder.rate = 0.2  # of the strategy inside, which is looked at itself
+    assert state.changes() == [{}, {"rate": 0.2}]
+    assert caplog.text == ""
+    wrapper.accountant.releases.add(1)
+    wrapper.shapes[1].append(3)
+    wrapper.generator.random()
+    assert state.changes() == state.changes() == [{}, {"rate": 0.2}]
+    for name in ("accountant", "shapes", "generator"):
+        assert caplog.text.count(f"Wrapper.{name} has changed and is a") == 1, name
+    assert caplog.text.count("has changed") == 3
+
+
+def test_attributes_can_be_put_back() -> None:
+    holder = Holder()
+    before = attributes_of([holder])
+    holder.rate = 0.2
+    holder.later = "new"  # type: ignore[attr-defined]
+    put_back([holder], before)
+    assert vars(holder) == before[0]
+    assert holder.rate == 0.1
 
 
 def test_another_number_of_strategies_is_refused() -> None:
