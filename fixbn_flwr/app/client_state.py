@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from fixbn_flwr.app.config import Settings
-from fixbn_flwr.app.run_files import read_config
+from fixbn_flwr.app.run_files import CONFIG, read_config
 from fixbn_flwr.app.run_folder import locked
 from fixbn_flwr.errors import ConfigError
 
@@ -74,9 +74,19 @@ def delete_run(path: Path) -> list[Path]:
         gone = [path, *([state] if state else [])]
         for folder in reversed(gone):
             try:
-                shutil.rmtree(folder)
+                _remove(folder)
             except OSError as error:
                 raise ConfigError(
                     f"{folder} cannot be deleted ({error}): mend that and delete the run again"
                 ) from error
     return gone
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder; what says that it is a run's comes last, for a kill may come before."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != CONFIG:
+            path.unlink()
+    shutil.rmtree(folder)

@@ -7,18 +7,19 @@
     curves.png           accuracy and loss by round
     checkpoints/         the newest states to go on from, see `fixbn_flwr.checkpoint`
 
-A run folder is never overwritten; its models and JSON files are whole or not there. While a run
-lasts, its process holds a lock on the folder, which ends with it however it ends.
+A run folder is never overwritten; it is there with its config or not at all, and its models and
+JSON files are whole or not there. While a run lasts, its process holds a lock on the folder, which
+ends with it however it ends.
 """
 
 import contextlib
 import dataclasses
 import fcntl
-import itertools
 import json
 import logging
 import os
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -106,15 +107,17 @@ class RunFolder:
             "versions": versions(),
             "hardware": hardware(),
         }
-        path, made = None, list[Path]()
+        new, made = None, list[Path]()
         try:
             made += [folder for folder in (root, *root.parents) if not folder.exists()]
             root.mkdir(parents=True, exist_ok=True)
-            path = _claim(root, settings, method, when)
-            write_atomically(path / CONFIG, _json(config))
+            new = root / f".{uuid.uuid4()}.new"  # has a name as soon as its config is in it
+            new.mkdir()
+            write_atomically(new / CONFIG, _json(config))
+            path = _claim(new, settings, method, when)
         except (OSError, ValueError) as error:
-            if path:
-                shutil.rmtree(path, ignore_errors=True)
+            if new:
+                shutil.rmtree(new, ignore_errors=True)
             for folder in made:
                 # It was never made, or another run has begun in it meanwhile.
                 with contextlib.suppress(OSError, ValueError):
@@ -159,13 +162,26 @@ class RunFolder:
         config |= {"run_config": now, "freeze_round": settings.freeze_round, "clients": clients}
         when = datetime.now().astimezone().isoformat(timespec="seconds")
         config.setdefault("resumed", []).append(
-            {"after_round": server_round, "when": when, "changed": changed}
+            {
+                "after_round": server_round,
+                "when": when,
+                "changed": changed,
+                "versions": versions(),
+                "hardware": hardware(),
+            }
         )
+        if other := [k for k, v in versions().items() if config["versions"].get(k, v) != v]:
+            _logger.warning(
+                "%s was begun with other versions of %s: the last digits may differ from those of "
+                "a run that was not stopped. config.json has both.",
+                path, ", ".join(other),
+            )  # fmt: skip
         with folder._writing():
             remove_partial_files(path)
-            if is_finished(path):
-                kept = path / f"final-round-{server_round}.safetensors"
-                (path / "final.safetensors").rename(kept)
+            final = path / "final.safetensors"
+            if is_finished(path) and final.exists():  # a kill may have come after its new name
+                last = max((line.round for line in read_metrics(path)), default=server_round)
+                final.rename(path / f"final-round-{last}.safetensors")
             for later in (SUMMARY, "final.safetensors", "best.safetensors", "curves.png"):
                 (path / later).unlink(missing_ok=True)
             write_atomically(path / METRICS, "".join(metrics).encode())
@@ -254,25 +270,28 @@ def locked(path: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def _claim(root: Path, settings: Settings, method: str, when: datetime) -> Path:
-    """Makes the run's own, new folder in `root`."""
-    if settings.run_name:
-        path = root / settings.run_name
+def _claim(new: Path, settings: Settings, method: str, when: datetime) -> Path:
+    """Gives a run's new folder its name, beside others, and returns it.
+
+    Raises `ConfigError` when the name is taken and is the user's.
+    """
+    name = settings.run_name
+    if not name:
+        name = f"{when:%Y%m%d-%H%M%S}-{settings.task_name}-{method.replace(' ', '-')}"
+    number = 1
+    while True:
+        path = new.with_name(name if number == 1 else f"{name}-{number}")
         try:
-            path.mkdir()
-        except FileExistsError:
+            return new.rename(path)  # in place of an empty folder, but of nothing else
+        except OSError:
+            if not path.exists():
+                raise
+        if settings.run_name:
             raise ConfigError(
-                f"run-name = {json.dumps(settings.run_name)}: {path} is there already, and a run "
-                "is never overwritten; choose another run-name, or leave it empty"
-            ) from None
-        return path
-    name = f"{when:%Y%m%d-%H%M%S}-{settings.task_name}-{method.replace(' ', '-')}"
-    for number in itertools.count(1):
-        path = root / (name if number == 1 else f"{name}-{number}")
-        with contextlib.suppress(FileExistsError):
-            path.mkdir()
-            break
-    return path
+                f"run-name = {json.dumps(name)}: {path} is there already, and a run is never "
+                "overwritten; choose another run-name, or leave it empty"
+            )
+        number += 1
 
 
 def _json(content: Mapping[str, object]) -> bytes:

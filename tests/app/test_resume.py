@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +235,69 @@ def test_more_rounds_after_the_end_keep_what_was_and_when_it_froze(tmp_path: Pat
     assert (folder / "final-round-8.safetensors").read_bytes() == final
     assert [line["phase"] for line in rounds_of(folder)][4:] == ["calibration"] * 6  # not of 10
     assert_same(folder, run(config_of(tmp_path / "whole", num_server_rounds=10)))
+
+
+class Killed(BaseException):
+    """What a test raises where a process may be killed."""
+
+
+@contextmanager
+def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the process be killed before the given change of a name in a directory, from 0 on."""
+    steps = itertools.count()
+
+    def after(change: Callable[..., Any]) -> Callable[..., Any]:
+        def changed(*arguments: Any, **options: Any) -> Any:
+            if next(steps) >= step:
+                raise Killed
+            return change(*arguments, **options)
+
+        return changed
+
+    with monkeypatch.context() as patch:
+        for name in ("rename", "replace", "unlink", "mkdir"):
+            patch.setattr(Path, name, after(getattr(Path, name)))
+        patch.setattr(shutil, "rmtree", after(shutil.rmtree))
+        with pytest.raises(Killed):
+            yield
+
+
+@pytest.mark.parametrize("step", range(8))
+def test_a_kill_while_a_finished_run_is_taken_up_again_loses_nothing(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path)
+    folder = run(config)
+    final = (folder / "final.safetensors").read_bytes()
+    longer = {**config, "resume": str(folder), "num-server-rounds": ROUNDS + 1}
+    longer["may-change"] = "num-server-rounds"
+    with killed_at(step, monkeypatch):
+        run(longer, 2)
+    run(longer, 3)
+    assert len(rounds_of(folder)) == ROUNDS + 1
+    assert (folder / "final-round-8.safetensors").read_bytes() == final
+
+
+@pytest.mark.parametrize("step", range(3))
+def test_a_kill_while_a_run_begins_leaves_no_folder_of_its_name(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path / "there")
+    with killed_at(step, monkeypatch):
+        run(config)
+    assert not (tmp_path / "there" / "run").exists()
+    run(config)
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_a_run_whose_deletion_was_killed_can_still_be_deleted(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = stopped(config_of(tmp_path), 3)
+    with killed_at(step, monkeypatch):
+        delete_run(folder)
+    delete_run(folder)
+    assert not folder.exists()
 
 
 def test_what_is_done_cannot_be_resumed(tmp_path: Path) -> None:

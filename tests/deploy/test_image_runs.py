@@ -30,6 +30,8 @@ mount -t tmpfs none /mnt/root/tmp
 mkdir /mnt/root/checkout
 mount --bind "$2" /mnt/root/checkout
 chmod 1777 /mnt/root/tmp
+mkdir -p "/mnt/root$3"   # in the directory for temporary files, or on a disk of its own
+mount --bind "$3" "/mnt/root$3"
 if test -d /mnt/root/root; then chmod 755 /mnt/root/root; fi   # this Python may be in there
 exec chroot /mnt/root sh -euc "$1"
 """
@@ -39,7 +41,7 @@ def in_clean_root(script: str) -> str:
     """Run a shell script there; return what it said. All that it started ends with it."""
     command = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
     answer = subprocess.run(
-        [*command, "sh", "-euc", CLEAN_ROOT, "sh", script, str(ROOT)],
+        [*command, "sh", "-euc", CLEAN_ROOT, "sh", script, str(ROOT), sys.prefix],
         env={"PATH": f"{sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/bin"},
         cwd="/",
         stdin=subprocess.DEVNULL,
