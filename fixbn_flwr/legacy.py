@@ -41,7 +41,7 @@ from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.evaluations import check_older_evaluation
 from fixbn_flwr.failures import FailedRounds, made_infinity, made_no_model
 from fixbn_flwr.legacy_model import PositionedModel
-from fixbn_flwr.legacy_replies import read_result, sorted_out
+from fixbn_flwr.legacy_replies import form_of, read_result, sorted_out
 from fixbn_flwr.legacy_wrapped import examine, take_over
 from fixbn_flwr.schedule import Phase
 from fixbn_flwr.server_state import ServerState, Update, logger
@@ -186,7 +186,7 @@ class FixBN(Strategy):
             results,
             failures,
             read=lambda client, result: self._read(model, client, result),
-            form=lambda _, read: frozenset(read[1].momentum),
+            form=lambda result, read: (form_of(result.metrics), frozenset(read[1].momentum)),
         )
         metrics: dict[str, Scalar] = {}
         whole, failure = None, None
@@ -256,7 +256,7 @@ class FixBN(Strategy):
             results,
             failures,
             read=lambda _, result: check_older_evaluation(result, sent),
-            form=lambda result, _: frozenset(result.metrics),
+            form=lambda result, _: form_of(result.metrics),
         )
         replies = [(client, result) for client, result, _ in usable]
         return self.strategy.aggregate_evaluate(server_round, replies, rejected)

@@ -5,7 +5,7 @@ The counterpart of ``fixbn_flwr.replies`` and ``fixbn_flwr.asked``, with the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import safetensors.numpy
@@ -61,6 +61,18 @@ def read_result(
     momentum = _buffers(blob, of_kind(sent, Kind.PARAMETER)) if with_momentum else None
     update = checked_update(arrays, momentum, result.num_examples, "num_examples", sent)
     return update, list(of_kind(arrays, Kind.PARAMETER).values()), metrics
+
+
+def form_of(metrics: Mapping[str, Scalar]) -> Hashable:
+    """Return what must be alike in metrics to be averaged: names, and which are numbers.
+
+    Momentum buffers, which stand among them in a round of training, are looked at on their own.
+    """
+    return frozenset(
+        (name, isinstance(value, int | float))
+        for name, value in metrics.items()
+        if name != MOMENTUM
+    )
 
 
 def sorted_out(

@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -24,6 +25,7 @@ from typing import cast
 import safetensors.torch
 from flwr.app import ConfigRecord, Context
 
+from fixbn_flwr.errors import MomentumError
 from fixbn_flwr.files import remove_partial_files, safetensors_metadata, write_atomically
 from fixbn_flwr.momentum import Buffers
 from fixbn_flwr.wire import RoundConfig
@@ -63,6 +65,9 @@ def save_buffers(context: Context, asked: RoundConfig, buffers: Buffers, model: 
     """Keep ``buffers`` for this client's next round, in place of what was kept before.
 
     Those of a training that diverged are not kept: every round that began with them would diverge.
+
+    Raises:
+        MomentumError: they are to be kept in a file, and it cannot be written.
     """
     if not _are_finite(buffers):
         _logger.warning(
@@ -78,12 +83,18 @@ def save_buffers(context: Context, asked: RoundConfig, buffers: Buffers, model: 
         return
     if not folder.exists():
         _logger.info("momentum is kept in %s, %.1f MB a round", folder, len(content) / 1e6)
-    write_atomically(_file(folder, asked.server_round), content)
-    remove_partial_files(folder)
-    rounds = _rounds_in(folder)
-    needed = {max((r for r in rounds if r <= last), default=0) for last in asked.checkpoints}
-    for superseded in set(rounds) - needed - {asked.server_round}:
-        _file(folder, superseded).unlink(missing_ok=True)
+    try:
+        write_atomically(_file(folder, asked.server_round), content)
+        remove_partial_files(folder)
+        rounds = _rounds_in(folder)
+        needed = {max((r for r in rounds if r <= last), default=0) for last in asked.checkpoints}
+        for superseded in set(rounds) - needed - {asked.server_round}:
+            _file(folder, superseded).unlink(missing_ok=True)
+    except OSError as error:
+        raise MomentumError(
+            f"momentum cannot be kept in {folder} ({error}): make room there, mend what is wrong "
+            "with it, or name another directory as state-dir. What was kept before is whole."
+        ) from error
 
 
 def load_buffers(context: Context, asked: RoundConfig, model: str) -> Buffers:
@@ -103,8 +114,13 @@ def load_buffers(context: Context, asked: RoundConfig, model: str) -> Buffers:
         before = _stamp(content)
         if before is None or before.is_before(context.run_id, asked):
             return _usable(content, context, asked, model)
-        _file(folder, server_round).unlink()
+        with suppress(OSError):  # it is not used in any case
+            _file(folder, server_round).unlink()
         _logger.warning("kept momentum removed, %s", _other(before, context, asked))
+    if asked.resumed:
+        _logger.info(
+            "nothing in %s: a client that has trained before has lost its momentum", folder
+        )
     return {}
 
 

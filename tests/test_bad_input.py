@@ -101,7 +101,7 @@ CONFIG = [
     ("run-name=two words", 'run-name = "two words": names a folder; use letters'),
     ("run-name=.hidden", "run-name = .*: names a folder"),
     ("run-name=" + "x" * 300, "run-name = .*: has 300 characters, too many for a folder"),
-    ("data-dir=nowhere", 'data-dir = "nowhere": there is no directory .*/nowhere; create it'),
+    ("data-dir=nowhere", 'data-dir = ".*/nowhere": there is no directory .*/nowhere; create it'),
     ("data-dir=a\0b", "data-dir = .*: no path holds a character of code 0"),
     ("output-dir=~nosuchuser/x", "output-dir = '~nosuchuser/x': .* Write the whole path"),
     ("state-dir=a-file", "state-dir = .*: .*/a-file is a file; name a directory"),
@@ -213,10 +213,19 @@ def test_output_folder_that_cannot_be_made(
 
 def test_a_run_is_never_overwritten(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (elsewhere / "runs" / "mine").mkdir(parents=True)
+    (elsewhere / "runs" / "mine" / "something").touch()
     code, said = command(capsys, "centralised", "run-name=mine", "device=cpu")
     assert code == 1
     assert "is there already, and a run is never overwritten; choose another" in said
-    assert everything_in(elsewhere) == ["runs", "runs/mine"]
+    assert everything_in(elsewhere) == ["runs", "runs/mine", "runs/mine/something"]
+
+
+def test_nothing_is_deleted_for_a_user_who_is_not_there(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said = command(capsys, "delete", "~nosuchuser/x", "--yes")
+    assert code == 1
+    assert re.search(r"folder = '~nosuchuser/x': .* Write the whole path", said)
 
 
 @contextmanager
@@ -267,13 +276,18 @@ def test_a_batch_larger_than_the_data(capsys: pytest.CaptureFixture[str]) -> Non
         ({"partition": "natural"}, "natural"),
         ({"norm": "gn7", "freeze-after": 1.0}, "'gn7', but a layer of this network has"),
         ({"device": "cuda:99"}, "device='cuda:99': this machine has"),
-        ({"state-dir": "a-file"}, "state-dir = .*a-file is a file"),
+        ({"state-dir": "{here}/a-file"}, "state-dir = .*a-file is a file"),
+        ({"state-dir": "relative"}, 'state-dir = "relative": every client .*write the whole path'),
+        ({"state-dir": "/proc/nothing"}, "state-dir = .*cannot be written .*name a directory"),
+        ({"state-dir": "~nobody-here/x"}, "state-dir = .*there is no such user here"),
+        ({"resume": "~nobody-here/x"}, "resume = .*there is no such user here"),
     ],
 )
 def test_a_federation_that_cannot_begin(
     config: dict[str, Any], message: str, elsewhere: Path
 ) -> None:
     (elsewhere / "a-file").touch()
+    config = {k: v.format(here=elsewhere) if isinstance(v, str) else v for k, v in config.items()}
     whole = {**SMALL, "output-dir": str(elsewhere / "runs"), **config}
     grid = InMemoryGrid(client_app.app, 4, run_config=whole)
     with pytest.raises(ConfigError, match=message):

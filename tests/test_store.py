@@ -11,6 +11,7 @@ from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.common.serde import context_from_proto, context_to_proto
 from torch import Tensor
 
+from fixbn_flwr.errors import MomentumError
 from fixbn_flwr.files import write_atomically
 from fixbn_flwr.momentum import Buffers
 from fixbn_flwr.schedule import Phase
@@ -303,6 +304,22 @@ def test_state_travels_as_flower_sends_it() -> None:
     save(client, 1, BUFFERS)
     assert equal(load(pickle.loads(pickle.dumps(client)), 2), BUFFERS)
     assert equal(load(context_from_proto(context_to_proto(client)), 2), BUFFERS)
+
+
+def test_a_disk_that_is_full_is_said_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = context(tmp_path)
+    save(client, 1, BUFFERS)
+
+    def fails(*_: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fails)
+        with pytest.raises(MomentumError, match=r"kept in .* \(disk full\): make room .* is whole"):
+            save(client, 2, BUFFERS)
+    assert equal(load(client, 3), BUFFERS)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(

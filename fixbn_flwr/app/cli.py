@@ -73,7 +73,7 @@ def run(overrides: Overrides = None, clients: Clients = None, workers: Workers =
     """Simulate a federation on this machine."""
     settings = _settings(overrides)
     if settings.resume:
-        clients = clients or int(read_config(Path(settings.resume))["clients"])
+        clients = clients or read_config(Path(settings.resume))["clients"]
     with local_superlink() as link:
         _federate(link, settings, clients or CLIENTS, workers)
 
@@ -115,7 +115,7 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete a run, and the momentum that its clients have kept on this machine."""
-    path = folder.expanduser().absolute()
+    path = Path(_absolute("folder", str(folder)))
     if yes or typer.confirm(f"Delete {path} and what its clients kept?"):
         for gone in delete_run(path):
             print(f"Deleted {gone}")
@@ -144,23 +144,15 @@ def run_commands(commands: typer.Typer, words: Sequence[str] | None = None) -> N
 def _settings(overrides: list[str] | None, label: str | None = None) -> Settings:
     """Read KEY=VALUE arguments and settle what the app would choose later: folders and name."""
     given: dict[str, Value] = dict(map(_key_and_value, overrides or []))
-    if given.get("resume"):
-        path = Path(_absolute("resume", str(given["resume"])))
+    for key in ("resume", "data-dir", "state-dir", "output-dir"):
+        if given.get(key):
+            given[key] = _absolute(key, str(given[key]))
+    if resumed := given.get("resume"):
         # The run that it was: only what differs need be said again.
-        before: dict[str, Value] = {**read_config(path)["run_config"], "may-change": ""}
-        paths = {
-            key: _absolute(key, str(given[key]))
-            for key in ("data-dir", "state-dir", "output-dir")
-            if given.get(key)
-        }
-        return Settings.from_run_config({**before, **given, **paths, "resume": str(path)})
-    settings = Settings.from_run_config(given)
-    chosen: dict[str, Value] = {
-        "output-dir": _absolute("output-dir", settings.output_dir or "runs")
-    }
-    for key in ("data-dir", "state-dir"):
-        if named := settings.as_run_config()[key]:
-            chosen[key] = _absolute(key, str(named))
+        before: dict[str, Value] = read_config(Path(str(resumed)))["run_config"]
+        return Settings.from_run_config({**before, "may-change": "", **given})
+    settings = Settings.from_run_config({"output-dir": _absolute("output-dir", "runs"), **given})
+    chosen: dict[str, Value] = {}
     if not settings.run_name:
         method = (label or settings.method).replace(" ", "-")
         chosen["run-name"] = f"{datetime.now():%Y%m%d-%H%M%S}-{settings.task_name}-{method}"
@@ -214,7 +206,8 @@ def _federate(link: SuperLink, settings: Settings, clients: int, workers: int | 
         "init-args-num-cpus": cores,
     }
     if torch.cuda.is_available() and settings.device != "cpu":
-        federation["client-resources-num-gpus"] = torch.cuda.device_count() / cores
+        # Ray knows parts of a GPU, and whole ones, but no one and a half.
+        federation["client-resources-num-gpus"] = min(1.0, torch.cuda.device_count() / cores)
     changed = {k: v for k, v in settings.as_run_config().items() if v != _DEFAULTS[k]}
     log = _Log()
     failure = link.run(APP, changed, federation, log.show)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import shutil
+import tempfile
 from pathlib import Path
 
 from fixbn_flwr.app.config import Settings
 from fixbn_flwr.app.run_files import CONFIG, read_config
 from fixbn_flwr.app.run_folder import locked
+from fixbn_flwr.app.validation import problem
 from fixbn_flwr.errors import ConfigError
 
 _logger = logging.getLogger("flwr.fixbn")
@@ -26,6 +28,24 @@ def folder_of(settings: Settings, run: int) -> Path | None:
 def _folder(state_dir: str, run: int) -> Path | None:
     folder = Path(state_dir).expanduser().absolute() / str(run)
     return folder if state_dir and folder.is_dir() else None
+
+
+def check_place(settings: Settings) -> None:
+    """Make the directory for what clients keep, where they run on this machine.
+
+    Raises:
+        ConfigError: it cannot be made or written.
+    """
+    if settings.momentum != "local" or not settings.state_dir:
+        return
+    folder = Path(settings.state_dir).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        text = f"cannot be written ({error}); name a directory that can, with room on its disk"
+        raise ConfigError(problem("state-dir", settings.state_dir, text)) from error
 
 
 def size_of(folder: Path) -> int:
@@ -70,7 +90,7 @@ def delete_run(path: Path) -> list[Path]:
     """
     config = read_config(path)
     with locked(path):
-        state = _folder(str(config["run_config"].get("state-dir", "")), int(config.get("run", 0)))
+        state = _folder(str(config["run_config"].get("state-dir", "")), config["run"])
         gone = [path, *([state] if state else [])]
         for folder in reversed(gone):
             try:

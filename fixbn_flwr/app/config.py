@@ -64,8 +64,8 @@ class Settings:
         1.0, "share of the clients that train in a round", "share", above=0, at_most=1
     )
     min_clients: int = setting(
-        2, "clients with data of their own (`data-dir` in their node config) that a run waits for",
-        "clients", at_least=1,
+        2, "clients with data of their own (`data-dir` in their node config) that a run, and each "
+        "of its rounds, waits for", "clients", at_least=1,
     )  # fmt: skip
     round_timeout: float = setting(
         3600.0, "a round ends after it without the clients that have not answered", "s", above=0

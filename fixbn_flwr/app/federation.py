@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -92,10 +93,21 @@ class Federation(GridAround):
                     if member.name:
                         who = (member.node_id, member.name, member.examples)
                         _logger.info("client %s is %s, with %s images", *who)
+                self._warn_of_namesakes(present)
                 return sorted(present)
             if time.monotonic() - started > self._patience:
                 raise self._missing(len(present), expected)
             time.sleep(_POLL)
+
+    def _warn_of_namesakes(self, present: list[Member]) -> None:
+        for name, count in Counter(member.name for member in present if member.name).items():
+            if count > 1:
+                _logger.warning(
+                    "%s clients are called %s: nobody can tell them apart in this log, and on one "
+                    "machine they would share their momentum. Give each a --name, or a key, of "
+                    "its own",
+                    count, name,
+                )  # fmt: skip
 
     def need(self, clients: int) -> None:
         """Say how many clients a round needs; ``get_node_ids`` waits for no more than that."""

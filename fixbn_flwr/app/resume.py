@@ -77,10 +77,10 @@ class Earlier:
         settled = settings
         is_share = isinstance(settings.freeze_after, float) and settings.freeze_after < 1.0
         if is_share and "freeze-after" not in changeable:
-            settled = replace(settings, freeze_after=int(config["freeze_round"]))
+            settled = replace(settings, freeze_after=config["freeze_round"])
         server_round, checkpoint = Checkpoints(path / CHECKPOINTS).newest()
         _check_something_is_left(path, server_round, checkpoint["phase"], settled)
-        clients = None if CLIENTS in changeable else int(config["clients"])
+        clients = None if CLIENTS in changeable else config["clients"]
         return cls(path, server_round, checkpoint, settled, clients, settings, lock)
 
     @property

@@ -30,9 +30,11 @@ def read_config(path: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads((path / CONFIG).read_text(encoding="utf-8"))
         if not isinstance(config["run_config"], dict):
             raise TypeError("run_config is no table")
+        config |= {key: int(config[key]) for key in ("clients", "freeze_round", "run")}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
-            f"{path} is not the folder of a run: cannot read {CONFIG} ({error})"
+            f"{path} is not the folder of a run: cannot read {CONFIG} ({error}); name the folder "
+            "that a run printed as its own"
         ) from error
     return config
 

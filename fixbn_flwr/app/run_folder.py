@@ -155,7 +155,7 @@ class RunFolder:
         Raises `CheckpointError` when the folder cannot be written.
         """
         config = read_config(path)
-        folder = cls(path, settings, config["method"], clients, int(config["run"]), lock)
+        folder = cls(path, settings, config["method"], clients, config["run"], lock)
         now = given.as_run_config()
         before = config["run_config"]
         changed = {key: now[key] for key in now if now[key] != before.get(key)}

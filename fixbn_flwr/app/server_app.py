@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from fixbn_flwr.app.client_state import folder_of, report
+from fixbn_flwr.app.client_state import check_place, folder_of, report
 from fixbn_flwr.app.config import Settings
 from fixbn_flwr.app.federation import Federation
 from fixbn_flwr.app.random_state import restore_random_state
@@ -43,22 +43,30 @@ def main(grid: Grid, context: Context) -> None:
     torch.manual_seed(settings.seed)
     model = task.models[settings.model](settings.norm)  # fails first where there is no such model
     _, test = load_splits(task, settings.data_path)
-    federation = Federation(flat_in_deployment(grid))
+    reached = flat_in_deployment(grid)
+    simulated = reached is grid
+    if simulated:
+        check_place(settings)
+    federation = Federation(reached)
     members = federation.assemble((earlier and earlier.clients) or settings.min_clients)
     settings.check_partitions(
         [member.examples for member in members], [member.name for member in members]
     )
     clients = len(members)
-    federation.need(settings.clients_per_round(clients))
+    own_data = not any(member.partitions for member in members)
+    needed = settings.clients_per_round(clients)
+    if own_data:  # whoever is away for a while does not keep the others from going on
+        needed = min(needed, settings.min_clients)
+    federation.need(needed)
     folder = (
-        earlier.open(clients, own_data=not any(member.partitions for member in members))
+        earlier.open(clients, own_data=own_data)
         if earlier
         else RunFolder.create(settings, method=settings.method, clients=clients, run=context.run_id)
     )
     print(f"Run folder: {folder.path}")
 
     strategy = RecordedFixBN(
-        ReproducibleFedAvg(settings, clients),
+        ReproducibleFedAvg(settings, needed),
         freeze_after=settings.freeze_after,
         momentum=settings.momentum,
         statistics=settings.statistics,
@@ -70,11 +78,7 @@ def main(grid: Grid, context: Context) -> None:
         strategy.restore(earlier.checkpoint["strategy"])
         restore_random_state(earlier.checkpoint["random"])
         print(f"Going on after round {done}")
-        if settings.momentum == "local" and not settings.state_dir:
-            logger.warning(
-                "the clients' momentum ended with the run that was stopped, and starts from zero, "
-                "but for nodes with a state-dir of their own: set state-dir to keep it in files"
-            )
+        _warn_of_lost_momentum(settings, folder, clients_are_here=simulated)
     recorder = Recorder(settings, task, test, federation, strategy, folder, done, best)
     if done < settings.num_server_rounds:
         try:
@@ -100,22 +104,50 @@ def main(grid: Grid, context: Context) -> None:
     print(f"Run folder: {folder.path}")
 
 
-class ReproducibleFedAvg(FedAvg):
-    """FedAvg whose sample of clients depends on seed and round alone; evaluates on the server."""
+def _warn_of_lost_momentum(
+    settings: Settings, folder: RunFolder, *, clients_are_here: bool
+) -> None:
+    """Say of a resumed run when its clients cannot go on with the momentum that they had."""
+    if settings.momentum != "local":
+        return
+    if not settings.state_dir:
+        logger.warning(
+            "the clients' momentum ended with the run that was stopped, and starts from zero, "
+            "but for nodes with a state-dir of their own: set state-dir to keep it in files"
+        )
+    elif clients_are_here and not folder_of(settings, folder.run):
+        logger.warning(
+            "%s holds nothing of this run: the clients' momentum starts from zero, and what "
+            "follows is not what would have followed. If it lies elsewhere, stop, and name that "
+            "as state-dir.",
+            settings.state_dir,
+        )
 
-    def __init__(self, settings: Settings, clients: int) -> None:
-        sample = settings.clients_per_round(clients)
+
+class ReproducibleFedAvg(FedAvg):
+    """FedAvg whose sample of clients depends on seed and round alone; evaluates on the server.
+
+    Args:
+        settings: the run config.
+        needed: how many clients a round needs at least.
+    """
+
+    def __init__(self, settings: Settings, needed: int) -> None:
         super().__init__(
             fraction_train=settings.fraction_train,
             fraction_evaluate=0.0,
-            min_train_nodes=sample,
-            min_available_nodes=sample,
+            min_train_nodes=needed,
+            min_available_nodes=needed,
         )
-        self._seed = settings.seed
+        self._settings = settings
+        self._needed = needed
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Sample clients for a round."""
-        random.seed(seed_of(self._seed, server_round))  # FedAvg draws from the global generator
+        """Sample clients for a round, their share of those that are connected."""
+        share = self._settings.clients_per_round(len(list(grid.get_node_ids())))
+        self.min_train_nodes = max(self._needed, share)  # rounded, where FedAvg cuts off
+        # FedAvg draws from the global generator.
+        random.seed(seed_of(self._settings.seed, server_round))
         return super().configure_train(server_round, arrays, config, grid)

@@ -254,11 +254,18 @@ def _output_dir(output_dir: str) -> str | None:
 def _state_dir(state_dir: str) -> str | None:
     if problem_of_path := _path("state-dir", state_dir):
         return problem_of_path
-    path = os.path.abspath(os.path.expanduser(state_dir))
+    path = os.path.expanduser(state_dir)
+    if state_dir and not os.path.isabs(path):
+        text = "every client would look from where it happens to run; write the whole path"
+        return problem("state-dir", state_dir, text)
     if not state_dir or os.path.isdir(path) or not os.path.exists(path):
         return None
     text = f"{path} is a file; name a directory, which is made if it is not there"
     return problem("state-dir", state_dir, text)
+
+
+def _resume(resume: str) -> str | None:
+    return _path("resume", resume)
 
 
 def _path(key: str, path: str) -> str | None:
@@ -268,6 +275,9 @@ def _path(key: str, path: str) -> str | None:
         return problem(key, path, "no file can be called so; use ordinary letters")
     if "\0" in path:
         return problem(key, path, "no path holds a character of code 0; leave it out")
+    if os.path.expanduser(path).startswith("~"):
+        text = "there is no such user here; write the whole path, or ~/ for your own home"
+        return problem(key, path, text)
     return None
 
 
@@ -297,6 +307,7 @@ TOGETHER: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
     (("data_dir",), _data_dir),
     (("output_dir",), _output_dir),
     (("state_dir",), _state_dir),
+    (("resume",), _resume),
     (("task", "partition"), _partition),
     (("task", "partition", "partition_classes"), _classes),
     (("norm", "freeze_after"), _norm),

@@ -14,7 +14,9 @@ from flwr.client import Client, NumPyClient
 from flwr.clientapp import ClientApp
 from whole_app import weight_of
 
+from fixbn_flwr.app.config import Settings
 from fixbn_flwr.app.federation import Federation
+from fixbn_flwr.app.server_app import ReproducibleFedAvg
 from fixbn_flwr.bridge import numpy_client_mod
 from fixbn_flwr.errors import ClientsMissingError, ConfigError
 from simulation.in_memory_grid import FIRST_NODE_ID, InMemoryGrid
@@ -163,6 +165,28 @@ def test_in_mid_run_patience_begins_with_the_first_look_that_finds_too_few(nodes
     assert federation.get_node_ids() == ids(0, 2)
     nodes.connected = ids(0)
     assert federation.get_node_ids() == ids(0)  # patience is new after they were complete
+
+
+def test_a_round_takes_its_share_of_those_who_are_there_but_no_fewer_than_it_needs(
+    nodes: Nodes,
+) -> None:
+    strategy = ReproducibleFedAvg(Settings(fraction_train=0.5), needed=1)
+
+    def asked() -> int:
+        return len(list(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), nodes)))
+
+    assert asked() == 2  # 1.5, rounded
+    del nodes.connected[0]
+    assert asked() == 1
+    whole = ReproducibleFedAvg(Settings(), needed=1)
+    assert len(list(whole.configure_train(1, ArrayRecord(), ConfigRecord(), nodes))) == 2
+
+
+def test_clients_of_one_name_are_told(nodes: Nodes, caplog: pytest.LogCaptureFixture) -> None:
+    for context in nodes.contexts.values():
+        context.node_config["name"] = "clinic"
+    Federation(nodes).assemble()
+    assert "3 clients are called clinic: " in caplog.text
 
 
 def test_the_arrays_of_messages_and_replies_are_counted(nodes: Nodes) -> None:

@@ -21,7 +21,7 @@ import torch
 from whole_app import SMALL, rounds_of, serve
 
 from fixbn_flwr.app import client_app
-from fixbn_flwr.app.client_state import delete_run, report
+from fixbn_flwr.app.client_state import delete_run, report, warn_of_full_disk
 from fixbn_flwr.app.run_folder import RunFolder, locked
 from fixbn_flwr.app.summary import RoundMetrics
 from fixbn_flwr.errors import CheckpointError, ConfigError, RoundsFailedError
@@ -29,7 +29,7 @@ from simulation.in_memory_grid import InMemoryGrid
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CLIENTS, ROUNDS = 4, 8
+CLIENTS, ROUNDS, FROZEN_AFTER = 4, 8, 4
 SAME = ("round", "phase", "train_loss", "test_loss", "test_accuracy", "bytes_sent", "clients")
 MODES = ("reset", "local", "global")
 
@@ -38,7 +38,7 @@ def config_of(root: Path, **more: Any) -> dict[str, Any]:
     return {
         **SMALL,
         "num-server-rounds": ROUNDS,
-        "freeze-after": 4,
+        "freeze-after": FROZEN_AFTER,
         "run-name": "run",
         "output-dir": str(root),
         "state-dir": str(root / "state"),
@@ -99,12 +99,26 @@ def loses(rounds: set[int]) -> Callable[[Any], bool]:
 @pytest.mark.slow
 @pytest.mark.parametrize("momentum", MODES)
 def test_killed_in_twenty_random_places(momentum: str, tmp_path: Path) -> None:
-    whole = run(config_of(tmp_path / "whole", momentum=momentum))
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["whole_app"])  # torch is imported once, not for every run
+
+    def lasts(config: dict[str, Any], run_id: int, at_most: float = 600) -> tuple[float, bool]:
+        """Run the app in a process, killed if it takes longer: its seconds, and whether it was."""
+        started = time.monotonic()
+        process = processes.Process(target=run_quietly, args=(config, run_id))
+        process.start()
+        process.join(at_most)
+        if killed := process.is_alive():
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL)
+        return time.monotonic() - started, killed
+
+    seconds, _ = lasts(config_of(tmp_path / "whole", momentum=momentum), 1)
     chance = random.Random(momentum)
     kills = finished = 0
-    seconds = 3.0  # of a run, to begin with
+    resumed_after: list[int] = []
     while kills < 20 or not finished:
         root = tmp_path / f"killed-{finished}"
         config, run_id = config_of(root, momentum=momentum), 1
@@ -112,25 +126,18 @@ def test_killed_in_twenty_random_places(momentum: str, tmp_path: Path) -> None:
             checkpoints = list((root / "run" / "checkpoints").glob("round-*"))
             if checkpoints:
                 config["resume"] = str(root / "run")
+                resumed_after.append(max(int(path.name[6:12]) for path in checkpoints))
             elif (root / "run").exists():  # it was killed before the end of its first round
                 delete_run(root / "run")
-            started = time.monotonic()
-            process = processes.Process(target=run_quietly, args=(config, run_id))
-            process.start()
-            process.join(chance.uniform(0, 0.7 * seconds) if kills < 20 else 600)
-            if process.is_alive():
-                assert process.pid is not None
-                os.kill(process.pid, signal.SIGKILL)
-                kills += 1
-                seconds *= 1.05  # a machine that is busy gets further in the end
-            process.join()
+            _, killed = lasts(config, run_id, chance.uniform(0, seconds) if kills < 20 else 600)
+            kills += killed
             run_id += 1
-            assert process.exitcode in (0, -signal.SIGKILL)
-            if process.exitcode == 0 and run_id == 2:
-                seconds = time.monotonic() - started
-        assert_same(root / "run", whole)
+        assert_same(root / "run", tmp_path / "whole" / "run")
         assert not list(root.rglob("*.partial"))
         finished += 1
+    # In both stages, and not only before there was anything to lose.
+    assert min(resumed_after) <= FROZEN_AFTER < max(resumed_after), resumed_after
+    assert len(resumed_after) >= 5, resumed_after
 
 
 @pytest.mark.parametrize("momentum", MODES)
@@ -346,15 +353,15 @@ def test_another_number_of_clients_is_refused_unless_it_may_be(folder: Path) -> 
     assert json.loads((folder / "config.json").read_text())["clients"] == 5
 
 
-@pytest.mark.parametrize("what", ["nothing", "a file", "no config", "no JSON", "a list"])
+@pytest.mark.parametrize("what", ["nothing", "a file", "no config", "no JSON", "a list", "a part"])
 def test_what_is_no_run_is_refused(tmp_path: Path, what: str) -> None:
     path = tmp_path / "x"
     if what == "a file":
         path.touch()
     elif what != "nothing":
         path.mkdir()
-    if what in ("no JSON", "a list"):
-        (path / "config.json").write_text("{" if what == "no JSON" else "[]")
+    if text := {"no JSON": "{", "a list": "[]", "a part": '{"run_config": {}}'}.get(what):
+        (path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=r"resume = .*is not the folder of a run"):
         run(config_of(tmp_path, resume=str(path)))
 
@@ -368,6 +375,29 @@ def test_a_run_that_still_runs_is_neither_resumed_nor_deleted(folder: Path) -> N
     assert (folder / "config.json").exists()
 
 
+def test_momentum_that_was_lost_is_said(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "state").rename(tmp_path / "elsewhere")
+    run(config_of(tmp_path, resume=str(folder)), 2)
+    assert (
+        f"{tmp_path}/state holds nothing of this run: the clients' momentum starts" in caplog.text
+    )
+
+
+def test_other_versions_than_at_the_beginning_are_said_and_written_down(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["versions"]["torch"] = "1.0"
+    (folder / "config.json").write_text(json.dumps(config))
+    run(config_of(tmp_path, resume=str(folder)), 2)
+    assert "was begun with other versions of torch: " in caplog.text
+    config = json.loads((folder / "config.json").read_text())
+    assert config["versions"]["torch"] == "1.0"
+    assert config["resumed"][0]["versions"]["torch"] == torch.__version__
+
+
 def test_a_torn_checkpoint_is_known_and_the_one_before_gives_the_same_run(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -379,13 +409,19 @@ def test_a_torn_checkpoint_is_known_and_the_one_before_gives_the_same_run(
     assert_same(folder, run(config_of(tmp_path / "whole"), lost=loses({4})))
 
 
-def test_clients_keep_little_and_it_goes_with_the_run(folder: Path, tmp_path: Path) -> None:
+def test_clients_keep_little_and_it_goes_with_the_run(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     state = tmp_path / "state"
     files = list(state.rglob("*.safetensors"))
     assert {path.parent.parent for path in files} == {state / "1"}
     # the newest, and what going back to each of two checkpoints would need
     assert max(len(list(client.iterdir())) for client in (state / "1").iterdir()) <= 3
     assert f"MB in {state / '1'}" in report(state / "1")
+    warn_of_full_disk(state / "1", clients=CLIENTS, files=5)
+    assert "the momentum of" not in caplog.text
+    warn_of_full_disk(state / "1", clients=10**12, files=5)
+    assert "the momentum of 1000000000000 clients will need" in caplog.text
     assert delete_run(folder) == [folder, state / "1"]
     assert list(tmp_path.rglob("*.safetensors")) == []
     with pytest.raises(ConfigError, match="is not the folder of a run"):
