@@ -19,6 +19,8 @@ FAILED_ROUNDS_IN_A_ROW = 3
 # Who and why. Not by client: the SuperLink answers for every client that is gone, as client 1.
 Problems = Sequence[tuple[int | str, str]]
 
+MADE_INFINITY = "made NaN or infinity of finite replies"
+
 _LONGEST = 2000  # characters of what a client says that are worth a log's room
 
 _REMEDIES = {
@@ -44,9 +46,9 @@ _REMEDIES = {
 
 _DIVERGED = (
     "the run diverged in calibration. A learning rate that mini-batch statistics bear can be far "
-    "too large for frozen ones: use a smaller learning_rate_factor, a tenth of what it is. A run "
-    "with checkpoints goes on from its last good model: resume it, and let learning-rate-factor "
-    "change"
+    "too large for frozen ones: use a smaller learning_rate_factor, a tenth of what it is. The app "
+    "still has the checkpoint of T*: remove the later ones, resume the run, and let "
+    "learning-rate-factor change"
 )
 
 
@@ -81,7 +83,7 @@ def made_no_model(strategy: object, usable: int) -> str:
 def made_infinity(strategy: object, name: str) -> str:
     """Say that finite updates came to an array that is not."""
     return (
-        f"{type(strategy).__name__} made NaN or infinity of finite replies, first in {name!r}: a "
+        f"{type(strategy).__name__} {MADE_INFINITY}, first in {name!r}: a "
         "smaller learning rate of the server, or of the clients, keeps numbers within bounds"
     )
 
@@ -130,7 +132,9 @@ class FailedRounds:
             logger.warning("round %s: %s, the model stays as it is", server_round, what)
             return
         reasons = [f"client {client}: {why}" for client, why in problems]
-        diverged = bool(problems) and all(NOT_FINITE in why for _, why in problems)
+        # Beside those whose training diverged there may be some that are gone.
+        diverged = 2 * sum(NOT_FINITE in why for _, why in problems) > len(problems)
+        diverged = diverged or MADE_INFINITY in what
         if diverged and phase is Phase.CALIBRATION:
             what = f"{what}: {_DIVERGED}"
         if not usable and not reasons and failure is None:

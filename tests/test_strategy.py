@@ -851,8 +851,10 @@ def test_a_reply_that_answers_nothing_of_this_round_is_dropped_and_named(
     assert result.train_metrics_clientapp[1]["fixbn-clients"] == CLIENTS - (lost is not None)
 
 
-def test_all_clients_diverging_in_calibration_is_told_as_that() -> None:
+def test_most_clients_diverging_in_calibration_is_told_as_that() -> None:
     def diverges(partition: int, server_round: int, _: nn.Module, content: RecordDict) -> None:
+        if server_round > 1 and partition == 0:
+            raise ConnectionError("this one is gone")
         if server_round > 1:
             record = content.array_records["arrays"]
             record["scale"] = Array(np.asarray(np.nan, np.float32))

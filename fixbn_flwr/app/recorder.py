@@ -27,6 +27,7 @@ from fixbn_flwr.training import evaluate
 from fixbn_flwr.trees import Tree
 
 DIVERGED = 5.0  # times the test loss at T*: one that only learns slowly stays well below
+BY_CHANCE = 1.2  # times the accuracy of guessing: who has fallen that low knows nothing any more
 
 _logger = logging.getLogger("flwr.fixbn")
 
@@ -95,7 +96,7 @@ class Recorder:
             folder.path / CHECKPOINTS, settings.keep_checkpoints, always=[settings.freeze_round]
         )
         self._last: tuple[int, Tree] | None = None
-        self._loss_at_freeze = folder.loss_of(settings.freeze_round)
+        self._at_freeze = folder.metrics_of(settings.freeze_round)
         self._started = time.monotonic()
         self._bytes = (0, 0)
         self._tell_checkpoints()
@@ -154,19 +155,21 @@ class Recorder:
     def _warn_of_divergence(self, metrics: RoundMetrics) -> None:
         """Say, once, that the frozen statistics do not bear the learning rate."""
         if metrics.round == self._settings.freeze_round:
-            self._loss_at_freeze = metrics.test_loss
-        before, loss = self._loss_at_freeze, metrics.test_loss
-        calibrates = metrics.phase is Phase.CALIBRATION
-        if calibrates and before is not None and loss is not None and not loss <= DIVERGED * before:
-            self._loss_at_freeze = None
+            self._at_freeze = metrics
+        if metrics.phase is Phase.EXPLORATION or self._at_freeze is None:
+            return
+        if _has_diverged(metrics, self._at_freeze, chance=1 / self._task.classes):
             _logger.warning(
-                "round %s: the test loss is %.3g and was %.3g at T* = %s: the run diverges in "
-                "calibration. A smaller learning-rate-factor helps, such as %g: remove what is "
-                "later than T* from %s and resume the run with "
-                'may-change="learning-rate-factor", or start it again',
-                metrics.round, loss, before, self._settings.freeze_round,
-                self._settings.learning_rate_factor / 10, self._folder.path / CHECKPOINTS,
+                "round %s: the test loss is %.3g, the accuracy %.1f %%, and they were %.3g and "
+                "%.1f %% at T* = %s: the run diverges in calibration. A smaller "
+                "learning-rate-factor helps, such as %g: remove what is later than T* from %s and "
+                'resume the run with may-change="learning-rate-factor", or start it again',
+                metrics.round, metrics.test_loss, 100 * (metrics.test_accuracy or 0),
+                self._at_freeze.test_loss, 100 * (self._at_freeze.test_accuracy or 0),
+                self._settings.freeze_round, self._settings.learning_rate_factor / 10,
+                self._folder.path / CHECKPOINTS,
             )  # fmt: skip
+            self._at_freeze = None
 
     def _tell_checkpoints(self) -> None:
         """Let clients that keep momentum in files keep what they would need to go back."""
@@ -203,3 +206,18 @@ class Recorder:
         bench = workbench_of(self._task, self._settings)
         bench.load(arrays_of(arrays))
         return evaluate(bench, self._task, self._test)
+
+
+def _has_diverged(now: RoundMetrics, at_freeze: RoundMetrics, chance: float) -> bool:
+    """Tell whether a test after T* shows that the model is lost.
+
+    Args:
+        now: the round's metrics.
+        at_freeze: those of T*.
+        chance: the accuracy of guessing.
+    """
+    if now.test_loss is None or at_freeze.test_loss is None:
+        return False
+    accuracy, before = now.test_accuracy or 0.0, at_freeze.test_accuracy or 0.0
+    fell = before > 2 * BY_CHANCE * chance and accuracy <= BY_CHANCE * chance
+    return fell or not now.test_loss <= DIVERGED * at_freeze.test_loss  # NaN is no number

@@ -191,9 +191,9 @@ class RunFolder:
             folder.save_model("best", best)
         return folder
 
-    def loss_of(self, server_round: int) -> float | None:
-        """The test loss after a round; None when it was not tested."""
-        return next((m.test_loss for m in self._metrics if m.round == server_round), None)
+    def metrics_of(self, server_round: int) -> RoundMetrics | None:
+        """The metrics of a round; None when it has not ended yet."""
+        return next((m for m in self._metrics if m.round == server_round), None)
 
     def append(self, metrics: RoundMetrics) -> bool:
         """Adds a round to metrics.jsonl; True when its test accuracy is the best so far."""
