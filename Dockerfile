@@ -2,6 +2,7 @@
 #
 #   docker build --tag fixbn-flwr .                                        # PyTorch for CPUs
 #   docker build --tag fixbn-flwr:cuda --build-arg TORCH_BACKEND=cu128 .   # for NVIDIA's GPUs
+#   docker build --tag fixbn-flwr --build-arg EXTRAS=segmentation .        # for CamVid and Cityscapes
 #
 # deploy/compose.yaml starts a federation of it; deploy/README.md is about machines without Docker.
 # The libraries of CUDA come with PyTorch: the machine itself needs the driver and the container
@@ -10,13 +11,14 @@ ARG PYTHON=3.11.13-slim-bookworm
 
 FROM python:${PYTHON} AS build
 ARG TORCH_BACKEND=cpu
+ARG EXTRAS=
 WORKDIR /build
 RUN python -m venv /opt/venv \
     && python -m pip install --no-cache-dir "uv>=0.12.20,<0.13"
 COPY pyproject.toml README.md LICENSE ./
 COPY fixbn_flwr fixbn_flwr
 RUN uv pip install --no-cache --compile-bytecode --python /opt/venv/bin/python \
-    --torch-backend "${TORCH_BACKEND}" .
+    --torch-backend "${TORCH_BACKEND}" ".[${EXTRAS}]"
 
 FROM python:${PYTHON}
 # Its own directories, which volumes take over with their owner and mode when they are new.

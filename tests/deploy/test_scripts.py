@@ -254,6 +254,18 @@ def test_health_is_asked_where_the_superlink_listens(run: Run, host: str, asked:
     assert answer.stdout == f"http://{asked}:{port}/health answers.\n"
 
 
+def test_two_nodes_never_share_a_home_and_its_momentum(run: Run) -> None:
+    node = "start-supernode --insecure --superlink 127.0.0.1:9 --partition 0/2 --home home"
+    answer = run(
+        f"{node} > log 2>&1 & until grep -q Starting log; do sleep 0.1; done; "
+        f"{node}; status=$?; kill $!; wait; exit $status"
+    )
+    assert refusal(answer).endswith(
+        "/home runs already: stop that one first, or give this one a key, hence a home, of its own "
+        "(without keys: its own --name)."
+    )
+
+
 def test_a_certificate_that_is_over_is_said(made: Run, tmp_path: Path) -> None:
     late = tmp_path / "sitecustomize.py"  # a year and a month later
     late.write_text(
