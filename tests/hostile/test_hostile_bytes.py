@@ -20,6 +20,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.common import Code, FitRes, Parameters, Status
 from hypothesis import given, settings
 from records import CANARY, FUZZ, NUMBERS, PARAMETERS, RANDOM, REMEDY, SENT, WHOLE, damaged, payload
+from uploads import SuperLink, grid_of, reply_of
 
 from fixbn_flwr.arrays import record_of, view_of_bytes
 from fixbn_flwr.checkpoint import Checkpoints
@@ -105,6 +106,25 @@ def test_a_packed_message_is_unpacked_or_refused(random: Random) -> None:
         return
     names = len(unpacked["arrays"])
     assert sum(len(a.data) for a in unpacked.array_records["arrays"].values()) < sent + 2000 * names
+
+
+@settings(FUZZ, max_examples=500)
+@given(random=RANDOM)
+def test_a_reply_of_damaged_objects_is_taken_in_or_an_error_of_its_client(random: Random) -> None:
+    superlink = SuperLink()
+    names = superlink.upload(reply_of(5))
+    for _ in range(random.randint(1, 3)):
+        name = random.choice(names)
+        other = superlink.objects[random.choice(names)]
+        content = other if random.random() < 0.2 else superlink.objects[name]
+        superlink.objects[name] = damaged(random, content)
+    superlink.upload(reply_of(6, loss=0.25))
+    bad, good = grid_of(superlink).pull_messages(["message-5", "message-6"])
+    assert bad.metadata.src_node_id == 5
+    assert bad.metadata.reply_to_message_id == "message-5"
+    if bad.has_error():
+        assert bad.error.reason.startswith("its reply ")
+    assert good.content == reply_of(6, loss=0.25).content
 
 
 BLOB = safetensors.numpy.save({name: SENT[name] for name in PARAMETERS})
