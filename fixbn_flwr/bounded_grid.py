@@ -52,7 +52,7 @@ class BoundedGrid(GridAround):
         super().__init__(grid)
         self._http = grid
         self._limits: dict[str, int] = {}  # bytes, by the message that a reply is to
-        self._arriving: list[_Arriving] = []  # the SuperLink tells of a reply only once
+        self._arriving: list[_Arriving] = []
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages, and keep in mind how large their replies may be."""
@@ -70,14 +70,10 @@ class BoundedGrid(GridAround):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that have arrived whole; what is no usable one as an error reply."""
         message_ids = set(message_ids)
-        asked = PullAppMessagesRequest(message_ids=message_ids)
-        answer = self._http._runtime_client.PullMessages(asked)
-        for envelope, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
-            # What the SuperLink says of the reply, which it has checked; all else is the client's.
-            metadata = metadata_from_proto(envelope.metadata)
-            limit = self._limits.pop(metadata.reply_to_message_id, BESIDE)
-            names = dict.fromkeys(node.object_id for node in iterate_object_tree(tree))
-            self._arriving.append(_Arriving(metadata, list(names), limit))
+        # The SuperLink tells of a reply once, and forgets the message.
+        told = {arriving.metadata.reply_to_message_id for arriving in self._arriving}
+        if message_ids - told:
+            self._arriving += self._ask(message_ids - told)
         replies, still_arriving = [], []
         for arriving in self._arriving:
             asked_for = arriving.metadata.reply_to_message_id in message_ids
@@ -88,6 +84,19 @@ class BoundedGrid(GridAround):
                 replies.append(reply)
         self._arriving = still_arriving
         return replies
+
+    def _ask(self, message_ids: set[str]) -> list[_Arriving]:
+        """Return the replies to messages that the SuperLink tells of."""
+        asked = PullAppMessagesRequest(message_ids=message_ids)
+        answer = self._http._runtime_client.PullMessages(asked)
+        told = []
+        for envelope, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
+            # What the SuperLink says of the reply, which it has checked; all else is the client's.
+            metadata = metadata_from_proto(envelope.metadata)
+            limit = self._limits.pop(metadata.reply_to_message_id, BESIDE)
+            names = dict.fromkeys(node.object_id for node in iterate_object_tree(tree))
+            told.append(_Arriving(metadata, list(names), limit))
+        return told
 
     def _take_in(self, arriving: _Arriving) -> Message | None:
         """Return a reply as far as it is there: whole, as an error, or not yet."""

@@ -34,6 +34,7 @@ class SuperLink:
         self.objects: dict[str, bytes] = {}
         self.not_yet: dict[str, int] = {}  # looks until an object has been uploaded
         self.confirmed: list[str] = []
+        self.told: set[str] = set()
         self.pulled = 0
         self.broken: Exception | None = None
 
@@ -54,10 +55,16 @@ class SuperLink:
         self.trees.append(ObjectTree(object_id=name))
         self.objects[name] = content
 
-    def PullMessages(self, _: PullAppMessagesRequest) -> PullAppMessagesResponse:
-        return PullAppMessagesResponse(
+    def PullMessages(self, request: PullAppMessagesRequest) -> PullAppMessagesResponse:
+        again = {*request.message_ids} & self.told
+        assert not again, f"a SuperLink tells of a reply once, then it knows no message {again}"
+        assert request.message_ids
+        self.told |= {envelope.metadata.reply_to_message_id for envelope in self.envelopes}
+        answer = PullAppMessagesResponse(
             messages_list=self.envelopes, message_object_trees=self.trees
         )
+        self.envelopes, self.trees = [], []
+        return answer
 
     def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:
         if self.broken is not None:
