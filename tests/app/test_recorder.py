@@ -11,7 +11,7 @@ from fixbn_flwr.app.summary import RoundMetrics
 from fixbn_flwr.schedule import Phase
 
 
-def tested(loss: float | None, accuracy: float | None) -> RoundMetrics:
+def after_test(loss: float | None, accuracy: float | None) -> RoundMetrics:
     return RoundMetrics(
         round=1, phase=Phase.CALIBRATION, learning_rate=0.1, train_loss=1.0, test_loss=loss,
         test_accuracy=accuracy, bytes_sent=1, bytes_received=1, seconds=1.0, clients=2, dropped=0,
@@ -33,8 +33,8 @@ def tested(loss: float | None, accuracy: float | None) -> RoundMetrics:
 def test_a_run_is_lost_by_its_loss_or_when_it_guesses(
     loss: float | None, accuracy: float | None, lost: bool
 ) -> None:
-    assert _has_diverged(tested(loss, accuracy), tested(1.0, 0.60), chance=0.1) is lost
+    assert _has_diverged(after_test(loss, accuracy), after_test(1.0, 0.60), chance=0.1) is lost
 
 
 def test_a_run_that_knew_nothing_at_t_star_has_not_lost_it() -> None:
-    assert not _has_diverged(tested(2.3, 0.10), tested(2.3, 0.20), chance=0.1)
+    assert not _has_diverged(after_test(2.3, 0.10), after_test(2.3, 0.20), chance=0.1)
