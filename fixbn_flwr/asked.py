@@ -14,12 +14,11 @@ from typing import TypeVar
 from flwr.app import Message
 
 from fixbn_flwr.errors import ReplyError
-from fixbn_flwr.failures import cut, log_problems
+from fixbn_flwr.failures import Problem, cut, log_problems
 from fixbn_flwr.replies import UNLIKE_THE_OTHERS, form_of, unlike_the_others
 from fixbn_flwr.server_state import Update
 
 Read = TypeVar("Read")
-Problem = tuple[int | str, str]
 
 
 class Asked:

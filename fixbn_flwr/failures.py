@@ -17,7 +17,8 @@ from fixbn_flwr.server_state import PARAMETERS_ONLY, logger
 FAILED_ROUNDS_IN_A_ROW = 3
 
 # Who and why. Not by client: the SuperLink answers for every client that is gone, as client 1.
-Problems = Sequence[tuple[int | str, str]]
+Problem = tuple[int | str, str]
+Problems = Sequence[Problem]
 
 MADE_INFINITY = "made NaN or infinity of finite replies"
 

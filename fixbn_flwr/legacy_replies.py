@@ -15,13 +15,12 @@ from flwr.server.client_proxy import ClientProxy
 from fixbn_flwr.arrays import view_of_bytes
 from fixbn_flwr.averaging import Array, Arrays, Kind, of_kind
 from fixbn_flwr.errors import ReplyError
-from fixbn_flwr.failures import cut, log_problems
+from fixbn_flwr.failures import Problem, cut, log_problems
 from fixbn_flwr.replies import UNLIKE_THE_OTHERS, checked_update, unlike_the_others
 from fixbn_flwr.reply_bounds import check_blob, check_metrics, check_sizes
 from fixbn_flwr.server_state import Update
 from fixbn_flwr.wire import MOMENTUM
 
-Problem = tuple[int | str, str]
 Result = TypeVar("Result", FitRes, EvaluateRes)
 Read = TypeVar("Read")
 

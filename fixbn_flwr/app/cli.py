@@ -151,7 +151,8 @@ def _settings(overrides: list[str] | None, label: str | None = None) -> Settings
         # The run that it was: only what differs need be said again.
         before: dict[str, Value] = read_config(Path(str(resumed)))["run_config"]
         return Settings.from_run_config({**before, "may-change": "", **given})
-    settings = Settings.from_run_config({"output-dir": _absolute("output-dir", "runs"), **given})
+    given["output-dir"] = given.get("output-dir") or _absolute("output-dir", "runs")
+    settings = Settings.from_run_config(given)
     chosen: dict[str, Value] = {}
     if not settings.run_name:
         method = (label or settings.method).replace(" ", "-")
