@@ -15,9 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
-from flwr.app import Error, Message, Metadata
-from flwr.app.message.message import make_message
-from flwr.common.constant import ErrorCode
+from flwr.app import Message, Metadata
 from flwr.common.serde_utils import metadata_from_proto
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
@@ -33,7 +31,7 @@ from flwr.superlink.grid import HttpGrid
 
 from fixbn_flwr.errors import ReplyError
 from fixbn_flwr.failures import cut
-from fixbn_flwr.grid import GridAround
+from fixbn_flwr.grid import GridAround, error_reply
 
 TIMES = 4  # a reply may be so many times as large as its message: a model, momentum, metrics
 BESIDE = 2**24  # and so many bytes more, also where little was sent
@@ -115,9 +113,9 @@ class BoundedGrid(GridAround):
         except ObjectPullError as error:
             if arriving.on_its_way:
                 return None
-            reply = _failed(metadata, f"its reply has not arrived whole: {error}")
+            reply = error_reply(metadata, f"its reply has not arrived whole: {error}")
         except ReplyError as error:
-            reply = _failed(metadata, str(error))
+            reply = error_reply(metadata, str(error))
         # From here on the SuperLink need not keep it.
         self._http._runtime_client.ConfirmMessageReceived(
             ConfirmMessageReceivedRequest(
@@ -202,9 +200,3 @@ def _read(metadata: Metadata, contents: dict[str, bytes]) -> Message:
 def _bytes_of_arrays(message: Message) -> int:
     records = message.content.array_records.values()
     return sum(len(array.data) for record in records for array in record.values())
-
-
-def _failed(metadata: Metadata, reason: str) -> Message:
-    return make_message(
-        metadata=metadata, error=Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
-    )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, Metadata, RecordDict
+from flwr.app.message.message import make_message
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
@@ -56,3 +58,10 @@ class GridAround(Grid):
     ) -> Iterable[Message]:
         """See ``Grid.send_and_receive``."""
         return self._grid.send_and_receive(messages, timeout=timeout)
+
+
+def error_reply(metadata: Metadata, reason: str) -> Message:
+    """Return a reply that says, in place of its client's, why that one must not be used."""
+    return make_message(
+        metadata=metadata, error=Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
+    )

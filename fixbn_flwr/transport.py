@@ -41,7 +41,7 @@ from flwr.superlink.grid import HttpGrid
 from fixbn_flwr.bounded_grid import BoundedGrid
 from fixbn_flwr.errors import ReplyError
 from fixbn_flwr.flat import Packer, is_packed, unpack
-from fixbn_flwr.grid import GridAround
+from fixbn_flwr.grid import GridAround, error_reply
 
 QUICKEST, SLOWEST = 0.1, 0.5  # seconds between two looks for replies
 _SHARE = 0.05  # of the time already waited that the next pause takes, between the two
@@ -119,13 +119,14 @@ class FlatGrid(GridAround):
         if reply.content.pop(_WAS_UNPACKED, None) is not None:
             self._with_mod.add(client)
         elif was_packed:
-            return _failed(reply, f"it cannot have read the arrays, which come packed: {_REMEDY}.")
+            reason = f"it cannot have read the arrays, which come packed: {_REMEDY}."
+            return error_reply(reply.metadata, reason)
         if not is_packed(reply.content):
             return reply
         try:
             reply.content = unpack(reply.content)
         except ReplyError as error:
-            return _failed(reply, str(error))
+            return error_reply(reply.metadata, str(error))
         return reply
 
 
@@ -143,8 +144,3 @@ def flat_arrays_mod(message: Message, context: Context, call_next: ClientAppCall
         reply.content = Packer().pack(reply.content)
         reply.content[_WAS_UNPACKED] = ConfigRecord()
     return reply
-
-
-def _failed(reply: Message, reason: str) -> Message:
-    failure = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
-    return make_message(metadata=reply.metadata, error=failure)
