@@ -42,8 +42,8 @@ ADDED = (
     ),
     (
         "fixbn_flwr/app/server_app.py",
-        "Federation(flat_in_deployment(grid))",
-        "Federation(grid)",
+        "reached = flat_in_deployment(grid)",
+        "reached = grid",
     ),
 )
 

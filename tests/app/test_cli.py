@@ -99,6 +99,15 @@ def test_paths_are_made_absolute_for_processes_that_run_elsewhere(
     assert run_config["run-name"] == "mine"
 
 
+@pytest.mark.parametrize("words", [[], ["output-dir="]])
+def test_without_an_output_dir_runs_are_made_in_runs_here(
+    words: list[str], link: Link, tmp_path: Path
+) -> None:
+    invoke("run", *words)
+    run_config, _ = asked(link)
+    assert run_config["output-dir"] == str(tmp_path / "runs")
+
+
 @pytest.mark.parametrize(
     ("argument", "key", "value"),
     [

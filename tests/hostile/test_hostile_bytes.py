@@ -37,9 +37,10 @@ from fixbn_flwr.wire import MOMENTUM, Momentum, RoundConfig
 def no_code_was_run() -> Iterator[None]:
     CANARY.unlink(missing_ok=True)
     logger = logging.getLogger("flwr")
-    before, logger.level = logger.level, logging.CRITICAL
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
     yield
-    logger.level = before
+    logger.setLevel(before)
     assert not CANARY.exists()
 
 

@@ -49,10 +49,11 @@ def quiet() -> Iterator[None]:
     """Thousands of dropped replies are thousands of warnings; and no client has run code."""
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
     logger = logging.getLogger("flwr")
-    before, logger.level = logger.level, logging.CRITICAL
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
     CANARY.unlink(missing_ok=True)
     yield
-    logger.level = before
+    logger.setLevel(before)
     assert not CANARY.exists()
 
 
