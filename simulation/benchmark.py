@@ -20,9 +20,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +35,13 @@ from fixbn_flwr.app.superlink import local_superlink
 from fixbn_flwr.errors import ConfigError
 from simulation.bare import BareLoops, variants
 from simulation.federated import BATCH, CLIENTS, REPOSITORY, STEPS, Measurement, our_app, quickstart
-from simulation.outside_training import Rounds, measure, report_of, table
+from simulation.outside_training import (
+    Rounds,
+    measure,
+    measure_bare_exchange,
+    report_of,
+    table,
+)
 
 OURS, QUICK = "our app (b)", "quickstart (c)"
 
@@ -172,15 +179,20 @@ def deployment(
     """Seconds a round outside training: TLS, authentication, database; before and after.
 
     A round's seconds less those of its slowest client's training, with ResNet-18: as Flower does
-    it, and with packed arrays, quick polling and workers that stay alive.
+    it, and with packed arrays, quick polling and workers that stay alive; and a bare exchange of
+    as many bytes, with clients that only add a number.
     """
     machine = Machine()
     measured: dict[str, Rounds] = {}
-    for before in (True, False):
-        name = "before" if before else "after"
+    ways: dict[str, Callable[..., Rounds]] = {
+        "before": partial(measure, before=True),
+        "after": partial(measure, before=False),
+        "bare": measure_bare_exchange,
+    }
+    for name, way in ways.items():
         _progress(f"{name}, load {os.getloadavg()[0]:.1f}")
         with tempfile.TemporaryDirectory() as scratch:
-            measured[name] = measure(Path(scratch), rounds=rounds, nodes=nodes, before=before)
+            measured[name] = way(Path(scratch), rounds=rounds, nodes=nodes)
         _progress(table({name: measured[name]}))
     machine.load_after = os.getloadavg()
     print(f"\n{table(measured)}\n\n{machine.show()}")

@@ -3,11 +3,13 @@
 "Before" is the same app with its two lines for real machines taken out, one on each side, Flower's
 own polling, and momentum in Flower's context, which travels with every message on the node. The
 model is ResNet-18 (122 arrays, 45 MB), and each client takes one step on images made up here, so
-that a round is messages and little else.
+that a round is messages and little else. What is left is compared with a bare exchange of as many
+bytes (``simulation.bare_exchange``).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -68,6 +70,29 @@ TASK = Task(
 )
 
 
+# The app of a bare exchange, without what Flower does not ask for.
+BARE_APP = """\
+[project]
+name = "bare-exchange"
+version = "0.1.0"
+description = "One array there and back"
+license = "Apache-2.0"
+
+[tool.flwr.app]
+publisher = "fixbn"
+
+[tool.flwr.app.components]
+serverapp = "bare_exchange:server"
+clientapp = "bare_exchange:client"
+
+[tool.flwr.app.config]
+nodes = 0
+length = 0
+rounds = 0
+output = ""
+"""
+
+
 @dataclass
 class Rounds:
     """The rounds of one run.
@@ -111,8 +136,39 @@ def measure(folder: Path, *, rounds: int, nodes: int, before: bool) -> Rounds:
         # As deploy/start-supernode has it.
         "state-dir": "" if before else str(folder / "state"),
     }
+    _run(app, run_config, nodes, {} if before else QUICK)
+    metrics = read_metrics(folder / "run")
+    seconds = [line.seconds for line in metrics]
+    trained = [line.train_seconds or 0.0 for line in metrics]
+    return _rounds(seconds, trained)
+
+
+def measure_bare_exchange(folder: Path, *, rounds: int, nodes: int) -> Rounds:
+    """Send as many bytes as the model has there and back, as :func:`measure` its model.
+
+    Raises:
+        FixBNError: as :func:`measure`.
+    """
+    app, output = folder / "app", folder / "seconds.json"
+    app.mkdir(parents=True)
+    (app / "pyproject.toml").write_text(BARE_APP)
+    shutil.copy(REPOSITORY / "simulation" / "bare_exchange.py", app)
+    state = TASK.models["resnet18"]("bn").state_dict().values()
+    run_config: dict[str, Value] = {
+        "nodes": nodes,
+        "length": sum(tensor.numel() for tensor in state),
+        "rounds": rounds + 1,
+        "output": str(output),
+    }
+    _run(app, run_config, nodes, QUICK)
+    seconds = json.loads(output.read_text())
+    return _rounds(seconds, [0.0] * len(seconds))
+
+
+def _run(
+    app: Path, run_config: Mapping[str, Value], nodes: int, of_nodes: Mapping[str, str]
+) -> None:
     environment = {"PYTHONPATH": str(REPOSITORY)}
-    of_nodes = {} if before else QUICK
     log: list[str] = []
     with real_federation(
         nodes=nodes, secure=True, environment=environment, of_nodes=of_nodes
@@ -121,9 +177,9 @@ def measure(folder: Path, *, rounds: int, nodes: int, before: bool) -> Rounds:
         if failure is not None:
             log += [link.node_log(number) for number in range(nodes)]
             raise FixBNError("\n".join([*log, f"the run did not complete ({failure})."]))
-    metrics = read_metrics(folder / "run")
-    seconds = [line.seconds for line in metrics]
-    trained = [line.train_seconds or 0.0 for line in metrics]
+
+
+def _rounds(seconds: list[float], trained: list[float]) -> Rounds:
     outside = [all_ - own for all_, own in zip(seconds, trained, strict=True)][1:]
     return Rounds(seconds, trained, outside, os.getloadavg()[0])
 
