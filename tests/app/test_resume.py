@@ -113,8 +113,9 @@ def kill_at_random(momentum: str, folder: Path, kills: int) -> list[int]:
     processes = multiprocessing.get_context("fork")
     chance = random.Random(momentum)
     places: list[int] = []
+    finished = 0  # some, in which every kill would have come too late, without any
     while len(places) < kills:
-        root = folder / f"killed-{len(places)}"
+        root = folder / f"killed-{finished}"
         config, run_id = config_of(root, momentum=momentum), 1
         while not (root / "run" / "summary.json").exists():
             if list((root / "run" / "checkpoints").glob("round-*")):
@@ -135,6 +136,7 @@ def kill_at_random(momentum: str, folder: Path, kills: int) -> list[int]:
             run_id += 1
         assert_same(root / "run", whole)
         assert not list((root / "run").rglob("*.partial"))
+        finished += 1
     return places
 
 
