@@ -70,7 +70,7 @@ TASK = Task(
 )
 
 
-# The app of a bare exchange, without what Flower does not ask for.
+# The project file of the bare exchange's app: what Flower asks for, no more.
 BARE_APP = """\
 [project]
 name = "bare-exchange"

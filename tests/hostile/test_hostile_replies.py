@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -21,7 +21,6 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import (
-    CANARY,
     FUZZ,
     NAMES,
     NUMBERS,
@@ -45,16 +44,9 @@ Answer = Callable[[Message], RecordDict]
 
 
 @pytest.fixture(autouse=True, scope="module")
-def quiet() -> Iterator[None]:
-    """Thousands of dropped replies are thousands of warnings; and no client has run code."""
+def in_a_task() -> None:
+    """Flower asks who makes a message."""
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
-    logger = logging.getLogger("flwr")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    CANARY.unlink(missing_ok=True)
-    yield
-    logger.setLevel(before)
-    assert not CANARY.exists()
 
 
 class Nodes(Grid):
