@@ -14,14 +14,14 @@ from pathlib import Path
 
 import torch
 
-from fixbn_flwr.app.config import Settings
-from fixbn_flwr.app.run_folder import RunFolder
-from fixbn_flwr.app.summary import RoundMetrics, round_line, summary_table
-from fixbn_flwr.client import workbench_of
+from fixbn_flwr.app.client.numpy_client import workbench_of
+from fixbn_flwr.app.config.settings import Settings
+from fixbn_flwr.app.runs.summary import RoundMetrics, round_line, summary_table
+from fixbn_flwr.app.runs.writer import RunFolder
+from fixbn_flwr.app.training import batches_by_steps, evaluate, seed_of, train
 from fixbn_flwr.errors import ConfigError
-from fixbn_flwr.schedule import Phase
+from fixbn_flwr.method.schedule import Phase
 from fixbn_flwr.tasks import get_task, load_splits
-from fixbn_flwr.training import batches_by_steps, evaluate, seed_of, train
 
 METHOD = "centralised"
 

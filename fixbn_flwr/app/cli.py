@@ -26,13 +26,13 @@ import torch
 import typer
 
 from fixbn_flwr.app.centralised import METHOD, train_centrally
-from fixbn_flwr.app.client_state import delete_run
-from fixbn_flwr.app.config import Settings
-from fixbn_flwr.app.figure import draw_curves, figure_title
-from fixbn_flwr.app.run_files import read_config, read_metrics
-from fixbn_flwr.app.summary import Summary, summarize, summary_table
-from fixbn_flwr.app.superlink import SuperLink, local_superlink
-from fixbn_flwr.app.validation import Value
+from fixbn_flwr.app.config.rules import Value
+from fixbn_flwr.app.config.settings import Settings
+from fixbn_flwr.app.local_superlink import SuperLink, local_superlink
+from fixbn_flwr.app.runs.figure import draw_curves, figure_title
+from fixbn_flwr.app.runs.momentum_files import delete_run
+from fixbn_flwr.app.runs.reader import read_config, read_metrics
+from fixbn_flwr.app.runs.summary import Summary, summarize, summary_table
 from fixbn_flwr.errors import ConfigError, FixBNError
 
 CLIENTS = 10

@@ -10,14 +10,14 @@ from flwr.app import Context
 from flwr.client import Client
 from flwr.clientapp import ClientApp
 
-from fixbn_flwr.app.forwarding import worker_mod
-from fixbn_flwr.bridge import numpy_client_mod
-from fixbn_flwr.transport import flat_arrays_mod
+from fixbn_flwr.app.worker.forwarder import worker_mod
+from fixbn_flwr.client.numpy_client_mod import numpy_client_mod
+from fixbn_flwr.transport.packed_grid import flat_arrays_mod
 
 
 def client_fn(context: Context) -> Client:
     """Make the client of a node, see ``node_client``."""
-    from fixbn_flwr.app.node_client import make_client
+    from fixbn_flwr.app.client.node_client import make_client
 
     return make_client(context)
 

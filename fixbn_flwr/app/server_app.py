@@ -10,20 +10,20 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from fixbn_flwr.app.client_state import check_place, folder_of, report
-from fixbn_flwr.app.config import Settings
-from fixbn_flwr.app.federation import Federation
-from fixbn_flwr.app.random_state import restore_random_state
-from fixbn_flwr.app.recorder import RecordedFixBN, Recorder
-from fixbn_flwr.app.resume import Earlier
-from fixbn_flwr.app.run_folder import RunFolder
-from fixbn_flwr.app.summary import summary_table
-from fixbn_flwr.arrays import arrays_of
+from fixbn_flwr.app.config.settings import Settings
+from fixbn_flwr.app.runs.momentum_files import check_place, folder_of, report
+from fixbn_flwr.app.runs.summary import summary_table
+from fixbn_flwr.app.runs.writer import RunFolder
+from fixbn_flwr.app.server.client_registry_grid import Federation
+from fixbn_flwr.app.server.resumed_run import Earlier
+from fixbn_flwr.app.server.rng_state import restore_random_state
+from fixbn_flwr.app.server.round_recorder import RecordedFixBN, Recorder
+from fixbn_flwr.app.training import find_device, seed_of
+from fixbn_flwr.array_records import arrays_of
 from fixbn_flwr.errors import CheckpointError
-from fixbn_flwr.server_state import logger
+from fixbn_flwr.method.server_rules import logger
 from fixbn_flwr.tasks import get_task, load_splits
-from fixbn_flwr.training import find_device, seed_of
-from fixbn_flwr.transport import flat_in_deployment
+from fixbn_flwr.transport.packed_grid import flat_in_deployment
 
 app = ServerApp()
 

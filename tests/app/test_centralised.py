@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch.optim import SGD
-from whole_app import SMALL, rounds_of
 
-from fixbn_flwr import training
-from fixbn_flwr.app import centralised
+from fixbn_flwr.app import centralised, training
 from fixbn_flwr.app.centralised import train_centrally
-from fixbn_flwr.app.config import Settings
+from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.tasks import get_task
+from tests.support.whole_app import SMALL, rounds_of
 
 
 def settings(tmp_path: Path, **changes: Any) -> Settings:
@@ -36,7 +35,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
         return train(bench, task, data, iter(drawn), *rest)
 
     monkeypatch.setattr(centralised, "train", spy)
-    monkeypatch.setattr("fixbn_flwr.app.run_folder.draw_curves", lambda *_, **__: None)
+    monkeypatch.setattr("fixbn_flwr.app.runs.writer.draw_curves", lambda *_, **__: None)
     return sizes
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from typer.testing import CliRunner
-from whole_app import run_app
 
 from fixbn_flwr.app import cli
-from fixbn_flwr.app.validation import Value
+from fixbn_flwr.app.config.rules import Value
 from fixbn_flwr.errors import ConfigError, FixBNError
+from tests.support.whole_app import run_app
 
 FIXBN = [sys.executable, "-W", "ignore", "-m", "fixbn_flwr.app.cli"]
 

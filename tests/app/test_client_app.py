@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Context, RecordDict
-from whole_app import SMALL
 
+from fixbn_flwr.app.client.node_config import Node
+from fixbn_flwr.app.client.numpy_client import FixBNClient
 from fixbn_flwr.app.client_app import client_fn
-from fixbn_flwr.app.node import Node
-from fixbn_flwr.client import FixBNClient
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.tasks import get_task, load_splits
+from tests.support.whole_app import SMALL
 
 
 def context(node_config: dict[str, Any], **run_config: Any) -> Context:

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from flwr.app import Message
 from safetensors.numpy import load_file
-from whole_app import SMALL, rounds_of, run_app, serve, weight_of
 
 from fixbn_flwr.app import client_app
-from fixbn_flwr.averaging import Kind, kind_of
-from fixbn_flwr.client import FixBNClient
+from fixbn_flwr.app.client.numpy_client import FixBNClient
+from fixbn_flwr.app.training import evaluate, workbench
 from fixbn_flwr.errors import ClientsMissingError, ConfigError, RoundsFailedError
+from fixbn_flwr.method.averaging import Kind, kind_of
 from fixbn_flwr.tasks import get_task, load_splits
-from fixbn_flwr.training import evaluate, workbench
-from simulation.in_memory_grid import FIRST_NODE_ID, InMemoryGrid
+from fixbn_flwr.testing import FIRST_NODE_ID, InMemoryGrid
+from tests.support.whole_app import SMALL, rounds_of, run_app, serve, weight_of
 
 DIGITS = get_task("digits")
 
@@ -223,7 +223,7 @@ def test_what_cannot_work_fails_before_there_is_a_run_folder(
 def test_clients_that_leave_end_the_run_instead_of_stopping_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fixbn_flwr.app.federation.PATIENCE", 0.0)
+    monkeypatch.setattr("fixbn_flwr.app.server.client_registry_grid.PATIENCE", 0.0)
     grid, config = watched(tmp_path, 3, **{"fraction-train": 1.0, "num-server-rounds": 9})
     grid.connected = lambda trained: list(grid.contexts)[: 3 if trained < 2 else 2]
     with pytest.raises(ClientsMissingError, match=r"2 of 3 clients are connected after 0 seconds"):

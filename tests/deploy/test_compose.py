@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
-from machines import ROOT, Machine, Service, free_port, switch_off
+
+from tests.support.machines import ROOT, Machine, Service, free_port, switch_off
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from federations import ADDRESS, Federation, Node
-from machines import Service, round_lines, switch_off
+
+from tests.support.federations import ADDRESS, Federation, Node
+from tests.support.machines import Service, round_lines, switch_off
 
 pytestmark = pytest.mark.slow
 

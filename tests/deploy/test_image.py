@@ -13,16 +13,9 @@ from typing import Any
 
 import pytest
 import yaml
-from machines import ROOT
 
-Instruction = tuple[str, str]
-
-
-def instructions() -> list[Instruction]:
-    """The Dockerfile's instructions, continued lines joined: `("RUN", "python -m venv ...")`."""
-    text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
-    lines = re.sub(r"\\\n", " ", text).splitlines()
-    return [tuple(line.split(maxsplit=1)) for line in lines if line.strip()]  # type: ignore[misc]
+from tests.support.dockerfile import Instruction, instructions
+from tests.support.machines import ROOT
 
 
 def of(name: str) -> list[str]:

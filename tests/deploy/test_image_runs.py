@@ -15,8 +15,9 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from machines import ROOT, TIMEOUT, free_port
-from test_image import instructions
+
+from tests.support.dockerfile import instructions
+from tests.support.machines import ROOT, TIMEOUT, free_port
 
 pytestmark = pytest.mark.slow
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from federations import Federation, Node
-from machines import switch_off
-from namespaces import NamespaceError, two_networks
+
+from tests.support.federations import Federation, Node
+from tests.support.machines import switch_off
+from tests.support.namespaces import NamespaceError, two_networks
 
 pytestmark = pytest.mark.slow
 

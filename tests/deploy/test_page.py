@@ -12,7 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from machines import ROOT, Machine, free_port, round_lines, switch_off, without_colours
+
+from tests.support.machines import (
+    ROOT,
+    Machine,
+    free_port,
+    round_lines,
+    switch_off,
+    without_colours,
+)
 
 PAGE = (ROOT / "deploy" / "README.md").read_text()
 ADDRESSES = {"10.0.0.1": "127.0.0.2", "10.0.0.2": "127.0.0.3", "10.0.0.3": "127.0.0.4"}

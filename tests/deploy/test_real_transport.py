@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from whole_app import SMALL, rounds_of, run_app
 
 from fixbn_flwr.app.cli import APP
-from simulation.deployment import real_federation
+from simulation.benchmarks.real_federation import real_federation
+from tests.support.whole_app import SMALL, rounds_of, run_app
 
 pytestmark = pytest.mark.slow
 

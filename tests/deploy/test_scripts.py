@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_ssh_private_key,
 )
-from machines import PROGRAMS, ROOT
+
+from tests.support.machines import PROGRAMS, ROOT
 
 SCRIPTS = sorted(
     path for path in (ROOT / "deploy").iterdir() if path.suffix == "" and path.is_file()

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_runs import Outcome, Simulate
-from whole_app import SMALL
 
 from fixbn_flwr.app.cli import APP
-from fixbn_flwr.app.superlink import SuperLink, local_superlink
+from fixbn_flwr.app.local_superlink import SuperLink, local_superlink
+from tests.support.real_runs import Outcome, Simulate
+from tests.support.whole_app import SMALL
 
 
 @pytest.fixture(scope="session")

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from real_runs import PROGRAMS, Outcome, Simulate, processes_of
 from safetensors.numpy import load_file
-from whole_app import rounds_of, run_app, weight_of
 
 from fixbn_flwr.app.cli import APP
-from fixbn_flwr.app.run_files import read_metrics
-from fixbn_flwr.averaging import Kind, kind_of
+from fixbn_flwr.app.runs.reader import read_metrics
+from fixbn_flwr.method.averaging import Kind, kind_of
+from tests.support.real_runs import PROGRAMS, Outcome, Simulate, processes_of
+from tests.support.whole_app import rounds_of, run_app, weight_of
 
 pytestmark = pytest.mark.slow
 

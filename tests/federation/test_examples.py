@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fixbn_flwr.app.superlink import SuperLink
+from fixbn_flwr.app.local_superlink import SuperLink
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from real_runs import PROGRAMS, Simulate, home_until, processes_of, start_fixbn
 
-from fixbn_flwr.app.superlink import SuperLinkError, local_superlink
+from fixbn_flwr.app.local_superlink import SuperLinkError, local_superlink
+from tests.support.real_runs import PROGRAMS, Simulate, home_until, processes_of, start_fixbn
 
 pytestmark = pytest.mark.slow
 

@@ -8,10 +8,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from real_runs import PROGRAMS, home_until, processes_of, start_fixbn
-from whole_app import run_app
 
-from fixbn_flwr.app.run_files import read_config, read_metrics
+from fixbn_flwr.app.runs.reader import read_config, read_metrics
+from tests.support.real_runs import PROGRAMS, home_until, processes_of, start_fixbn
+from tests.support.whole_app import run_app
 
 pytestmark = pytest.mark.slow
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import roaming
 import torch
-from real_runs import PROGRAMS, processes_of
-from whole_app import rounds_of, run_app
 
 from fixbn_flwr.app.cli import APP
-from fixbn_flwr.app.superlink import SuperLink, free_port
+from fixbn_flwr.app.local_superlink import SuperLink, free_port
+from tests.support import roaming
+from tests.support.real_runs import PROGRAMS, processes_of
+from tests.support.whole_app import rounds_of, run_app
 
 pytestmark = pytest.mark.slow
 

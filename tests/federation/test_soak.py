@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from whole_app import serve
 
 from fixbn_flwr.app import client_app
 from fixbn_flwr.app.cli import APP
-from fixbn_flwr.app.run_files import read_metrics
-from fixbn_flwr.app.superlink import local_superlink
-from simulation.in_memory_grid import InMemoryGrid
-from simulation.watch import descendants, processes
+from fixbn_flwr.app.local_superlink import local_superlink
+from fixbn_flwr.app.runs.reader import read_metrics
+from fixbn_flwr.testing import InMemoryGrid
+from simulation.benchmarks.process_monitor import descendants, processes
+from tests.support.whole_app import serve
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +40,7 @@ import random
 from flwr.clientapp import ClientApp
 
 from fixbn_flwr.app.client_app import client_fn
-from fixbn_flwr.bridge import numpy_client_mod
+from fixbn_flwr import numpy_client_mod
 
 
 def failing_mod(message, context, call_next):

@@ -6,7 +6,8 @@ import logging
 from collections.abc import Iterator
 
 import pytest
-from records import CANARY
+
+from tests.support.hostile_records import CANARY
 
 
 @pytest.fixture(autouse=True, scope="module")

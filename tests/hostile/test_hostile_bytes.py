@@ -18,18 +18,28 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.common import Code, FitRes, Parameters, Status
 from hypothesis import given, settings
-from records import FUZZ, NUMBERS, PARAMETERS, RANDOM, REMEDY, SENT, WHOLE, damaged, payload
-from uploads import SuperLink, grid_of, reply_of
 
-from fixbn_flwr.arrays import record_of, view_of_bytes
-from fixbn_flwr.checkpoint import Checkpoints
+from fixbn_flwr.array_records import record_of, view_of_bytes
+from fixbn_flwr.client.momentum_store import KEY, load_buffers, save_buffers
 from fixbn_flwr.errors import CheckpointError, ReplyError
-from fixbn_flwr.flat import Packer, unpack
-from fixbn_flwr.legacy_replies import read_result
-from fixbn_flwr.schedule import Phase
-from fixbn_flwr.store import KEY, load_buffers, save_buffers
-from fixbn_flwr.trees import from_bytes, to_bytes
-from fixbn_flwr.wire import MOMENTUM, Momentum, RoundConfig
+from fixbn_flwr.legacy.replies import read_result
+from fixbn_flwr.method.round_config import MOMENTUM, Momentum, RoundConfig
+from fixbn_flwr.method.schedule import Phase
+from fixbn_flwr.persistence.checkpoints import Checkpoints
+from fixbn_flwr.persistence.safetensors_tree import from_bytes, to_bytes
+from fixbn_flwr.transport.packing import Packer, unpack
+from tests.support.hostile_records import (
+    FUZZ,
+    NUMBERS,
+    PARAMETERS,
+    RANDOM,
+    REMEDY,
+    SENT,
+    WHOLE,
+    damaged,
+    payload,
+)
+from tests.support.uploads import SuperLink, grid_of, reply_of
 
 
 @settings(FUZZ, max_examples=3000)

@@ -7,10 +7,10 @@ from typing import Any
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from records import FUZZ
 
-from fixbn_flwr.app.config import Settings
+from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.errors import ConfigError
+from tests.support.hostile_records import FUZZ
 
 KEYS = list(Settings().as_run_config())
 # No colon: text with one names a module of the user's, which is imported.

@@ -20,7 +20,12 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from records import (
+
+from fixbn_flwr import FixBN
+from fixbn_flwr.errors import ReplyError, RoundsFailedError
+from fixbn_flwr.method.averaging import Kind, of_kind
+from fixbn_flwr.server.reply_checks import read_reply
+from tests.support.hostile_records import (
     FUZZ,
     NAMES,
     NUMBERS,
@@ -31,11 +36,6 @@ from records import (
     content,
     metric_record,
 )
-
-from fixbn_flwr import FixBN
-from fixbn_flwr.averaging import Kind, of_kind
-from fixbn_flwr.errors import ReplyError, RoundsFailedError
-from fixbn_flwr.replies import read_reply
 
 GOOD = (1, 2)
 """The nodes that answer as they should; 3 is the one that does not."""

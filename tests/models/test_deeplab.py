@@ -10,8 +10,8 @@ from torch.optim import SGD
 
 from fixbn_flwr import freeze_statistics
 from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.method.batch_norm import statistics, statistics_layers
 from fixbn_flwr.models.deeplab import deeplab
-from fixbn_flwr.normalization import statistics, statistics_layers
 
 pytest.importorskip("segmentation_models_pytorch")
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from pyarrow import Table, parquet
 
-from fixbn_flwr.app.config import Settings
+from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.tasks import get_task, load_splits, normalise
 from fixbn_flwr.tasks.camvid import load

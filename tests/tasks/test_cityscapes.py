@@ -14,15 +14,15 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
-from whole_app import rounds_of, run_app
 
-from fixbn_flwr.averaging import Kind, kind_of
+from fixbn_flwr.app.training import workbench
 from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.method.averaging import Kind, kind_of
 from fixbn_flwr.tasks import get_task, normalise
 from fixbn_flwr.tasks.camvid import load as load_camvid
 from fixbn_flwr.tasks.cityscapes import CLASSES, TRAIN_IDS, load
 from fixbn_flwr.tasks.segmentation import IGNORED
-from fixbn_flwr.training import workbench
+from tests.support.whole_app import rounds_of, run_app
 
 SIZE = (32, 48)  # height and width, quick to train on
 # CamVid's classes 0 to 10 by the label ids that Cityscapes' mask files have for them.

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from whole_app import rounds_of, run_app
 
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.tasks import get_task, load_splits, normalise
 from fixbn_flwr.tasks.femnist import load
 from fixbn_flwr.tasks.partition import partition
+from tests.support.whole_app import rounds_of, run_app
 
 
 def test_splits(shared_data: Path) -> None:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from whole_app import SMALL, rounds_of, run_app, serve
 
 from fixbn_flwr.app import client_app
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.tasks import get_task, load_splits
-from simulation.in_memory_grid import FIRST_NODE_ID, InMemoryGrid
+from fixbn_flwr.testing import FIRST_NODE_ID, InMemoryGrid
+from tests.support.whole_app import SMALL, rounds_of, run_app, serve
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "own-data"

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from whole_app import rounds_of, run_app
 
 from fixbn_flwr.tasks import get_task, load_splits, normalise
+from tests.support.whole_app import rounds_of, run_app
 
 
 def test_splits(shared_data: Path) -> None:

@@ -1,0 +1,1 @@
+"""The app's client and the configuration of its node."""

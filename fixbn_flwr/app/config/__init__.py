@@ -1,0 +1,1 @@
+"""The run config: its keys, defaults and rules."""

@@ -1,0 +1,215 @@
+"""A SuperLink of our own for simulations on this machine, for as long as a ``with`` block lasts.
+
+`flwr run` on its own starts a SuperLink that stays, with the environment, the packages and the
+working directory of whoever ran it first, and it answers 0 when the app has failed. This one has
+its own home, port and neutral directory, ends with the block, and tells how each run ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fixbn_flwr.app.config.rules import Value
+from fixbn_flwr.errors import FixBNError
+
+_START = 60.0  # seconds for the SuperLink to answer
+_STOP = 10.0  # seconds for its processes to end before they are killed
+_NAME = "simulation"
+
+
+class SuperLinkError(FixBNError):
+    """The SuperLink did not start, or did not take the run."""
+
+
+@contextmanager
+def local_superlink() -> Iterator[SuperLink]:
+    """Start a SuperLink with a home of its own, and stop it and all that it started.
+
+    Raises:
+        SuperLinkError: it did not start; the message ends with what it said.
+    """
+    with tempfile.TemporaryDirectory(prefix="fixbn-", ignore_cleanup_errors=True) as home:
+        link = SuperLink(Path(home), free_port())
+        link.start()
+        try:
+            yield link
+        finally:
+            link.stop()
+
+
+class SuperLink:
+    """A SuperLink on this machine; see :func:`local_superlink`."""
+
+    def __init__(self, home: Path, port: int) -> None:
+        self._home = home
+        self._port = port
+        self._log = home / "superlink.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        programs = str(Path(sys.executable).parent)
+        self._environment = os.environ | {
+            "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
+            "FLWR_HOME": str(home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            # Every client's lines, not "repeated 9x across cluster".
+            "RAY_DEDUP_LOGS": "0",
+            # A Ray cluster of its own, also where another one runs.
+            "RAY_ADDRESS": "local",
+            # Ray's notice of a default that will change; nothing here depends on it.
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        }
+
+    def start(self) -> None:
+        """Start the process and wait until it answers."""
+        (self._home / "config.toml").write_text(
+            f'[superlink]\ndefault = "{_NAME}"\n\n'
+            f'[superlink.{_NAME}]\naddress = "127.0.0.1:{self._port}"\ninsecure = true\n'
+        )
+        command = [
+            "flower-superlink",
+            "--insecure",
+            "--simulation",
+            "--isolation=subprocess",
+            "--host=127.0.0.1",
+            f"--port={self._port}",
+            # The environment that runs this has all that the app needs.
+            "--disable-runtime-dependency-installation",
+        ]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd=self._home,
+                env=self._environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        end = time.monotonic() + _START
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > end:
+                self.stop()
+                raise SuperLinkError(f"the SuperLink did not start:\n{self._log.read_text()}")
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """End the SuperLink and every process that it started."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        # SuperExec, simulation and Ray have sessions of their own, and outlive a run cut short.
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for process in _processes_with(self._home):
+                with suppress(ProcessLookupError):
+                    os.kill(process, number)
+            end = time.monotonic() + _STOP
+            while _processes_with(self._home) and time.monotonic() < end:
+                time.sleep(0.1)
+        self._process.kill()
+        self._process.wait()
+        self._process = None
+
+    def run(
+        self,
+        app: Path,
+        run_config: Mapping[str, Value],
+        federation: Mapping[str, Value],
+        show: Callable[[str], None],
+    ) -> str | None:
+        """Run an app and wait for its end.
+
+        Args:
+            app: the directory with the app's pyproject.toml.
+            run_config: what differs from that file's run config.
+            federation: Flower's simulation settings, such as ``num-supernodes``; none for real
+                SuperNodes.
+            show: is given every line of the run's log, and first the ``flwr run`` line itself.
+
+        Returns:
+            None when the run completed, else why it did not.
+
+        Raises:
+            SuperLinkError: the run was not even started.
+        """
+        command = ["flwr", "run", str(app), _NAME, "--stream"]
+        if federation:
+            command += ["--federation-config", _toml(federation)]
+        if run_config:
+            command += ["--run-config", _toml(run_config)]
+        show(shlex.join(command))
+        run_id = None
+        lines: list[str] = []
+        with subprocess.Popen(
+            command,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                lines.append(line.rstrip("\n"))
+                show(lines[-1])
+                if started := re.match(r"Successfully started run (\d+)", line):
+                    run_id = started[1]
+        if run_id is None:
+            raise SuperLinkError("the run was not started:\n" + "\n".join(lines))
+        return self._failure(run_id)
+
+    def _failure(self, run_id: str) -> str | None:
+        """Ask how a run ended: `flwr run` itself answers 0 in any case."""
+        listing = subprocess.run(
+            ["flwr", "ls", _NAME, "--run-id", run_id, "--format", "json"],
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if listing.returncode:
+            return f"the SuperLink has stopped: {listing.stderr.strip() or self._log.read_text()}"
+        (run,) = json.loads(listing.stdout)["runs"]
+        if run["status"] == "finished:completed":
+            return None
+        details = str(run["status-details"]).removeprefix("Simulation failed with exception: ")
+        return details or str(run["status"])
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/health", timeout=1):
+                return True
+        except OSError:
+            return False
+
+
+def _toml(values: Mapping[str, Value]) -> str:
+    """Write values as Flower's command line takes them: `key=value` with TOML values."""
+    return " ".join(f"{key}={json.dumps(value)}" for key, value in values.items())
+
+
+def free_port() -> int:
+    """Return a port of loopback that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _processes_with(home: Path) -> list[int]:
+    """Return the processes whose environment has this home: all that its SuperLink has started."""
+    entry, found = f"FLWR_HOME={home}".encode(), []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # it has ended meanwhile, or is another user's
+            if entry in environment.read_bytes().split(b"\0"):
+                found.append(int(environment.parent.name))
+    return found

@@ -1,0 +1,40 @@
+"""On what a run ran: versions of the software, and the hardware."""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import tomllib
+from pathlib import Path
+
+import torch
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of this package and of what it is built on."""
+    return {
+        "fixbn_flwr": _own_version(),
+        "flwr": importlib.metadata.version("flwr"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _own_version() -> str:
+    # `flwr run` runs a copy that is not installed, but it has its pyproject.toml beside it.
+    project = Path(__file__).parents[3] / "pyproject.toml"
+    if project.is_file():
+        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
+    return importlib.metadata.version("fixbn-flwr")
+
+
+def hardware() -> dict[str, str | int | None]:
+    """This machine's processor, its cores, and its GPU or None."""
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):  # only Linux has it, and names the model there
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                cpu = line.partition(":")[2].strip()
+                break
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {"cpu": cpu, "cores": os.cpu_count(), "gpu": gpu}

@@ -1,0 +1,128 @@
+"""The figure of a run, or of several laid over each other: accuracy and loss by round.
+
+Colours are Okabe and Ito's, which colour-blind readers tell apart; every run has a line style and
+a marker of its own as well, so that the figure reads in grey print.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fixbn_flwr.tasks import get_task
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from fixbn_flwr.app.config.settings import Settings
+    from fixbn_flwr.app.runs.summary import RoundMetrics
+
+# Colour, line style, marker: by the order of the runs.
+STYLES = (
+    ("#0072B2", "-", "o"),
+    ("#D55E00", "--", "s"),
+    ("#009E73", "-.", "^"),
+    ("#CC79A7", ":", "D"),
+    ("#56B4E9", "-", "v"),
+    ("#E69F00", "--", "P"),
+    ("#000000", "-.", "X"),
+)
+_MARKERS_A_LINE = 12
+_LOG_FROM_RATIO = 100.0
+
+
+def figure_title(settings: "Settings", clients: int) -> str:
+    """What a figure shows, such as "digits, 10 clients, 2 classes each"."""
+    partition = {
+        "iid": "IID",
+        "dirichlet": f"Dirichlet({settings.partition_alpha:g})",
+        "classes": f"{settings.partition_classes} classes each",
+        "natural": "natural partition",
+    }[settings.partition]
+    score = "" if get_task(settings.task).masks is None else " (accuracy is mean IoU)"
+    return f"{settings.task_name}, {clients} clients, {partition}{score}"
+
+
+def draw_curves(
+    runs: "Mapping[str, Sequence[RoundMetrics]]",
+    freeze_round: int | None,
+    path: Path,
+    *,
+    title: str,
+) -> None:
+    """Draws test accuracy, training loss and test loss of every run into a PNG file at `path`.
+
+    The rounds after `freeze_round` (T*) are shaded as calibration; None or a T* that no run went
+    beyond marks nothing. Rounds without a value, or with one that is not finite, are left out.
+    """
+    from matplotlib.figure import Figure  # its own canvas is Agg: no display, no global state
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(8.0, 6.4), dpi=120, layout="constrained")
+    axes = figure.subplot_mosaic(
+        [["accuracy", "accuracy"], ["train", "test"]], height_ratios=(1.4, 1.0)
+    )
+    axes["test"].sharex(axes["train"])
+    axes["test"].sharey(axes["train"])
+    for index, (label, rounds) in enumerate(runs.items()):
+        style = index % len(STYLES)
+        _line(axes["accuracy"], style, label, [(m.round, m.test_accuracy, 100.0) for m in rounds])
+        _line(axes["train"], style, label, [(m.round, m.train_loss, 1.0) for m in rounds])
+        _line(axes["test"], style, label, [(m.round, m.test_loss, 1.0) for m in rounds])
+
+    axes["accuracy"].set(ylabel="test accuracy (%)", ylim=(0, 102))
+    axes["train"].set(ylabel="training loss (nats)")
+    axes["test"].set(ylabel="test loss (nats)")
+    losses = [
+        loss
+        for rounds in runs.values()
+        for m in rounds
+        for loss in (m.train_loss, m.test_loss)
+        if loss is not None and math.isfinite(loss)
+    ]
+    if losses and max(losses) > _LOG_FROM_RATIO * min(losses) > 0:
+        axes["train"].set_yscale("log")
+    last_round = max((m.round for rounds in runs.values() for m in rounds), default=1)
+    for ax in axes.values():
+        ax.set(xlabel="round", xlim=(0, last_round + 0.5))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.grid(alpha=0.3)
+        ax.spines[["top", "right"]].set_visible(False)
+        if freeze_round is not None and freeze_round < last_round:
+            ax.axvspan(freeze_round, last_round + 0.5, color="0.92", zorder=0)
+            ax.axvline(freeze_round, color="0.3", linewidth=1.0, linestyle=(0, (1, 1)))
+    if freeze_round is not None and freeze_round < last_round:
+        axes["accuracy"].annotate(
+            f"T* = {freeze_round}, then calibration",
+            (freeze_round, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+        )
+    # Outside the plots, where it hides no curve.
+    figure.legend(handles=axes["accuracy"].lines[: len(runs)], loc="outside lower center", ncols=4)
+    figure.suptitle(title)
+    figure.savefig(path, format="png")
+
+
+def _line(
+    ax: "Axes", style: int, label: str, points: Sequence[tuple[int, float | None, float]]
+) -> None:
+    """One run's curve through the rounds that have a finite value, each times its scale."""
+    known = [(x, y * scale) for x, y, scale in points if y is not None and math.isfinite(y)]
+    color, dashes, marker = STYLES[style]
+    step = max(1, len(known) // _MARKERS_A_LINE)
+    ax.plot(
+        [x for x, _ in known],
+        [y for _, y in known],
+        color=color,
+        linestyle=dashes,
+        linewidth=1.6,
+        marker=marker,
+        markersize=4.5,
+        # Each run's markers begin elsewhere, so that of two equal curves both are seen.
+        markevery=(style % step, step),
+        label=label,
+    )

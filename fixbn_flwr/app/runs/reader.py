@@ -1,0 +1,76 @@
+"""The files of a run folder read back: its config, and a line of metrics a round.
+
+Beside :mod:`fixbn_flwr.app.runs.writer`, which writes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from fixbn_flwr.app.runs.summary import RoundMetrics
+from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.method.schedule import Phase
+
+CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
+CHECKPOINTS = "checkpoints"
+
+
+def is_finished(path: Path) -> bool:
+    """Whether the run of this folder has come to its end."""
+    return (path / SUMMARY).is_file()
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """What config.json says; `ConfigError` when this is not the folder of a run."""
+    try:
+        config: dict[str, Any] = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(config["run_config"], dict):
+            raise TypeError("run_config is no table")
+        config |= {key: int(config[key]) for key in ("clients", "freeze_round", "run")}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"{path} is not the folder of a run: cannot read {CONFIG} ({error}); name the folder "
+            "that a run printed as its own"
+        ) from error
+    return config
+
+
+def read_metrics(folder: Path) -> list[RoundMetrics]:
+    """The rounds of a run folder; `ConfigError` when it has none or a line is damaged."""
+    path = folder / METRICS
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} is not the folder of a run: cannot read {path.name}"
+        ) from error
+    rounds = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rounds.append(_from_line(line))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ConfigError(f"{path}, line {number}: not a round's metrics ({error})") from error
+    return rounds
+
+
+def line_of(metrics: RoundMetrics) -> str:
+    """The line of metrics.jsonl for a round."""
+    # JSON has no NaN: a run that diverged writes "nan" or "inf" as text, which any reader takes.
+    fields = {
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in dataclasses.asdict(metrics).items()
+    }
+    return json.dumps(fields, allow_nan=False) + "\n"
+
+
+def _from_line(line: str) -> RoundMetrics:
+    fields = json.loads(line)
+    phase = Phase(fields.pop("phase"))
+    values: dict[str, Any] = {
+        key: float(v) if isinstance(v, str) else v for key, v in fields.items()
+    }
+    return RoundMetrics(phase=phase, **values)

@@ -1,0 +1,119 @@
+"""What a run gave: the metrics of its rounds, its summary, and both as text for the console."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fixbn_flwr.app.config.settings import Settings
+from fixbn_flwr.method.schedule import Phase
+
+
+@dataclass(frozen=True)
+class RoundMetrics:
+    """What one round gave; a line of a run folder's metrics.jsonl.
+
+    Losses are mean cross-entropies in nats, accuracies are shares in [0, 1], of segmentation the
+    mean intersection over union; a test value is None in a round without evaluation. Traffic is the
+    server's, in bytes; time in seconds, `train_seconds` of it the slowest client's training.
+    `clients` counts the replies that were averaged, `dropped` those that were not.
+    """
+
+    round: int
+    phase: Phase
+    learning_rate: float
+    train_loss: float | None
+    test_loss: float | None
+    test_accuracy: float | None
+    bytes_sent: int
+    bytes_received: int
+    seconds: float
+    clients: int
+    dropped: int
+    train_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run in a line: shares in [0, 1], megabytes of 10^6 bytes; None: was never evaluated.
+
+    `accuracy_at_freeze` is that of round T*, None also when nothing was frozen; `best_round` is
+    the first round that reached `best_accuracy`.
+    """
+
+    accuracy_at_freeze: float | None
+    final_accuracy: float | None
+    best_accuracy: float | None
+    best_round: int | None
+    seconds: float
+    megabytes_sent: float
+    megabytes_received: float
+
+
+def summarize(metrics: Sequence[RoundMetrics], settings: Settings) -> Summary:
+    """The summary of a run's rounds so far."""
+    freezes = settings.freeze_round < settings.num_server_rounds
+    at_freeze = [m for m in metrics if freezes and m.round == settings.freeze_round]
+    best = best_round(metrics)
+    return Summary(
+        accuracy_at_freeze=at_freeze[0].test_accuracy if at_freeze else None,
+        final_accuracy=metrics[-1].test_accuracy if metrics else None,
+        best_accuracy=best.test_accuracy if best else None,
+        best_round=best.round if best else None,
+        seconds=sum(m.seconds for m in metrics),
+        megabytes_sent=sum(m.bytes_sent for m in metrics) / 1e6,
+        megabytes_received=sum(m.bytes_received for m in metrics) / 1e6,
+    )
+
+
+def best_round(metrics: Sequence[RoundMetrics]) -> RoundMetrics | None:
+    """The first of the rounds with the highest test accuracy."""
+    tested = [m for m in metrics if m.test_accuracy is not None]
+    return max(tested, key=lambda m: m.test_accuracy or 0.0, default=None)
+
+
+def round_line(metrics: RoundMetrics, rounds: int) -> str:
+    """One round as a line for the console."""
+    parts = [
+        f"round {metrics.round:>{len(str(rounds))}}/{rounds}",
+        f"{metrics.phase:<11}",
+        f"lr {metrics.learning_rate:<7.4g}",
+        "no client" if metrics.train_loss is None else f"train loss {metrics.train_loss:7.4f}",
+    ]
+    if metrics.test_accuracy is not None:
+        parts += [f"test loss {metrics.test_loss:7.4f}", f"accuracy {metrics.test_accuracy:6.1%}"]
+    parts.append(f"{metrics.seconds:.1f} s")
+    return "  ".join(parts)
+
+
+def summary_table(summaries: Mapping[str, Summary]) -> str:
+    """One row a run, by label: accuracies in %, time, traffic; ASCII, at most 80 columns."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.ASCII)
+    table.add_column("run", overflow="fold")
+    headings = (
+        "at T*\n%",
+        "final\n%",
+        "best\n%",
+        "in\nround",
+        "time\ns",
+        "sent\nMB",
+        "received\nMB",
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for label, summary in summaries.items():
+        shares = (summary.accuracy_at_freeze, summary.final_accuracy, summary.best_accuracy)
+        table.add_row(
+            label,
+            *("-" if share is None else f"{100 * share:.1f}" for share in shares),
+            "-" if summary.best_round is None else str(summary.best_round),
+            f"{summary.seconds:.1f}",
+            f"{summary.megabytes_sent:.1f}",
+            f"{summary.megabytes_received:.1f}",
+        )
+    text = io.StringIO()
+    Console(file=text, width=80, color_system=None, markup=False, emoji=False).print(table)
+    return text.getvalue().rstrip("\n")

@@ -1,0 +1,1 @@
+"""The server app's parts: clients by partition, recorded rounds, resumed runs."""

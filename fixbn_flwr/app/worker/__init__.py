@@ -1,0 +1,1 @@
+"""A process per node that outlives Flower's process per message."""

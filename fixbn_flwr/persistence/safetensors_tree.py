@@ -1,0 +1,127 @@
+"""Numbers, texts and arrays in dictionaries and lists, as one safetensors file and back.
+
+The arrays are the file's tensors, each named by its way through the tree; all the rest is JSON in
+its metadata, where ``{"$array": name}`` stands for an array. Nothing is pickled: reading a file
+runs no code, whoever wrote it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from flwr.app import ArrayRecord
+from safetensors import SafetensorError
+
+from fixbn_flwr.array_records import arrays_of, record_of
+from fixbn_flwr.errors import CheckpointError
+from fixbn_flwr.method.averaging import Array
+from fixbn_flwr.persistence.atomic_files import safetensors_metadata
+
+Tree = Any
+"""None, bool, int, float, str, numpy array or number, ArrayRecord; or a dict with names for keys,
+a list or a tuple of such."""
+
+_JSON = "tree"
+_DTYPES = frozenset("?bBhHiIlLqQefd")  # dtype.char: what safetensors knows
+
+
+def to_bytes(tree: Tree) -> bytes:
+    """Return a tree as a file's content; the same tree gives the same bytes.
+
+    Raises:
+        CheckpointError: there is something else in it; the message says where.
+    """
+    arrays: dict[str, Array] = {}
+    text = json.dumps(_encoded(tree, "", arrays))
+    return safetensors.numpy.save(arrays, metadata={_JSON: text})
+
+
+def from_bytes(content: bytes) -> Tree:
+    """Return the tree that ``to_bytes`` was given.
+
+    Raises:
+        CheckpointError: this is no such file.
+    """
+    try:
+        text = safetensors_metadata(content)[_JSON]
+        return _decoded(json.loads(text), safetensors.numpy.load(content))
+    except (
+        AttributeError, KeyError, TypeError, ValueError, RecursionError, SafetensorError
+    ) as error:  # fmt: skip
+        raise CheckpointError(f"this is no file that can be resumed from ({error})") from error
+
+
+def can_be_kept(tree: Tree) -> bool:
+    """Tell whether ``to_bytes`` takes it."""
+    try:
+        _encoded(tree, "", {})
+    except (CheckpointError, RecursionError):  # a list that holds itself
+        return False
+    return True
+
+
+def is_same(one: Tree, other: Tree) -> bool:
+    """Tell whether two trees hold the same, bit for bit."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, np.ndarray | np.generic):
+        a, b = np.asarray(one), np.asarray(other)
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if isinstance(one, ArrayRecord):
+        return is_same(arrays_of(one), arrays_of(other))
+    if isinstance(one, Mapping):
+        return list(one) == list(other) and all(is_same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(is_same, one, other))
+    return bool(one == other)
+
+
+def _encoded(tree: Tree, where: str, arrays: dict[str, Array]) -> Any:
+    if tree is None or type(tree) in (bool, int, float, str):
+        return tree
+    if isinstance(tree, np.ndarray) and tree.dtype.char in _DTYPES:
+        return {"$array": _put(np.asarray(tree, order="C"), where, arrays)}
+    if isinstance(tree, np.generic) and tree.dtype.char in _DTYPES:
+        return {"$number": _put(np.asarray(tree), where, arrays)}
+    if isinstance(tree, ArrayRecord):
+        return {"$record": _encoded(arrays_of(tree), where, arrays)}
+    if isinstance(tree, Mapping) and all(isinstance(k, str) and k[:1] != "$" for k in tree):
+        return {key: _encoded(tree[key], f"{where}/{key}".lstrip("/"), arrays) for key in tree}
+    if isinstance(tree, list | tuple):
+        items = [
+            _encoded(item, f"{where}/{place}".lstrip("/"), arrays)
+            for place, item in enumerate(tree)
+        ]
+        return {"$tuple": items} if isinstance(tree, tuple) else items
+    raise CheckpointError(f"{where or 'it'} is a {type(tree).__name__}, which no checkpoint holds")
+
+
+def _put(array: Array, where: str, arrays: dict[str, Array]) -> str:
+    """Put an array in under a name of its own, and return that."""
+    taken = not where or where in arrays or where == "__metadata__"  # safetensors' own
+    name = f"{where}#{len(arrays)}" if taken else where
+    arrays[name] = array
+    return name
+
+
+def _decoded(tree: Any, arrays: Mapping[str, Array]) -> Tree:
+    match tree:
+        case list():
+            decoded: Tree = [_decoded(item, arrays) for item in tree]
+        case {"$array": name}:
+            decoded = arrays[name]
+        case {"$number": name}:
+            decoded = arrays[name][()]
+        case {"$record": record}:
+            decoded = record_of(_decoded(record, arrays))
+        case {"$tuple": items}:
+            decoded = tuple(_decoded(items, arrays))
+        case dict():
+            decoded = {key: _decoded(value, arrays) for key, value in tree.items()}
+        case _:
+            decoded = tree
+    return decoded

@@ -1,0 +1,1 @@
+"""FixBN around a Message API strategy (``flwr.serverapp.strategy``)."""

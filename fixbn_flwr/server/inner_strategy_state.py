@@ -1,0 +1,134 @@
+"""What a wrapped strategy has changed in itself since the run began, for checkpoints.
+
+Strategies keep what they need from round to round in attributes: FedAdam its moments, FedAvgM its
+momentum, adaptive clipping its norm. Flower has no method that returns those, so they are found by
+looking: whatever is a number, a text or arrays, and is not what it was.
+
+An object of another kind, such as the accountant of a privacy budget, no checkpoint holds; that it
+has changed, be it inside, is told by the digest of its pickle, which is neither kept nor ever read.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import pickle
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fixbn_flwr.errors import CheckpointError
+from fixbn_flwr.method.server_rules import logger
+from fixbn_flwr.persistence.safetensors_tree import can_be_kept, is_same
+
+_LARGEST = 2**26  # bytes of an object that are looked at
+
+
+class WrappedState:
+    """Watches strategies from now on.
+
+    Args:
+        layers: a strategy and those that it wraps in turn.
+    """
+
+    def __init__(self, layers: Sequence[object]) -> None:
+        self._layers = layers
+        self._before = [
+            {name: copy.deepcopy(v) if can_be_kept(v) else v for name, v in vars(layer).items()}
+            for layer in layers
+        ]
+        self._digests = [{name: _digest(v) for name, v in self._others(layer)} for layer in layers]
+        self._named: set[str] = set()
+
+    def changes(self) -> list[dict[str, Any]]:
+        """Return of each layer the attributes that have changed, not copied.
+
+        One that has changed and is none of what :mod:`fixbn_flwr.persistence.safetensors_tree` holds is left out, with a
+        warning.
+        """
+        changed: list[dict[str, Any]] = []
+        for layer, before, digests in zip(self._layers, self._before, self._digests, strict=True):
+            others = dict(self._others(layer))
+            changed.append(
+                {
+                    name: value
+                    for name, value in vars(layer).items()
+                    if name not in others and not (name in before and is_same(value, before[name]))
+                }
+            )
+            for name, value in others.items():
+                digest = _digest(value)
+                known = name in before and (
+                    value is before[name] if digest is None else digest == digests.get(name)
+                )
+                if not known:
+                    self._warn(f"{type(layer).__name__}.{name}", value)
+        return changed
+
+    def restore(self, changes: Sequence[dict[str, Any]]) -> None:
+        """Set what has changed, in strategies made as those were that it comes from.
+
+        Raises:
+            CheckpointError: there were more or fewer strategies around each other.
+        """
+        if len(changes) != len(self._layers):
+            raise CheckpointError(
+                f"the checkpoint is of {len(changes)} strategies around each other and here are "
+                f"{len(self._layers)}: build the strategy as it was."
+            )
+        for layer, changed in zip(self._layers, changes, strict=True):
+            for name, value in changed.items():
+                setattr(layer, name, value)
+
+    def _others(self, layer: object) -> Iterator[tuple[str, object]]:
+        """Yield the attributes that no checkpoint holds, but for the strategy inside."""
+        for name, value in vars(layer).items():
+            if not can_be_kept(value) and not any(value is inner for inner in self._layers):
+                yield name, value
+
+    def _warn(self, name: str, value: object) -> None:
+        if name not in self._named:
+            self._named.add(name)
+            logger.warning(
+                "%s has changed and is a %s, which no checkpoint holds: a resumed run starts "
+                "with a new one. Keep numbers, texts, arrays, or lists and dictionaries of them.",
+                name, type(value).__name__,
+            )  # fmt: skip
+
+
+def attributes_of(layers: Sequence[object]) -> list[dict[str, Any]]:
+    """Return the attributes of strategies as they are, for ``put_back``."""
+    return [dict(vars(layer)) for layer in layers]
+
+
+def put_back(layers: Sequence[object], attributes: Sequence[dict[str, Any]]) -> None:
+    """Give strategies the attributes that they had; what was changed inside one stays changed."""
+    for layer, before in zip(layers, attributes, strict=True):
+        vars(layer).clear()
+        vars(layer).update(before)
+
+
+def _digest(value: object) -> bytes | None:
+    """Return a digest of all that an object holds; None where that cannot be had, or is much."""
+    digest = _Digest()
+    try:
+        pickle.Pickler(digest).dump(value)
+    except Exception:  # whatever an object may raise that does not like to be pickled
+        return None
+    return digest.of.digest()
+
+
+class _Digest:
+    """A file of which only the digest is kept."""
+
+    def __init__(self) -> None:
+        self.of = hashlib.sha256()
+        self._left = _LARGEST
+
+    def write(self, content: Any) -> int:
+        """Take what pickle writes: bytes, or the buffer of a large array."""
+        size = memoryview(content).nbytes
+        self._left -= size
+        if self._left < 0:
+            raise OverflowError
+        self.of.update(content)
+        return size

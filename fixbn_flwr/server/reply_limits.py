@@ -1,0 +1,143 @@
+"""How large a reply and the numbers in it may be, told before anything is decoded or averaged.
+
+A server that decodes whatever arrives can be brought down by one client. What FixBN's clients
+return is as large as what they were sent, and momentum buffers as large as their parameters, so
+more is refused. Of metrics and config records nobody knows the size beforehand: they may be as
+large as the model and a mebibyte more, far beyond any use of theirs.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flwr.app import RecordDict
+
+from fixbn_flwr.errors import ReplyError
+from fixbn_flwr.method.averaging import Arrays
+
+HEADER = 1024  # bytes that an array may take beside its values; np.save's header has 128
+BESIDE = 2**20  # bytes that metrics and config may take beyond those of the model
+MOST_EXAMPLES = 2**53  # up to here floats hold every whole number, and sums stay far from infinity
+
+
+def check_weight(weight: object, weighted_by: str) -> float:
+    """Return what a client counts with.
+
+    Args:
+        weight: its number of examples, as it came.
+        weighted_by: how the metric is called, for the message.
+
+    Raises:
+        ReplyError: it is no number above zero, or more than 2**53.
+    """
+    number = weight if isinstance(weight, int | float) and not isinstance(weight, bool) else 0
+    if 0 < number <= MOST_EXAMPLES:
+        return float(number)
+    raise ReplyError(
+        f"its metric {weighted_by!r} is {shown(weight)} and must be a number above zero, at most "
+        "2**53: it is the weight of the client in the average. Return the number of examples."
+    )
+
+
+def shown(value: object) -> str:
+    """Return a value that came from a client in a few words, however long it is."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"a whole number of {value.bit_length()} bits"  # Python refuses to write it
+    return reprlib.repr(value)
+
+
+def check_sizes(sizes: Mapping[str, int], sent: Arrays) -> None:
+    """Refuse arrays that are larger than those that were sent.
+
+    Args:
+        sizes: their bytes as they came, by name; all names are in ``sent``.
+        sent: what they answer.
+
+    Raises:
+        ReplyError: one of them is.
+    """
+    for name, size in sizes.items():
+        if size > sent[name].nbytes + HEADER:
+            raise ReplyError(
+                f"array {name!r} takes {size:,} bytes and was sent with "
+                f"{sent[name].nbytes:,}: return the arrays of the model that was sent. It was not "
+                "decoded."
+            )
+
+
+def check_blob(size: int, parameters: Arrays) -> None:
+    """Refuse momentum buffers in one piece that are larger than the parameters of the model.
+
+    Raises:
+        ReplyError: they are.
+    """
+    most = _bytes_of_model(parameters) + sum(map(len, parameters)) + HEADER * len(parameters)
+    if size > most:
+        raise ReplyError(
+            f"its momentum buffers take {size:,} bytes and the model's parameters at most "
+            f"{most:,}: add **local.metrics to the metrics that fit() returns, unchanged. They "
+            "were not decoded."
+        )
+
+
+def check_records(content: RecordDict, sent: Arrays) -> None:
+    """Refuse a reply whose metrics and config records are larger than the model that was sent.
+
+    Raises:
+        ReplyError: they are, or a metric is a whole number that no message can hold.
+    """
+    metrics, configs = content.metric_records.values(), content.config_records.values()
+    size = sum(_size_of(record.items()) for record in metrics)
+    size += sum(_size_of(record.items()) for record in configs)
+    _check_beside(size, sent)
+    for record in metrics:
+        _check_numbers(record)
+
+
+def check_metrics(metrics: Mapping[str, Any], sent: Arrays) -> None:
+    """Refuse metrics of the older generation as ``check_records`` does.
+
+    Raises:
+        ReplyError: they are larger than the model that was sent, or hold such a number.
+    """
+    _check_beside(_size_of(metrics.items()), sent)
+    _check_numbers(metrics)
+
+
+def _check_beside(size: int, sent: Arrays) -> None:
+    most = BESIDE + _bytes_of_model(sent)
+    if size > most:
+        raise ReplyError(
+            f"its metrics and config records take {size:,} bytes, more than the model and a "
+            f"mebibyte together ({most:,}): return numbers there, and large data as arrays or not "
+            "at all. They were not read."
+        )
+
+
+def _check_numbers(metrics: Mapping[str, Any]) -> None:
+    # Whole numbers beyond 64 bits: no message holds them, and sums with floats fail.
+    for name, value in metrics.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and not -(2**63) <= number < 2**63:
+                raise ReplyError(
+                    f"its metric {name!r} is a whole number of {number.bit_length()} bits: return "
+                    "it as a float."
+                )
+
+
+def _bytes_of_model(arrays: Arrays) -> int:
+    return sum(array.nbytes for array in arrays.values())
+
+
+# Flower's own count_bytes fails at an empty text and an empty list.
+def _size_of(items: Iterable[tuple[object, object]]) -> int:
+    return sum(len(str(name)) + _size_of_value(value) for name, value in items)
+
+
+def _size_of_value(value: object) -> int:
+    if isinstance(value, list):
+        texts = bool(value) and isinstance(value[0], str | bytes)  # all of one type in a record
+        return 8 * len(value) + (sum(map(len, value)) if texts else 0)
+    return 8 + (len(value) if isinstance(value, str | bytes) else 0)

@@ -1,0 +1,1 @@
+"""Packed arrays and bounded replies between real machines."""

@@ -1,0 +1,1 @@
+"""Speed, memory, message sizes and the overhead of a round."""

@@ -1,0 +1,174 @@
+"""A federation of real processes on this machine, as on separate ones: SuperLink and SuperNodes.
+
+    with real_federation(nodes=2, secure=True) as link:
+        failure = link.run(app, run_config, {}, print)
+
+They talk through loopback, with TLS, node authentication and a database when ``secure``, and have a
+home and ports of their own. For measurements and tests; `deploy/` is for machines that stay.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from fixbn_flwr.app.local_superlink import SuperLink, SuperLinkError, free_port
+
+_NAME = "simulation"  # of the connection, as a SuperLink calls it
+_START = 180.0  # seconds for the SuperLink to answer, and for every node to connect
+
+
+@contextmanager
+def real_federation(
+    *,
+    nodes: int,
+    secure: bool,
+    environment: Mapping[str, str] | None = None,
+    of_nodes: Mapping[str, str] | None = None,
+) -> Iterator[RealFederation]:
+    """Start a SuperLink and its SuperNodes, and stop them and all that they started.
+
+    Args:
+        nodes: how many; node ``i`` holds partition ``i``.
+        secure: TLS, authenticated nodes and a database; otherwise none of them.
+        environment: variables of all processes that differ from this one's.
+        of_nodes: further ones, of SuperNodes and what these start.
+
+    Raises:
+        SuperLinkError: they did not start; the message ends with what they said.
+    """
+    with tempfile.TemporaryDirectory(prefix="fixbn-", ignore_cleanup_errors=True) as home:
+        link = RealFederation(Path(home), nodes, secure, environment or {}, of_nodes or {})
+        try:
+            link.start()
+            yield link
+        finally:
+            link.stop()
+
+
+class RealFederation(SuperLink):
+    """A SuperLink with SuperNodes; see :func:`real_federation`."""
+
+    def __init__(
+        self,
+        home: Path,
+        nodes: int,
+        secure: bool,
+        environment: Mapping[str, str],
+        of_nodes: Mapping[str, str],
+    ) -> None:
+        super().__init__(home, free_port())
+        self._nodes = nodes
+        self._secure = secure
+        self._node_processes: list[subprocess.Popen[bytes]] = []
+        # Sockets of the nodes' workers, too, end with the federation.
+        self._environment |= {"TMPDIR": str(home), **environment}
+        self._of_nodes = of_nodes
+
+    def start(self) -> None:
+        """Start all processes and wait until every node has connected."""
+        where = f'address = "127.0.0.1:{self._port}"\n'
+        where += (
+            f'root-certificates = "{self._certificate}"\n' if self._secure else "insecure = true\n"
+        )
+        (self._home / "config.toml").write_text(
+            f'[superlink]\ndefault = "{_NAME}"\n\n[superlink.{_NAME}]\n{where}'
+        )
+        command = ["flower-superlink", "--isolation=subprocess", "--host=127.0.0.1"]
+        command += [f"--port={self._port}", "--disable-runtime-dependency-installation"]
+        if self._secure:
+            self._make_certificate()
+            command += [f"--ssl-ca-certfile={self._certificate}", "--enable-supernode-auth"]
+            command += [f"--ssl-certfile={self._certificate}", f"--ssl-keyfile={self._key}"]
+            command += [f"--database={self._home / 'superlink.db'}"]
+        else:
+            command.append("--insecure")
+        self._process = self._begin(command, self._log, {})
+        self._wait("the SuperLink did not start", self._listens)
+        for number in range(self._nodes):
+            self._start_node(number)
+        self._wait("not every SuperNode has connected", self._all_connected)
+
+    def stop(self) -> None:
+        """End all processes."""
+        super().stop()
+        for process in self._node_processes:
+            process.wait()
+        self._node_processes.clear()
+
+    def node_log(self, number: int) -> str:
+        """Return what a node, its workers and its clients have said so far."""
+        return (self._home / f"node{number}.log").read_text()
+
+    def _start_node(self, number: int) -> None:
+        node_config = f"partition-id={number} num-partitions={self._nodes}"
+        command = ["flower-supernode", f"--superlink=127.0.0.1:{self._port}"]
+        command += [f"--port={free_port()}", f"--node-config={node_config}"]
+        if self._secure:
+            key = self._home / f"node{number}"
+            self._call(["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", str(key)])
+            self._call(["flwr", "supernode", "register", f"{key}.pub", _NAME])
+            command += [f"--root-certificates={self._certificate}"]
+            command += [f"--auth-supernode-private-key={key}"]
+        else:
+            command.append("--insecure")
+        self._node_processes.append(
+            self._begin(command, self._home / f"node{number}.log", self._of_nodes)
+        )
+
+    def _begin(
+        self, command: list[str], log: Path, environment: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
+        with log.open("wb") as file:
+            return subprocess.Popen(
+                command,
+                cwd=self._home,
+                env={**self._environment, **environment},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _call(self, command: list[str]) -> None:
+        done = subprocess.run(
+            command, env=self._environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise SuperLinkError(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
+
+    def _make_certificate(self) -> None:
+        if shutil.which("openssl") is None:
+            raise SuperLinkError("openssl makes the certificate, and is not installed: install it")
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-nodes", "-days", "2"]
+        command += ["-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=localhost"]
+        command += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+        self._call([*command, "-keyout", str(self._key), "-out", str(self._certificate)])
+
+    @property
+    def _certificate(self) -> Path:
+        return self._home / "server.pem"
+
+    @property
+    def _key(self) -> Path:
+        return self._home / "server.key"
+
+    def _listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self._port)) == 0
+
+    def _all_connected(self) -> bool:
+        return all("SuperNode ID" in self.node_log(number) for number in range(self._nodes))
+
+    def _wait(self, failure: str, holds: Callable[[], bool]) -> None:
+        end = time.monotonic() + _START
+        while not holds():
+            if time.monotonic() > end:
+                said = "\n".join(path.read_text() for path in sorted(self._home.glob("*.log")))
+                raise SuperLinkError(f"{failure}:\n{said}")
+            time.sleep(0.2)

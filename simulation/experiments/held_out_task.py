@@ -1,0 +1,67 @@
+"""Any task, tested on training images that were held out: where learning rates are looked for.
+
+`simulation.experiments.held_out_task:cifar10` is a task of one's own (see `fixbn_flwr.tasks.get_task`): that of the
+name behind the colon, with every so-manieth of its training images in the place of its test images.
+So the test images decide nothing but the result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fixbn_flwr.tasks import Split, Task, get_task, load_splits
+from fixbn_flwr.tasks.task import Stored
+
+AT_MOST = 2000  # images are held out,
+SHARE = 5  # and no more than one in five
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Some of the stored images, in an order; those of a file are read when they are asked for."""
+
+    stored: Stored
+    indices: Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, indices: Tensor | slice, /) -> Tensor:
+        return self.stored[self.indices[indices]]
+
+
+def choose(split: Split, indices: Tensor) -> Split:
+    """The images of a split that the indices name, int64 `[n]`."""
+
+    def of(stored: Stored) -> Stored:
+        return stored[indices] if isinstance(stored, Tensor) else _Chosen(stored, indices)
+
+    return Split(
+        of(split.images),
+        of(split.targets),
+        None if split.groups is None else split.groups[indices],
+    )
+
+
+def held_out(task: Task) -> Task:
+    """The task without its test images; every n-th of its training images are in their place."""
+
+    def load(data_dir: Path | None) -> tuple[Split, Split]:
+        train, _ = load_splits(task, data_dir)
+        places = torch.arange(len(train))
+        tested = places % max(SHARE, -(-len(train) // AT_MOST)) == 0
+        return choose(train, places[~tested]), choose(train, places[tested])
+
+    return replace(task, name=f"{task.name}-held-out", load=load)
+
+
+@cache
+def __getattr__(name: str) -> Task:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return held_out(get_task(name))

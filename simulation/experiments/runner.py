@@ -1,0 +1,205 @@
+"""Makes the runs of an experiment: several at a time, each at most once, going on where it stopped.
+
+A run that has ended is a line in the experiment's results, and is never made again; nor is one that
+another experiment has made at the same scale. What was running when the runner was stopped is made
+anew, from its beginning. So any number of interruptions costs at most the runs under way.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from fixbn_flwr.errors import FixBNError
+from simulation.experiments.experiment import Experiment, Run
+from simulation.experiments.matching_results import (
+    in_place_of,
+    lines_of,
+    same_config,
+    searched_rates,
+)
+from simulation.experiments.result_log import Result, append, read, results_file
+from simulation.experiments.single_run import execute, log_of
+
+_POLL = 2.0  # seconds between two looks at the running ones
+
+
+class Runner:
+    """Makes an experiment's runs and keeps its results.
+
+    Args:
+        experiment: which, and at which scale.
+        results: the folder of all experiments' results.
+        folders: where run folders are made.
+        workers: how many runs are made at a time.
+        machine: the run config's keys that belong to this machine: data-dir and device.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        results: Path,
+        folders: Path,
+        workers: int,
+        machine: Mapping[str, str],
+    ) -> None:
+        self._experiment = experiment
+        self._file = results_file(experiment.name, experiment.scale, results)
+        self._other_files = [
+            path for path in sorted(results.glob(f"*/{experiment.scale}.jsonl"))
+            if path != self._file
+        ]  # fmt: skip
+        self._folders = folders / experiment.name / experiment.scale
+        self._workers = workers
+        self._machine = machine
+
+    def run(self) -> list[Result]:
+        """Search learning rates, make all runs, and return every line of the experiment.
+
+        Raises:
+            FixBNError: a run could not begin, or its process was killed; all that ended is kept.
+        """
+        searches = self._experiment.searches()
+        with _progress() as progress, self._processes() as pool:
+            work = _work([*searches, *self._experiment.outline()])
+            total = progress.add_task(self._experiment.name, total=work)
+            self._make(searches, pool, progress, total)
+            rate = searched_rates(self._experiment, read(self._file))
+            assert rate is not None  # all searches have ended
+            self._make(self._experiment.results(rate), pool, progress, total)
+        return read(self._file)
+
+    @contextmanager
+    def _processes(self) -> Iterator[ProcessPoolExecutor]:
+        """The worker processes, each started when there is first a run for it."""
+        context = multiprocessing.get_context("spawn")
+        threads = max(1, len(os.sched_getaffinity(0)) // self._workers)
+        pool = ProcessPoolExecutor(self._workers, context, torch.set_num_threads, (threads,))
+        with pool:
+            try:
+                yield pool
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                raise
+
+    def _make(
+        self, runs: Sequence[Run], pool: ProcessPoolExecutor, progress: Progress, total: TaskID
+    ) -> None:
+        """Make what is missing of these runs; each once, whatever the places that it stands in."""
+        own = read(self._file)
+        missing = [run for run in runs if not lines_of([run], own)]
+        known = {line.id: line for path in self._other_files for line in read(path)}
+        known |= {line.id: line for line in own}
+        to_make: dict[str, list[Run]] = {}
+        for run in missing:
+            same = known.get(run.id)
+            if same and same_config(run, same) and (same.extra or not self._measures(run)):
+                append(self._file, in_place_of(run, same, with_extra=self._measures(run)))
+            else:
+                to_make.setdefault(run.id, []).append(run)
+        later = _work(run for places in to_make.values() for run in places)
+        progress.advance(total, _work(runs) - later)
+        self._collect(list(to_make.values()), pool, progress, total)
+
+    def _measures(self, run: Run) -> bool:
+        measure = self._experiment.measure
+        return measure is not None and run.kind == "result" and run.method in measure["of"]
+
+    def _collect(
+        self,
+        runs: Sequence[list[Run]],
+        pool: ProcessPoolExecutor,
+        progress: Progress,
+        total: TaskID,
+    ) -> None:
+        command = " ".join(["python -m simulation.experiments", *sys.argv[1:]])
+        waiting: dict[Future[Result], list[Run]] = {
+            pool.submit(
+                execute, places[0], self._folders / places[0].id, self._machine, command,
+                self._experiment.measure,
+            ): places
+            for places in runs
+        }  # fmt: skip
+        ended = progress.tasks[total].completed
+        while waiting:
+            done, _ = wait(waiting, _POLL, FIRST_COMPLETED)
+            broken: list[tuple[Run, BaseException]] = []
+            for future in done:
+                places = waiting.pop(future)
+                if (error := future.exception()) is not None:
+                    broken.append((places[0], error))
+                    continue
+                for run in places:
+                    extra = self._measures(run)
+                    append(self._file, in_place_of(run, future.result(), with_extra=extra))
+                ended += _work(places)
+                progress.console.print(_line(places[0], future.result()))
+            for run, error in broken:  # when all that has ended is on file
+                if isinstance(error, BrokenProcessPool):
+                    raise FixBNError(
+                        "a run's process was killed, perhaps for want of memory: start again with"
+                        " fewer --workers; everything that had ended is kept"
+                    ) from error
+                if isinstance(error, FixBNError):
+                    raise FixBNError(
+                        f"{run.label}: {error}\n  Its log is {log_of(self._folders / run.id)}."
+                        " Start again when that is mended; everything that had ended is kept."
+                    ) from error
+                raise error
+            under_way = sum(
+                self._done_of(places) for future, places in waiting.items() if future.running()
+            )
+            progress.update(total, completed=ended + under_way)
+
+    def _done_of(self, places: list[Run]) -> float:
+        """How much of its work a run has done by now."""
+        run = places[0]
+        try:
+            rounds = (self._folders / run.id / "metrics.jsonl").read_bytes().count(b"\n")
+        except OSError:
+            return 0.0
+        return _work(places) * min(rounds, run.rounds) / run.rounds
+
+
+def _work(runs: Iterable[Run]) -> int:
+    return sum(run.work for run in runs)
+
+
+def _line(run: Run, result: Result) -> str:
+    ended = not result.diverged and result.accuracy is not None
+    outcome = f"{result.accuracy:.1%}" if ended else "diverged"
+    return f"{run.label}: {outcome}, {result.seconds:.0f} s"
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    # The speed of the last half hour: runs differ, and a window of seconds would jump.
+    with Progress(*columns, console=Console(), speed_estimate_period=1800) as progress:
+        yield progress

@@ -1,0 +1,254 @@
+"""What goes into one panel of a figure: markers with bars, lines, a heat map, bands.
+
+The styles are those of a run's own figure: Okabe and Ito's colours, and a marker and dashes for
+each method, so that a figure reads in grey print.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from fixbn_flwr.app.runs.figure import STYLES
+from simulation.reporting.grouping import Cell, as_numbers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
+    from matplotlib.lines import Line2D
+    from matplotlib.transforms import Transform
+
+# Of the experiments, in the order of their styles.
+METHODS = ("BN", "GN", "FixBN", "LN", "IN", "FixUp", "centralised")
+LOG_FROM_RATIO = 20.0
+LEAST_SPAN = 5.0  # percentage points: a difference of less is not blown up to fill a panel
+MARK, DOT = 5.5, 3.5  # points
+
+
+class Style(NamedTuple):
+    """How a method is drawn."""
+
+    color: str
+    dashes: str
+    marker: str
+
+    def handle(self, label: str, line: bool) -> Line2D:
+        """The method's entry in a legend."""
+        from matplotlib.lines import Line2D
+
+        handle = Line2D([], [], color=self.color, marker=self.marker, markersize=MARK, label=label)
+        handle.set(linestyle=self.dashes if line else "none")
+        return handle
+
+
+class Scale(NamedTuple):
+    """The vertical axis that all panels share, in %, with a strip below it for diverged runs.
+
+    Attributes:
+        low: the lowest accuracy shown.
+        high: the highest.
+        stack: the most diverged runs in one place, for which the strip has room; 0: no strip.
+    """
+
+    low: float
+    high: float
+    stack: int
+
+    @property
+    def row(self) -> float:
+        """The height of a diverged run's marker."""
+        return 0.055 * (self.high - self.low)
+
+    @property
+    def bottom(self) -> float:
+        """The lower edge of the strip, or of the axis when there is none."""
+        return self.low - self.row * (self.stack + 0.6 if self.stack else 0)
+
+
+def style(index: int) -> Style:
+    """The style of the method with this index; the first 49 differ in colour or marker."""
+    color, dashes, _ = STYLES[index % len(STYLES)]
+    return Style(color, dashes, STYLES[(index + index // len(STYLES)) % len(STYLES)][2])
+
+
+def styles_of(names: Iterable[str]) -> dict[str, Style]:
+    """The style of each method, which those of the experiments have in every figure."""
+    others = itertools.count(len(METHODS))
+    return {name: style(METHODS.index(name) if name in METHODS else next(others)) for name in names}
+
+
+def scale_of(accuracies: Sequence[float], stack: int) -> Scale:
+    """The scale that shows these accuracies, in %, and as many diverged runs in one place."""
+    low, high = min(accuracies, default=0.0), max(accuracies, default=100.0)
+    margin = max(0.06 * (high - low), (LEAST_SPAN - (high - low)) / 2)
+    return Scale(max(0.0, low - margin), min(100.0, high + margin), stack)
+
+
+def set_scale(ax: Axes, scale: Scale) -> None:
+    """Give a panel its vertical axis, with the strip for diverged runs if one is needed."""
+    from matplotlib.ticker import MaxNLocator
+
+    ticks = MaxNLocator(7, steps=[1, 2, 5, 10]).tick_values(scale.low, scale.high)
+    ticks = [float(tick) for tick in ticks if scale.low <= tick <= scale.high]
+    labels = [f"{tick:g}" for tick in ticks]
+    if scale.stack:
+        ax.axhspan(scale.bottom, scale.low, color="0.92", zorder=0.9)
+        ax.axhline(scale.low, color="0.4", linewidth=0.8)
+        ticks.append((scale.bottom + scale.low) / 2)
+        labels.append("diverged")
+    ax.set_yticks(ticks, labels)
+    ax.set_ylim(scale.bottom, scale.high)
+    ax.set_axisbelow(True)  # the strip covers its grid line
+    ax.grid(axis="y", alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def draw_points(
+    ax: Axes, rows: Mapping[str, Sequence[Cell]], labels: Sequence[str], scale: Scale, room: float
+) -> None:
+    """Draw a marker for each cell, the methods beside each other at each label.
+
+    Args:
+        ax: the panel.
+        rows: the cells of each method, one a label; with no run, a cell is left empty.
+        labels: along the horizontal axis, broken into lines where they are too long.
+        scale: of the vertical axis.
+        room: for a label, in letters.
+    """
+    width = 0.8 / len(rows)
+    styles = styles_of(rows)
+    for index, (name, cells) in enumerate(rows.items()):
+        offset = (index - (len(rows) - 1) / 2) * width
+        for position, cell in enumerate(cells):
+            _draw_cell(ax, position + offset, cell, styles[name], scale, ax.transData)
+    for position in range(1, len(labels)):
+        ax.axvline(position - 0.5, color="0.85", linewidth=0.8, zorder=0.5)
+    ax.set_xticks(range(len(labels)), _wrapped(labels, room))
+    ax.tick_params(axis="x", length=0)
+    ax.set_xlim(-0.5, len(labels) - 0.5)
+
+
+def draw_lines(
+    ax: Axes, rows: Mapping[str, Sequence[Cell]], labels: Sequence[str], scale: Scale, room: float
+) -> None:
+    """Draw the means of each method, joined where neighbours have one; arguments likewise.
+
+    Labels that are numbers stand at their places, on a log scale when they span enough; where
+    there is no room for all, every second has its label, or fewer.
+    """
+    from matplotlib.ticker import NullLocator
+    from matplotlib.transforms import ScaledTranslation
+
+    numbers = as_numbers(labels)
+    positions = numbers or [float(k) for k in range(len(labels))]
+    low, high = min(positions), max(positions)
+    margin = 0.07 * (high - low) or 1.0
+    limits = (low - margin, high + margin)
+    if numbers and low > 0 and high > LOG_FROM_RATIO * low:
+        ax.set_xscale("log")
+        limits = (low * (low / high) ** 0.07, high * (high / low) ** 0.07)
+    inches = ax.get_figure(root=True).dpi_scale_trans  # type: ignore[union-attr]
+    styles = styles_of(rows)
+    for index, (name, cells) in enumerate(rows.items()):
+        # A little aside, so that bars do not cover each other: the line stays true.
+        aside = 3 / 72 * (index - (len(rows) - 1) / 2)
+        transform = ax.transData + ScaledTranslation(aside, 0, inches)
+        drawn = styles[name]
+        ax.plot(
+            positions, [cell.mean for cell in cells], color=drawn.color, linestyle=drawn.dashes,
+            linewidth=1.6, transform=transform,
+        )  # fmt: skip
+        for position, cell in zip(positions, cells, strict=True):
+            _draw_cell(ax, position, cell, drawn, scale, transform)
+    every = math.ceil((max(map(len, labels)) + 1) / room) if numbers else 1
+    ticks = slice(None, None, every)
+    ax.set_xticks(positions[ticks], _wrapped(labels[ticks], room * every))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlim(limits)
+
+
+def _wrapped(labels: Sequence[str], room: float) -> list[str]:
+    return [textwrap.fill(label, max(5, int(room))) for label in labels]
+
+
+def _draw_cell(
+    ax: Axes, x: float, cell: Cell, style: Style, scale: Scale, transform: Transform
+) -> None:
+    """A filled marker at the mean, a bar and faint dots for the seeds, an open marker a failure."""
+    from matplotlib.colors import to_rgba
+
+    if len(cell.accuracies) > 1:
+        seeds = sorted(cell.accuracies)
+        ax.plot(
+            [x] * len(seeds), seeds, color=style.color, linewidth=1.0, marker="o", markersize=DOT,
+            markerfacecolor=to_rgba(style.color, 0.45), markeredgewidth=0, transform=transform,
+        )  # fmt: skip
+    if cell.accuracies:
+        ax.plot(
+            [x], [cell.mean], color=style.color, marker=style.marker, markersize=MARK,
+            linestyle="none", transform=transform,
+        )  # fmt: skip
+    draw_diverged(ax, [x] * cell.diverged, style, scale, transform)
+
+
+def draw_diverged(
+    ax: Axes, positions: Sequence[float], style: Style, scale: Scale, transform: Transform
+) -> None:
+    """Open markers in the strip below the panel, one above the other."""
+    ax.plot(
+        positions, [scale.low - scale.row * (k + 0.8) for k in range(len(positions))],
+        color=style.color, marker=style.marker, markersize=MARK - 1, markerfacecolor="white",
+        markeredgewidth=1.2, linestyle="none", transform=transform,
+    )  # fmt: skip
+
+
+def difference(cell: Cell, baseline: Cell) -> float:
+    """A cell's mean less the baseline's, in percentage points; not a number without either."""
+    return cell.mean - baseline.mean
+
+
+def draw_map(
+    ax: Axes, cells: Sequence[Sequence[Cell]], baseline: Sequence[Sequence[Cell]], limit: float
+) -> AxesImage:
+    """Draw differences as a heat map, with each number written into its cell.
+
+    Args:
+        ax: the panel.
+        cells: the method's, row by row.
+        baseline: the cells to subtract, likewise.
+        limit: percentage points at the ends of the colours; zero is in the middle.
+
+    Returns:
+        What a colour bar is made for.
+    """
+    from matplotlib import colormaps
+
+    found = [
+        [difference(cell, below) for cell, below in zip(row, row_below, strict=True)]
+        for row, row_below in zip(cells, baseline, strict=True)
+    ]
+    colors = colormaps["PuOr_r"].with_extremes(bad="0.88")
+    image = ax.imshow(found, cmap=colors, vmin=-limit, vmax=limit, aspect="auto")
+    for y, row in enumerate(cells):
+        for x, cell in enumerate(row):
+            text = _map_text(cell, baseline[y][x])
+            ax.text(
+                x, y, text, ha="center", va="center",
+                fontsize="medium" if "\n" not in text else "x-small",
+                color="white" if abs(found[y][x]) > 0.6 * limit else "black",
+            )  # fmt: skip
+    return image
+
+
+def _map_text(cell: Cell, baseline: Cell) -> str:
+    """The difference, and what keeps it from being one of all seeds."""
+    found = difference(cell, baseline)
+    lines = [] if math.isnan(found) else [f"{found:+.1f}"]
+    for whose, of in (("", cell), ("baseline ", baseline)):
+        if of.diverged:
+            count = "" if of.diverged == of.runs else f"{of.diverged} of {of.runs} "
+            lines.append(f"{whose}{count}diverged".replace(" diverged", "\ndiverged"))
+    return "\n".join(lines) or "-"

@@ -1,0 +1,167 @@
+"""The app's client: its round depends on seed, round and partition, and on nobody before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, RecordDict
+from flwr.common import NDArrays
+from torch import nn
+
+from fixbn_flwr.app.client.numpy_client import FixBNClient
+from fixbn_flwr.app.config.settings import Settings
+from fixbn_flwr.app.training import evaluate, workbench
+from fixbn_flwr.tasks import get_task, load_splits
+
+DIGITS = get_task("digits")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_workbench() -> Iterator[None]:
+    workbench.cache_clear()
+    torch.manual_seed(7)  # of the initial model
+    yield
+    workbench.cache_clear()
+
+
+def settings(**changes: Any) -> Settings:
+    small: dict[str, Any] = {
+        "local-steps": 2,
+        "batch-size": 4,
+        "learning-rate": 0.1,
+        "device": "cpu",
+    }
+    return Settings.from_run_config(small | {k.replace("_", "-"): v for k, v in changes.items()})
+
+
+def client(own: int = 0, **changes: Any) -> FixBNClient:
+    node_config: dict[str, Any] = {"partition-id": own, "num-partitions": 4}
+    context = Context(1, 10 + own, node_config, RecordDict(), {})
+    return FixBNClient(DIGITS, np.arange(own * 40, own * 40 + 40), settings(**changes), context)
+
+
+def config(
+    server_round: int = 1, phase: str = "exploration", momentum: str = "local", factor: float = 1.0
+) -> dict[str, Any]:
+    return {
+        "server-round": server_round,
+        "fixbn-phase": phase,
+        "fixbn-momentum": momentum,
+        "fixbn-learning-rate-factor": factor,
+    }
+
+
+def initial() -> NDArrays:
+    torch.manual_seed(7)
+    return [t.numpy().copy() for t in DIGITS.models["small-resnet"]("bn").state_dict().values()]
+
+
+def bits(arrays: NDArrays) -> bytes:
+    return b"".join(array.tobytes() for array in arrays)
+
+
+def test_a_round_gives_arrays_examples_and_loss() -> None:
+    arrays, examples, metrics = client().fit(initial(), config())
+    assert [(a.shape, a.dtype) for a in arrays] == [(a.shape, a.dtype) for a in initial()]
+    assert bits(arrays) != bits(initial())
+    assert examples == 40
+    assert set(metrics) == {"train-loss", "train-seconds"}
+    assert float(metrics["train-seconds"]) > 0
+    assert float(metrics["train-loss"]) > 0
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [config(momentum="reset"), config(momentum="local"), {"server-round": 1}],
+    ids=["reset", "local", "a server without FixBN"],
+)
+def test_whoever_trained_before_in_the_process_changes_nothing(asked: dict[str, Any]) -> None:
+    alone = bits(client(0).fit(initial(), asked)[0])
+    workbench.cache_clear()
+    # Another client leaves weights, momentum, a learning rate, frozen layers and random numbers.
+    client(1, learning_rate_schedule="cosine").fit(initial(), config(9, "calibration", factor=0.5))
+    client(2).evaluate(initial(), config())
+    assert bits(client(0).fit(initial(), asked)[0]) == alone
+
+
+def test_a_training_that_failed_leaves_nothing_to_the_next_client() -> None:
+    alone = bits(client(0).fit(initial(), config())[0])
+    spoiled = client(1)
+    spoiled.partition = np.array([10**6])  # no such image: it raises in the midst
+    with pytest.raises(IndexError):
+        spoiled.fit(initial(), config(2, "calibration"))
+    assert bits(client(0).fit(initial(), config())[0]) == alone
+
+
+def test_a_client_goes_on_from_its_own_momentum_and_only_from_it() -> None:
+    one = client(0)
+    one.fit(initial(), config(1))
+    onwards = bits(one.fit(initial(), config(2))[0])
+    assert onwards != bits(client(0).fit(initial(), config(2))[0])  # it has none yet
+    again = client(0)
+    again.fit(initial(), config(1))
+    client(1).fit(initial(), config(1))
+    assert bits(again.fit(initial(), config(2))[0]) == onwards
+
+
+def test_seed_round_and_partition_each_choose_other_batches() -> None:
+    def drawn(one: FixBNClient, server_round: int) -> str:
+        return str(one.fit(initial(), config(server_round))[2]["train-loss"])
+
+    same = [drawn(client(0), 1), drawn(client(0), 1)]
+    assert same[0] == same[1]
+    twin = client(1)
+    twin.partition = client(0).partition  # the same images, so the order tells them apart
+    others = [drawn(client(0), 2), drawn(twin, 1), drawn(client(0, seed=1), 1)]
+    assert len({same[0], *others}) == 4
+
+
+def test_calibration_keeps_the_statistics_and_takes_the_factor() -> None:
+    names = list(DIGITS.models["small-resnet"]("bn").state_dict())
+
+    def trained(factor: float) -> dict[str, Any]:
+        asked = config(2, "calibration", factor=factor)
+        return dict(zip(names, client(local_steps=1).fit(initial(), asked)[0], strict=True))
+
+    before = dict(zip(names, initial(), strict=True))
+    whole, tenth = trained(1.0), trained(0.1)
+    for name in names:
+        if "running" in name or "tracked" in name:
+            assert np.array_equal(whole[name], before[name]), name
+        else:
+            step = whole[name] - before[name]
+            assert np.any(step), name
+            assert np.allclose(tenth[name] - before[name], 0.1 * step, atol=1e-7), name
+
+
+def test_epochs_see_every_image_of_the_client_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    forward = nn.Module.__call__
+
+    def spy(self: nn.Module, images: Any) -> Any:
+        if images.shape[1:] == (1, 8, 8) and type(self).__name__ == "ResidualNetwork":
+            seen.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(nn.Module, "__call__", spy)
+    client(local_steps=0, local_epochs=2, batch_size=16).fit(initial(), config())
+    assert seen == [14, 13, 13] * 2
+
+
+def test_the_properties_tell_the_server_who_this_is() -> None:
+    assert client(3).get_properties({}) == {
+        "partition-id": 3, "num-partitions": 4, "examples": 40, "name": ""
+    }  # fmt: skip
+
+
+def test_evaluation_is_on_the_clients_own_images() -> None:
+    loss, examples, metrics = client(2).evaluate(initial(), config())
+    train_split = load_splits(DIGITS)[0]
+    bench = workbench(DIGITS, "small-resnet", "bn", 0.9, settings().weight_decay, "cpu")
+    own = type(train_split)(train_split.images[80:120], train_split.targets[80:120])
+    assert (loss, metrics["accuracy"]) == evaluate(bench, DIGITS, own)
+    assert examples == 40

@@ -1,0 +1,302 @@
+"""The run config: every mistake gets its own line with the remedy; good ones mean exact numbers."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fixbn_flwr.app.config.settings import Settings, table
+from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.method.schedule import Phase
+
+# What the numbers below rest on, whatever the app's own defaults are.
+BASE: dict[str, Any] = {
+    "num-server-rounds": 40,
+    "freeze-after": 0.5,
+    "local-steps": 1,
+    "local-epochs": 0,
+    "learning-rate-factor": 0.1,
+}
+
+
+def made(run_config: dict[str, Any]) -> Settings:
+    return Settings.from_run_config(BASE | run_config)
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    # unknown keys and words
+    ({"batch_size": 8}, "batch_size = 8: unknown key; did you mean batch-size?"),
+    ({"learning-rat": 0.1}, "learning-rat = 0.1: unknown key; did you mean learning-rate?"),
+    ({"zzz": 1}, "zzz = 1: unknown key; see the README's table"),
+    ({"task": "digit"}, 'task = "digit": unknown word; did you mean digits?'),
+    ({"task": "mnist"}, 'task = "mnist": unknown word; did you mean femnist?'),
+    ({"task": "audio"}, "unknown word; use one of digits, cifar10"),
+    ({"task": "audio"}, ", package.module:NAME for your own"),
+    ({"task": "no_such:TASK"}, 'task = "no_such:TASK": no_such:TASK cannot be imported (Module'),
+    ({"partition": "naturel"}, "did you mean natural?"),
+    ({"model": "smal-resnet"}, "no model of task digits; did you mean small-resnet?"),
+    ({"task": "cifar10", "model": "small-resnet"}, "no model of task cifar10"),
+    ({"norm": "BN"}, 'norm = "BN": unknown word; did you mean bn?'),
+    ({"norm": "batch"}, "use one of bn, gn, ln, in, none, gn8 for 8 groups instead of 2, or"),
+    ({"norm": "gn0"}, 'norm = "gn0": unknown word; did you mean gn?'),
+    ({"norm": 8}, "norm = 8: must be text; use one of bn, gn"),
+    ({"partition": "dirichelet"}, "did you mean dirichlet?"),
+    ({"momentum": "lokal"}, "did you mean local?"),
+    ({"statistics": "median"}, "unknown word; did you mean mean?"),
+    ({"learning-rate-schedule": "cosin"}, "did you mean cosine?"),
+    ({"precision": "float16"}, "did you mean bfloat16?"),
+    ({"device": "gpu"}, 'device = "gpu": unknown device; use auto, cpu, cuda, or such as cuda:1'),
+    ({"device": "cuda:"}, "unknown device"),
+    ({"device": "cuda:0\n"}, "unknown device"),
+    # types
+    ({"batch-size": 10.0}, "batch-size = 10.0: must be a whole number; write 10"),
+    ({"batch-size": 10.5}, "must be a whole number; round it"),
+    ({"batch-size": "16"}, "must be a whole number; write it in digits, without quotes"),
+    ({"batch-size": True}, "batch-size = true: must be a whole number"),
+    ({"learning-rate": "0.1"}, "must be a number; write it in digits, without quotes"),
+    ({"learning-rate": True}, "learning-rate = true: must be a number"),
+    ({"freeze-after": True}, "freeze-after = true: must be a number"),
+    ({"task": 1}, "task = 1: must be text; use one of digits, cifar10"),
+    ({"run-name": 1}, "run-name = 1: must be text; write it in quotes"),
+    # not finite
+    ({"learning-rate": math.nan}, "learning-rate = NaN: must be finite"),
+    ({"weight-decay": math.inf}, "weight-decay = Infinity: must be finite"),
+    ({"freeze-after": math.nan}, "must be finite"),
+    ({"learning-rate": 10**400}, "must be finite"),
+    # bounds
+    ({"batch-size": 0}, "batch-size = 0: out of bounds; use a number at least 1"),
+    ({"num-server-rounds": 0}, "use a number at least 1"),
+    ({"evaluate-every": 0}, "use a number at least 1"),
+    ({"partition-alpha": 0}, "partition-alpha = 0: out of bounds; use a number above 0"),
+    ({"partition-classes": 0}, "use a number at least 1"),
+    (
+        {"partition-classes": 11},
+        "partition-classes = 11: task digits has 10 classes; use at most 10",
+    ),
+    ({"fraction-train": 0.0}, "use a number above 0 and at most 1"),
+    ({"fraction-train": 1.01}, "use a number above 0 and at most 1"),
+    ({"learning-rate": 0.0}, "use a number above 0"),
+    ({"learning-rate-factor": 0.0}, "use a number above 0"),
+    ({"weight-decay": -0.1}, "use a number at least 0"),
+    ({"momentum-coefficient": 1.0}, "use a number at least 0 and below 1"),
+    ({"momentum-coefficient": -0.1}, "use a number at least 0 and below 1"),
+    ({"seed": -1}, "use a number at least 0 and at most 4294967295"),
+    ({"seed": 2**32}, "use a number at least 0 and at most 4294967295"),
+    ({"local-steps": -1, "local-epochs": 1}, "local-steps = -1: out of bounds"),
+    # T*
+    ({"freeze-after": 0}, "T* = 0 would freeze the statistics of an untrained model; use 1 round"),
+    ({"freeze-after": 0.0}, "T* = 0 would freeze"),
+    ({"freeze-after": -1}, "out of bounds; use a number at least 0"),
+    ({"freeze-after": 41}, "T* is beyond the last of 40 rounds; use at most 40"),
+    ({"freeze-after": 2.0}, "a share of the rounds is at most 1.0; write a whole number"),
+    ({"freeze-after": 0.99}, "this share leaves none of 40 rounds to calibrate in"),
+    ({"num-server-rounds": 1}, "this share leaves none of 1 rounds to calibrate in"),
+    ({"norm": "gn"}, "freeze-after = 0.5: norm gn has no running statistics to freeze; write "),
+    ({"norm": "gn", "freeze-after": 1}, "freeze-after = 1: norm gn has no running statistics"),
+    ({"norm": "gn8"}, "freeze-after = 0.5: norm gn8 has no running statistics to freeze"),
+    ({"norm": "none", "freeze-after": 40}, "norm none has no running statistics"),
+    # keys that go together
+    (
+        {"local-epochs": 2},
+        "local-steps = 1: local-epochs = 2 is set as well; set one of the two to",
+    ),
+    ({"local-steps": 0}, "local-steps = 0: local-epochs is 0 as well, so nothing trains"),
+    ({"momentum-coefficient": 0}, 'leaves no buffers to keep; write momentum="reset"'),
+    ({"momentum": "global", "momentum-coefficient": 0.0}, 'momentum = "global": '),
+    # paths
+    ({"data-dir": "/no/such/place"}, "there is no directory /no/such/place; create it"),
+    ({"data-dir": __file__}, "there is no directory /"),
+    ({"run-name": "../up"}, 'run-name = "../up": names a folder; use letters, digits'),
+    ({"run-name": "a/b"}, "names a folder"),
+    ({"run-name": ".hidden"}, "names a folder"),
+    ({"run-name": "a..b"}, "names a folder"),
+    ({"run-name": "a b"}, "names a folder"),
+    ({"run-name": "name\n"}, "names a folder"),
+]
+
+
+@pytest.mark.parametrize(("run_config", "fragment"), BAD)
+def test_a_bad_config_gives_one_line_with_the_remedy(
+    run_config: dict[str, Any], fragment: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        made(run_config)
+    first, *problems = str(caught.value).splitlines()
+    assert first == "the run config cannot be used:"
+    assert len(problems) == 1
+    assert problems[0].startswith("  ")
+    assert fragment in problems[0]
+
+
+def test_all_problems_are_listed_at_once_and_none_hides_another() -> None:
+    with pytest.raises(ConfigError) as caught:
+        made({"norm": "BN", "freeze-after": 41, "x": 1, "batch-size": 0})
+    keys = [line.split(" = ")[0].strip() for line in str(caught.value).splitlines()[1:]]
+    assert keys == ["norm", "x", "batch-size", "freeze-after"]
+
+
+def test_a_wrong_value_is_reported_once_and_not_through_what_depends_on_it() -> None:
+    with pytest.raises(ConfigError) as caught:
+        made({"task": "digit", "model": "anything", "partition-classes": 99})
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_missing_keys_take_the_defaults_and_the_model_is_resolved() -> None:
+    settings = Settings.from_run_config({})
+    assert settings == Settings(model="small-resnet")
+    assert Settings.from_run_config({"task": "cifar10"}).model == "resnet20"
+
+
+def test_a_task_of_ones_own_brings_its_models_and_its_name() -> None:
+    own = "fixbn_flwr.tasks.cifar10:TASK"
+    settings = made({"task": own})
+    assert (settings.task, settings.task_name, settings.model) == (own, "cifar10", "resnet20")
+    with pytest.raises(ConfigError, match=f"no model of task {own}; use one of resnet20"):
+        made({"task": own, "model": "vgg"})
+
+
+def test_the_saved_config_gives_the_same_settings_again(tmp_path: Path) -> None:
+    given = {
+        "data-dir": str(tmp_path), "freeze-after": 3, "num-server-rounds": 9, "device": "cuda:1",
+        "run-name": "Run_1.a-b", "momentum": "reset", "momentum-coefficient": 0, "seed": 2**32 - 1,
+    }  # fmt: skip
+    settings = made(given)
+    saved = settings.as_run_config()
+    assert saved["freeze-after"] == 3
+    assert {key: saved[key] for key in given} == given
+    assert Settings.from_run_config(saved) == settings
+
+
+def test_an_int_is_a_float_where_a_float_is_meant_but_not_in_freeze_after() -> None:
+    settings = made({"learning-rate": 1, "freeze-after": 1})
+    assert (type(settings.learning_rate), settings.learning_rate) == (float, 1.0)
+    assert (type(settings.freeze_after), settings.freeze_round) == (int, 1)
+    assert made({"freeze-after": 1.0}).freeze_round == 40
+
+
+@pytest.mark.parametrize(
+    ("run_config", "freeze_round", "method"),
+    [
+        ({}, 20, "FixBN"),
+        ({"freeze-after": 1}, 1, "FixBN"),
+        ({"freeze-after": 39}, 39, "FixBN"),
+        ({"freeze-after": 40}, 40, "BN"),
+        ({"freeze-after": 1.0}, 40, "BN"),
+        ({"freeze-after": 0.01}, 1, "FixBN"),
+        ({"freeze-after": 0.25, "num-server-rounds": 10}, 3, "FixBN"),
+        ({"freeze-after": 1.0, "norm": "gn"}, 40, "GN"),
+        ({"freeze-after": 1.0, "norm": "gn8"}, 40, "GN8"),
+        ({"freeze-after": 1.0, "norm": "ln"}, 40, "LN"),
+        ({"freeze-after": 1.0, "norm": "in"}, 40, "IN"),
+        ({"freeze-after": 1.0, "norm": "none"}, 40, "no norm"),
+    ],
+)
+def test_the_round_of_the_freeze_and_the_method(
+    run_config: dict[str, Any], freeze_round: int, method: str
+) -> None:
+    settings = made(run_config)
+    assert (settings.freeze_round, settings.method) == (freeze_round, method)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("constant", [0.8] * 8),
+        ("step", [0.8] * 6 + [0.08] * 2),
+        # 0.4 (1 + cos(pi k / 8)), k = 0 .. 7
+        ("cosine", [0.8, 0.7695518, 0.6828427, 0.5530734, 0.4, 0.2469266, 0.1171573, 0.0304482]),
+    ],
+)
+def test_the_learning_rate_of_every_round(schedule: str, rates: list[float]) -> None:
+    settings = made(
+        {"learning-rate": 0.8, "learning-rate-schedule": schedule, "num-server-rounds": 8}
+    )
+    rounds = range(1, 9)
+    assert [settings.learning_rate_at(t) for t in rounds] == pytest.approx(rates, abs=1e-7)
+    # T* is 4; the factor 0.1 holds from round 5 on.
+    effective = [rate * (0.1 if t > 4 else 1) for t, rate in zip(rounds, rates, strict=True)]
+    assert [settings.effective_learning_rate(t) for t in rounds] == pytest.approx(
+        effective, abs=1e-7
+    )
+
+
+def test_the_phase_changes_after_the_freeze_round() -> None:
+    settings = made({"freeze-after": 3})
+    phases = [settings.phase(t) for t in (1, 3, 4, 40)]
+    assert phases == [Phase.EXPLORATION] * 2 + [Phase.CALIBRATION] * 2
+
+
+@pytest.mark.parametrize(
+    ("fraction", "clients", "expected"),
+    [(1.0, 10, 10), (0.5, 10, 5), (0.01, 10, 1), (0.25, 3, 1), (0.3, 9, 3), (0.01, 1000, 10)],
+)
+def test_clients_per_round(fraction: float, clients: int, expected: int) -> None:
+    settings = made({"fraction-train": fraction})
+    assert settings.clients_per_round(clients) == expected
+
+
+def test_the_freeze_round_and_the_last_round_are_always_evaluated() -> None:
+    settings = made({"evaluate-every": 4, "num-server-rounds": 10, "freeze-after": 5})
+    assert [t for t in range(11) if settings.evaluates(t)] == [0, 4, 5, 8, 10]
+
+
+def test_a_batch_as_large_as_the_smallest_client_is_allowed() -> None:
+    made({"batch-size": 8}).check_partitions([9, 8, 10])
+
+
+@pytest.mark.parametrize(
+    ("run_config", "sizes", "message"),
+    [
+        (
+            {"batch-size": 9},
+            [9, 8, 10],
+            "batch-size = 9: client 1 of 3 holds 8 images, fewer than one batch; "
+            "use batch-size=8 or less, or fewer clients",
+        ),
+        (
+            {"batch-size": 9, "partition": "dirichlet"},
+            [9, 10, 0],
+            "batch-size = 9: client 2 of 3 holds 0 images, fewer than one batch; "
+            "use fewer clients, or a larger partition-alpha",
+        ),
+    ],
+)
+def test_a_batch_larger_than_the_smallest_client_is_refused(
+    run_config: dict[str, Any], sizes: list[int], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        made(run_config).check_partitions(sizes)
+    assert str(caught.value) == message
+
+
+def test_the_table_has_a_whole_row_for_every_key() -> None:
+    rows = table().splitlines()
+    assert rows[0] == "| key | default | unit | meaning |"
+    assert [row.split("`")[1] for row in rows[2:]] == list(Settings().as_run_config())
+    assert {row.count("|") for row in rows} == {5}
+    assert (
+        "| `seed` | `0` |  | seed of every random choice (at least 0 and at most 4294967295) |"
+        in rows
+    )
+    assert rows[2].endswith("`, or `package.module:NAME` for your own) |")
+    assert rows[5].endswith(
+        ", `none`, or `gn8` for 8 groups instead of 2, or another number of them) |"
+    )
+    assert (
+        '| `statistics` | `"mean"` |  | how the clients\' variances are averaged '
+        "(one of `mean`, `pooled`) |"
+    ) in rows
+
+
+def test_reading_a_config_imports_neither_ray_nor_what_draws_or_loads_data() -> None:
+    code = (
+        "import sys; from fixbn_flwr.app.config.settings import Settings; Settings.from_run_config({});"
+        "print([name for name in ('ray', 'matplotlib', 'sklearn') if name in sys.modules])"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout == "[]\n"

@@ -1,0 +1,136 @@
+"""The figure: the curves hold the rounds' own numbers, T* is marked, runs differ without colour."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+from fixbn_flwr.app.config.settings import Settings
+from fixbn_flwr.app.runs.figure import draw_curves, figure_title
+from fixbn_flwr.app.runs.summary import RoundMetrics
+from fixbn_flwr.method.schedule import Phase
+
+
+def metrics(
+    server_round: int, accuracy: float | None, train_loss: float | None, test_loss: float | None
+) -> RoundMetrics:
+    return RoundMetrics(
+        server_round, Phase.EXPLORATION, 0.1, train_loss, test_loss, accuracy, 0, 0, 1.0, 2, 0
+    )
+
+
+RUN = [
+    metrics(1, 0.25, 2.0, 2.5),
+    metrics(2, None, math.nan, None),
+    metrics(3, 0.75, 1.0, math.inf),
+    metrics(4, 1.0, None, 0.5),
+]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures saved during the test, to look into."""
+    figures: list[Figure] = []
+    save = Figure.savefig
+
+    def spy(self: Figure, *arguments: Any, **options: Any) -> None:
+        figures.append(self)
+        save(self, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    return figures
+
+
+def curves(figure: Figure, index: int, runs: int) -> list[tuple[list[float], list[float]]]:
+    lines: Sequence[Any] = figure.axes[index].lines[:runs]
+    return [(list(line.get_xdata()), list(line.get_ydata())) for line in lines]
+
+
+def test_the_curves_hold_the_finite_numbers_of_each_round(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    draw_curves({"FixBN": RUN}, 2, tmp_path / "curves.png", title="digits")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    (figure,) = drawn
+    assert curves(figure, 0, 1) == [([1, 3, 4], [25.0, 75.0, 100.0])]
+    assert curves(figure, 1, 1) == [([1, 3], [2.0, 1.0])]
+    assert curves(figure, 2, 1) == [([1, 4], [2.5, 0.5])]
+    labels = [(ax.get_xlabel(), ax.get_ylabel()) for ax in figure.axes]
+    assert labels == [
+        ("round", "test accuracy (%)"),
+        ("round", "training loss (nats)"),
+        ("round", "test loss (nats)"),
+    ]
+    assert figure.get_suptitle() == "digits"
+
+
+def test_the_freeze_is_a_line_and_the_rest_is_shaded(tmp_path: Path, drawn: list[Figure]) -> None:
+    draw_curves({"FixBN": RUN}, 2, tmp_path / "curves.png", title="")
+    for ax in drawn[0].axes:
+        line: Any = ax.lines[1]
+        (shade,) = ax.patches
+        assert list(line.get_xdata()) == [2, 2]
+        assert shade.get_extents().transformed(ax.transData.inverted()).intervalx.tolist() == (
+            pytest.approx([2, 4.5])
+        )
+    assert [text.get_text() for text in drawn[0].axes[0].texts] == ["T* = 2, then calibration"]
+
+
+@pytest.mark.parametrize("freeze_round", [None, 4])
+def test_without_a_freeze_nothing_is_marked(
+    tmp_path: Path, drawn: list[Figure], freeze_round: int | None
+) -> None:
+    draw_curves({"BN": RUN}, freeze_round, tmp_path / "curves.png", title="")
+    assert [(len(ax.lines), len(ax.patches), len(ax.texts)) for ax in drawn[0].axes] == (
+        [(1, 0, 0)] * 3
+    )
+
+
+def test_runs_laid_over_each_other_differ_in_more_than_colour(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    names = ["FixBN", "BN", "GN", "LN"]
+    draw_curves(dict.fromkeys(names, RUN), 2, tmp_path / "curves.png", title="")
+    lines = drawn[0].axes[0].lines[:4]
+    assert len({line.get_color() for line in lines}) == 4
+    assert len({line.get_linestyle() for line in lines}) == 4
+    assert len({line.get_marker() for line in lines}) == 4
+    (legend,) = drawn[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+
+
+@pytest.mark.parametrize(("worst", "scale"), [(99.0, "linear"), (101.0, "log")])
+def test_losses_far_apart_get_a_log_scale(
+    tmp_path: Path, drawn: list[Figure], worst: float, scale: str
+) -> None:
+    runs = {"a": [metrics(1, 0.5, 1.0, worst)]}
+    draw_curves(runs, None, tmp_path / "curves.png", title="")
+    assert [ax.get_yscale() for ax in drawn[0].axes] == ["linear", scale, scale]
+
+
+def test_runs_without_a_round_still_give_a_figure(tmp_path: Path) -> None:
+    draw_curves({"BN": []}, 2, tmp_path / "curves.png", title="nothing yet")
+    assert (tmp_path / "curves.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("run_config", "title"),
+    [
+        ({}, "digits, 10 clients, 2 classes each"),
+        ({"partition": "dirichlet", "partition-alpha": 0.5}, "digits, 10 clients, Dirichlet(0.5)"),
+        ({"partition": "iid", "task": "cifar10"}, "cifar10, 10 clients, IID"),
+        (
+            {"partition": "natural", "task": "fixbn_flwr.tasks.femnist:TASK"},
+            "femnist, 10 clients, natural partition",
+        ),
+        (
+            {"partition": "natural", "task": "camvid"},
+            "camvid, 10 clients, natural partition (accuracy is mean IoU)",
+        ),
+    ],
+)
+def test_the_title_says_what_is_shown(run_config: dict[str, Any], title: str) -> None:
+    assert figure_title(Settings.from_run_config(run_config), 10) == title

@@ -1,0 +1,437 @@
+"""A run that was stopped, by whatever, and resumed ends with the bits of one that was not."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fixbn_flwr.app import client_app
+from fixbn_flwr.app.runs.momentum_files import delete_run, report, warn_of_full_disk
+from fixbn_flwr.app.runs.summary import RoundMetrics
+from fixbn_flwr.app.runs.writer import RunFolder, locked
+from fixbn_flwr.errors import CheckpointError, ConfigError, RoundsFailedError
+from fixbn_flwr.testing import InMemoryGrid
+from tests.support.whole_app import SMALL, rounds_of, serve
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CLIENTS, ROUNDS, FROZEN_AFTER = 4, 8, 4
+SAME = ("round", "phase", "train_loss", "test_loss", "test_accuracy", "bytes_sent", "clients")
+MODES = ("reset", "local", "global")
+
+
+def config_of(root: Path, **more: Any) -> dict[str, Any]:
+    return {
+        **SMALL,
+        "num-server-rounds": ROUNDS,
+        "freeze-after": FROZEN_AFTER,
+        "run-name": "run",
+        "output-dir": str(root),
+        "state-dir": str(root / "state"),
+        **{key.replace("_", "-"): value for key, value in more.items()},
+    }
+
+
+def run(config: dict[str, Any], run_id: int = 1, clients: int = CLIENTS, **grid: Any) -> Path:
+    """Run the app, by a Flower run of its own; with `resume` go on."""
+    serve(InMemoryGrid(client_app.app, clients, run_config=config, run_id=run_id, **grid), config)
+    return Path(config.get("resume") or f"{config['output-dir']}/{config['run-name']}")
+
+
+def run_quietly(config: dict[str, Any], run_id: int) -> None:
+    """Run the app in a process of its own."""
+    logging.disable()
+    torch.set_num_threads(1)  # as in the process that it is compared with
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 1)
+        run(config, run_id)
+
+
+def assert_same(one: Path, other: Path) -> None:
+    for model in ("final.safetensors", "best.safetensors"):
+        assert (one / model).read_bytes() == (other / model).read_bytes()
+    ours, others = ([[line[key] for key in SAME] for line in rounds_of(p)] for p in (one, other))
+    assert ours == others
+    summaries = [json.loads((path / "summary.json").read_text()) for path in (one, other)]
+    assert summaries[0].keys() == summaries[1].keys()
+    for key in ("accuracy_at_freeze", "final_accuracy", "best_accuracy", "best_round"):
+        assert summaries[0][key] == summaries[1][key]
+
+
+def stopped(config: dict[str, Any], after: int, run_id: int = 1) -> Path:
+    """Run the app until all clients fail, from a round on, and end with an error."""
+
+    def fails(message: Any) -> bool:
+        return int(message.content.config_records["config"]["server-round"]) > after
+
+    def lost(message: Any) -> bool:
+        return "config" in message.content.config_records and fails(message)
+
+    with pytest.raises(RoundsFailedError):
+        run(config, run_id, lost=lost)
+    return Path(config.get("resume") or f"{config['output-dir']}/run")
+
+
+def loses(rounds: set[int]) -> Callable[[Any], bool]:
+    """Tell of a message that it is of one of these rounds, and that its reply never arrives."""
+
+    def lost(message: Any) -> bool:
+        config = message.content.config_records.get("config", {})
+        return config.get("server-round") in rounds
+
+    return lost
+
+
+def kill_at_random(momentum: str, folder: Path, kills: int) -> list[int]:
+    """Kill the app at random times, resume it until it ends, and again; compare each end.
+
+    To be called in a fresh process, of which a fork is a run that need not import anything.
+
+    Returns:
+        After which round each resumed run went on.
+    """
+    torch.set_num_threads(1)
+    whole = run(config_of(folder / "whole", momentum=momentum))
+    started = time.monotonic()
+    run(config_of(folder / "timed", momentum=momentum))
+    seconds = time.monotonic() - started
+    processes = multiprocessing.get_context("fork")
+    chance = random.Random(momentum)
+    resumed_after: list[int] = []
+    killed = finished = 0  # a run may finish before its kill
+    while killed < kills:
+        root = folder / f"killed-{finished}"
+        config, run_id = config_of(root, momentum=momentum), 1
+        while not (root / "run" / "summary.json").exists():
+            checkpoints = list((root / "run" / "checkpoints").glob("round-*"))
+            if checkpoints:
+                config["resume"] = str(root / "run")
+                resumed_after.append(max(int(path.name[6:12]) for path in checkpoints))
+            elif (root / "run").exists():  # it was killed before the end of its first round
+                delete_run(root / "run")
+            process = processes.Process(target=run_quietly, args=(config, run_id))
+            process.start()
+            process.join(chance.uniform(0, seconds) if killed < kills else 600)
+            assert process.exitcode == 0 or killed < kills
+            process.kill()
+            process.join()
+            assert process.exitcode in (0, -signal.SIGKILL)
+            killed += process.exitcode != 0
+            run_id += 1
+        assert_same(root / "run", whole)
+        assert not list((root / "run").rglob("*.partial"))
+        finished += 1
+    return resumed_after
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("momentum", MODES)
+def test_killed_in_twenty_random_places(momentum: str, tmp_path: Path) -> None:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        resumed_after = fresh.submit(kill_at_random, momentum, tmp_path, 20).result()
+    # In both stages, and not only before there was anything to lose.
+    assert min(resumed_after) <= FROZEN_AFTER < max(resumed_after), resumed_after
+    assert len(resumed_after) >= 5, resumed_after
+
+
+@pytest.mark.parametrize("momentum", MODES)
+@pytest.mark.parametrize("after", [2, 4, 5])
+def test_a_run_that_failed_goes_on_where_it_was_good(
+    after: int, momentum: str, tmp_path: Path
+) -> None:
+    """The rounds that failed are rounds of the run: they are not run again."""
+    whole = config_of(tmp_path / "whole", momentum=momentum)
+    broken = config_of(tmp_path / "broken", momentum=momentum)
+    expected = run(whole, lost=loses({after + 1, after + 2}))
+    folder = stopped(broken, after)
+    assert len(rounds_of(folder)) == after + 2
+    assert not (folder / "summary.json").exists()
+    run({**broken, "resume": str(folder)}, 2)
+    assert_same(folder, expected)
+    config = json.loads((folder / "config.json").read_text())
+    (resumed,) = config["resumed"]
+    assert resumed["after_round"] == after + 2
+    assert resumed["changed"] == {"resume": str(folder)}
+
+
+def test_a_checkpoint_every_few_rounds_and_one_when_a_run_fails(tmp_path: Path) -> None:
+    whole = run(config_of(tmp_path / "whole"))
+    config = config_of(tmp_path / "run", checkpoint_every=3, keep_checkpoints=5)
+    folder = stopped(config, 0 + 5)
+    names = sorted(path.name[:12] for path in (folder / "checkpoints").iterdir())
+    assert names == ["round-000003", "round-000004", "round-000006", "round-000007"]
+    for name in ("round-000006", "round-000007"):  # back to T*, before the rounds that failed
+        next((folder / "checkpoints").glob(f"{name}-*")).unlink()
+    run({**config, "resume": str(folder)}, 2)
+    assert_same(folder, whole)
+
+
+@pytest.mark.parametrize("momentum", MODES)
+@pytest.mark.parametrize("fails", [2, 5, 6, 8])
+def test_a_disk_that_is_full_for_a_while(
+    fails: int, momentum: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clients have trained by then; the round before has no checkpoint until it fails."""
+    whole = run(config_of(tmp_path / "whole", momentum=momentum))
+    config = config_of(tmp_path / "full", momentum=momentum, checkpoint_every=3)
+    append = RunFolder.append
+
+    def full(folder: RunFolder, metrics: RoundMetrics) -> bool:
+        if metrics.round == fails:
+            raise CheckpointError("No space left on device")
+        return append(folder, metrics)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "append", full)
+        with pytest.raises(CheckpointError, match="No space left"):
+            run(config)
+    folder = tmp_path / "full" / "run"
+    newest = max((folder / "checkpoints").iterdir()).name
+    assert newest.startswith(f"round-{fails - 1:06d}")
+    run({**config, "resume": str(folder)}, 2)
+    assert_same(folder, whole)
+
+
+def test_a_run_is_resumed_as_often_as_need_be_by_the_same_words(tmp_path: Path) -> None:
+    config = config_of(tmp_path, freeze_after=0.5)
+    folder = stopped(config, 1)
+    again = {**config, "resume": str(folder)}
+    stopped(again, 4, run_id=2)
+    run(again, 3)
+    written = json.loads((folder / "config.json").read_text())
+    assert written["run_config"]["freeze-after"] == 0.5
+    assert written["freeze_round"] == 4
+    assert [resumed["after_round"] for resumed in written["resumed"]] == [3, 6]
+
+
+def test_data_that_were_moved_may_be_named_anew(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    config = config_of(tmp_path, data_dir=str(tmp_path / "data"))
+    folder = stopped(config, 3)
+    (tmp_path / "data").rename(tmp_path / "moved")
+    moved = {**config, "resume": str(folder), "data-dir": str(tmp_path / "moved")}
+    with pytest.raises(ConfigError, match=r"data-dir was .*data.* and is .*moved"):
+        run(moved, 2)
+    run({**moved, "may-change": "data-dir"}, 2)
+    assert len(rounds_of(folder)) == ROUNDS
+
+
+def test_without_checkpoints_there_is_nothing_to_resume(tmp_path: Path) -> None:
+    config = config_of(tmp_path, checkpoint_every=0)
+    folder = stopped(config, 3)
+    assert not (folder / "checkpoints").exists()
+    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+        run({**config, "resume": str(folder)}, 2)
+
+
+def test_more_rounds_after_the_end_keep_what_was_and_when_it_froze(tmp_path: Path) -> None:
+    config = config_of(tmp_path, freeze_after=0.5, learning_rate_schedule="constant")
+    folder = run(config)
+    longer = {**config, "resume": str(folder), "num-server-rounds": ROUNDS + 2}
+    with pytest.raises(ConfigError, match=r"num-server-rounds was 8 and is 10"):
+        run(longer, 2)
+    before, final = rounds_of(folder), (folder / "final.safetensors").read_bytes()
+    run({**longer, "may-change": "num-server-rounds"}, 2)
+    assert rounds_of(folder)[:ROUNDS] == before
+    assert (folder / "final-round-8.safetensors").read_bytes() == final
+    assert [line["phase"] for line in rounds_of(folder)][4:] == ["calibration"] * 6  # not of 10
+    assert_same(folder, run(config_of(tmp_path / "whole", num_server_rounds=10)))
+
+
+class Killed(BaseException):
+    """What a test raises where a process may be killed."""
+
+
+@contextmanager
+def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the process be killed before the given change of a name in a directory, from 0 on."""
+    steps = itertools.count()
+
+    def after(change: Callable[..., Any]) -> Callable[..., Any]:
+        def changed(*arguments: Any, **options: Any) -> Any:
+            if next(steps) >= step:
+                raise Killed
+            return change(*arguments, **options)
+
+        return changed
+
+    with monkeypatch.context() as patch:
+        for name in ("rename", "replace", "unlink", "mkdir"):
+            patch.setattr(Path, name, after(getattr(Path, name)))
+        patch.setattr(shutil, "rmtree", after(shutil.rmtree))
+        with pytest.raises(Killed):
+            yield
+
+
+@pytest.mark.parametrize("step", range(8))
+def test_a_kill_while_a_finished_run_is_taken_up_again_loses_nothing(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path)
+    folder = run(config)
+    final = (folder / "final.safetensors").read_bytes()
+    longer = {**config, "resume": str(folder), "num-server-rounds": ROUNDS + 1}
+    longer["may-change"] = "num-server-rounds"
+    with killed_at(step, monkeypatch):
+        run(longer, 2)
+    run(longer, 3)
+    assert len(rounds_of(folder)) == ROUNDS + 1
+    assert (folder / "final-round-8.safetensors").read_bytes() == final
+
+
+@pytest.mark.parametrize("step", range(3))
+def test_a_kill_while_a_run_begins_leaves_no_folder_of_its_name(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path / "there")
+    with killed_at(step, monkeypatch):
+        run(config)
+    assert not (tmp_path / "there" / "run").exists()
+    run(config)
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_a_run_whose_deletion_was_killed_can_still_be_deleted(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = stopped(config_of(tmp_path), 3)
+    with killed_at(step, monkeypatch):
+        delete_run(folder)
+    delete_run(folder)
+    assert not folder.exists()
+
+
+def test_what_is_done_cannot_be_resumed(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    folder = run(config)
+    with pytest.raises(ConfigError, match=r'all 8 rounds .* are done; .*"num-server-rounds"'):
+        run({**config, "resume": str(folder)}, 2)
+    (folder / "summary.json").unlink()  # it was killed at the very end
+    (folder / "final.safetensors").unlink()
+    run({**config, "resume": str(folder)}, 2)
+    assert_same(folder, run(config_of(tmp_path / "whole")))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return stopped(config_of(tmp_path), 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning-rate": 0.1}, "learning-rate was 0.05 and is 0.1"),
+        ({"seed": 1, "batch-size": 4}, 'may-change="batch-size,seed"'),
+        ({"may-change": "sed"}, '"sed" is no key; did you mean seed?'),
+        ({"num-server-rounds": 4, "freeze-after": 2}, "num-server-rounds was 8 and is 4"),
+        (
+            {"num-server-rounds": 4, "may-change": "num-server-rounds"},
+            "5 rounds are done already",
+        ),
+        ({"freeze-after": 6, "may-change": "freeze-after"}, "T\\* cannot be later"),
+    ],
+)
+def test_another_run_is_refused(folder: Path, change: dict[str, Any], message: str) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    config = config_of(folder.parent, resume=str(folder))
+    with pytest.raises(ConfigError, match=message):
+        run({**config, **change}, 2)
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_another_number_of_clients_is_refused_unless_it_may_be(folder: Path) -> None:
+    config = config_of(folder.parent, resume=str(folder))
+    with pytest.raises(ConfigError, match=r'had 4 clients and here are 5: .*may-change="clients"'):
+        run(config, 2, clients=5)
+    run({**config, "may-change": "clients"}, 2, clients=5)
+    assert json.loads((folder / "config.json").read_text())["clients"] == 5
+
+
+@pytest.mark.parametrize("what", ["nothing", "a file", "no config", "no JSON", "a list", "a part"])
+def test_what_is_no_run_is_refused(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "x"
+    if what == "a file":
+        path.touch()
+    elif what != "nothing":
+        path.mkdir()
+    if text := {"no JSON": "{", "a list": "[]", "a part": '{"run_config": {}}'}.get(what):
+        (path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"resume = .*is not the folder of a run"):
+        run(config_of(tmp_path, resume=str(path)))
+
+
+def test_a_run_that_still_runs_is_neither_resumed_nor_deleted(folder: Path) -> None:
+    with locked(folder):
+        with pytest.raises(CheckpointError, match="another process is running the run"):
+            run(config_of(folder.parent, resume=str(folder)), 2)
+        with pytest.raises(CheckpointError, match="another process is running the run"):
+            delete_run(folder)
+    assert (folder / "config.json").exists()
+
+
+def test_momentum_that_was_lost_is_said(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "state").rename(tmp_path / "elsewhere")
+    run(config_of(tmp_path, resume=str(folder)), 2)
+    assert (
+        f"{tmp_path}/state holds nothing of this run: the clients' momentum starts" in caplog.text
+    )
+
+
+def test_other_versions_than_at_the_beginning_are_said_and_written_down(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["versions"]["torch"] = "1.0"
+    (folder / "config.json").write_text(json.dumps(config))
+    run(config_of(tmp_path, resume=str(folder)), 2)
+    assert "was begun with other versions of torch: " in caplog.text
+    config = json.loads((folder / "config.json").read_text())
+    assert config["versions"]["torch"] == "1.0"
+    assert config["resumed"][0]["versions"]["torch"] == torch.__version__
+
+
+def test_a_torn_checkpoint_is_known_and_the_one_before_gives_the_same_run(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    newest = max((folder / "checkpoints").iterdir())
+    newest.write_bytes(newest.read_bytes()[:-1])
+    run(config_of(folder.parent, resume=str(folder)), 2)
+    assert f"{newest} is damaged" in caplog.text
+    # Of the two rounds that had failed, the second one was run again.
+    assert_same(folder, run(config_of(tmp_path / "whole"), lost=loses({4})))
+
+
+def test_clients_keep_little_and_it_goes_with_the_run(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = tmp_path / "state"
+    files = list(state.rglob("*.safetensors"))
+    assert {path.parent.parent for path in files} == {state / "1"}
+    # the newest, and what going back to each of two checkpoints would need
+    assert max(len(list(client.iterdir())) for client in (state / "1").iterdir()) <= 3
+    assert f"MB in {state / '1'}" in report(state / "1")
+    warn_of_full_disk(state / "1", clients=CLIENTS, files=5)
+    assert "the momentum of" not in caplog.text
+    warn_of_full_disk(state / "1", clients=10**12, files=5)
+    assert "the momentum of 1000000000000 clients will need" in caplog.text
+    assert delete_run(folder) == [folder, state / "1"]
+    assert list(tmp_path.rglob("*.safetensors")) == []
+    with pytest.raises(ConfigError, match="is not the folder of a run"):
+        delete_run(folder)

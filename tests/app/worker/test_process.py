@@ -1,0 +1,362 @@
+"""Real worker processes: alive between messages, the same bits, and an end when there is reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from fixbn_flwr.app.client_app import app
+from fixbn_flwr.app.worker import forwarder
+from fixbn_flwr.app.worker.forwarder import (
+    CODE,
+    Forwarder,
+    NodeProcess,
+    WorkerError,
+    started_at,
+    worker_mod,
+)
+from fixbn_flwr.array_records import arrays_of, record_of
+from fixbn_flwr.client.momentum_store import KEY
+from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.method.round_config import Momentum, RoundConfig
+from fixbn_flwr.method.schedule import Phase
+from fixbn_flwr.tasks import get_task
+from fixbn_flwr.transport.packing import Packer, unpack
+from tests.support.whole_app import SMALL
+
+PATIENCE = 300.0  # seconds, on a busy machine
+
+
+@pytest.fixture
+def nodes() -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+    """Processes that stand for a node's SuperExec."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> subprocess.Popen[bytes]:
+        started.append(subprocess.Popen(["sleep", "3600"]))
+        return started[-1]
+
+    yield start
+    for process in started:  # and with them their workers
+        end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    wait_until(lambda: not workers_of(process.pid))
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[subprocess.Popen[bytes]]:
+    """A node whose worker stays from test to test: a new one takes seconds to import torch."""
+    process = subprocess.Popen(["sleep", "3600"])
+    yield process
+    end(process)
+
+
+@pytest.fixture(scope="module")
+def sockets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory: Path = tmp_path_factory.mktemp("sockets")
+    return directory
+
+
+@pytest.fixture
+def node(nodes: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+    return nodes()
+
+
+@pytest.fixture(autouse=True)
+def one_thread_everywhere(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+
+
+def make_forwarder(directory: Path, node: subprocess.Popen[bytes], **options: Any) -> Forwarder:
+    started = started_at(node.pid)
+    assert started is not None
+    return Forwarder(directory, NodeProcess(node.pid, started), **options)
+
+
+def workers_of(node: int) -> list[int]:
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = file.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"fixbn_flwr.app.worker.process" in words and str(node).encode() in words:
+            found.append(int(file.parent.name))
+    return found
+
+
+def sockets_in(directory: Path) -> list[Path]:
+    return [path for path in directory.iterdir() if path.is_socket()]
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def context_of(partition: int = 0, **run_config: Any) -> Context:
+    node_config = {"partition-id": partition, "num-partitions": 2}
+    return Context(7, 5, node_config, RecordDict(), SMALL | run_config)
+
+
+def train_message(server_round: int, *, packed: bool = True) -> Message:
+    torch.manual_seed(0)
+    model = get_task("digits").models["small-resnet"]("bn")
+    arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    config = RoundConfig(server_round, Phase.EXPLORATION, Momentum.LOCAL, 1.0)
+    content = RecordDict(
+        {"arrays": record_of(arrays), "config": ConfigRecord(dict(config.as_config()))}
+    )
+    if packed:
+        content = Packer().pack(content)
+    message = Message(content, dst_node_id=5, message_type="train")
+    message.metadata.__dict__["_message_id"] = f"round-{server_round}"
+    return message
+
+
+def kept(context: Context) -> dict[str, torch.Tensor]:
+    content = context.state.config_records[KEY][KEY]
+    assert isinstance(content, bytes)
+    return safetensors.torch.load(content)
+
+
+def bits(content: RecordDict) -> dict[str, bytes]:
+    arrays = arrays_of(unpack(content).array_records["arrays"])
+    return {name: array.tobytes() for name, array in arrays.items()}
+
+
+def test_one_worker_answers_every_message_with_the_bits_of_this_process(
+    sockets: Path, shared: subprocess.Popen[bytes]
+) -> None:
+    there, here = context_of(), context_of()
+    seen = set()
+    for server_round in (1, 2, 3):
+        reply = make_forwarder(sockets, shared).answer(train_message(server_round), there)
+        expected = app(train_message(server_round), here)
+        assert reply.has_content(), reply.error
+        assert len(reply.content.array_records["arrays"]) == 2  # packed, as the message was
+        assert bits(reply.content) == bits(expected.content)
+        assert reply.metadata.reply_to_message_id == f"round-{server_round}"
+        # the kept momentum is the node's, and goes back to it
+        buffers, expected_buffers = (kept(c) for c in (there, here))
+        assert buffers.keys() == expected_buffers.keys() != set()
+        assert all(torch.equal(buffers[name], expected_buffers[name]) for name in buffers)
+        seen |= set(workers_of(shared.pid))
+    assert len(seen) == 1
+
+
+def test_momentum_in_a_directory_is_kept_there_as_ever(
+    tmp_path: Path, sockets: Path, shared: subprocess.Popen[bytes]
+) -> None:
+    context = context_of(**{"state-dir": str(tmp_path / "state")})
+    make_forwarder(sockets, shared).answer(train_message(1), context)
+    assert not context.state
+    assert (tmp_path / "state" / "7" / "partition-0" / "round-1.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_two_nodes_have_two_workers_and_each_goes_with_its_own(
+    tmp_path: Path, nodes: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    pair = [nodes(), nodes()]
+    for partition, node in enumerate(pair):
+        reply = make_forwarder(tmp_path, node).answer(train_message(1), context_of(partition))
+        assert reply.has_content(), reply.error
+    (first,), (second,) = (workers_of(node.pid) for node in pair)
+    assert first != second
+    pair[0].kill()  # it stays a zombie, which counts as gone
+    wait_until(lambda: not workers_of(pair[0].pid))
+    assert workers_of(pair[1].pid) == [second]
+    assert [path.name.split("-")[0] for path in sockets_in(tmp_path)] == [str(pair[1].pid)]
+
+
+def test_a_clients_exception_is_the_reply_that_flower_would_send_and_the_worker_lives(
+    sockets: Path, shared: subprocess.Popen[bytes]
+) -> None:
+    context = context_of()
+    del context.node_config["partition-id"]
+    reply = make_forwarder(sockets, shared).answer(train_message(1), context)
+    with pytest.raises(ConfigError) as here:
+        app(train_message(1), context)
+    assert reply.error.code == 2
+    assert reply.error.reason == f"{type(here.value)}:<'{here.value}'>"
+    assert reply.metadata.src_node_id == 5
+    assert make_forwarder(sockets, shared).answer(train_message(1), context_of()).has_content()
+    assert len(workers_of(shared.pid)) == 1
+
+
+def test_a_worker_that_dies_over_a_message_is_told_and_the_next_message_has_another(
+    tmp_path: Path, node: subprocess.Popen[bytes]
+) -> None:
+    context = context_of()
+    make_forwarder(tmp_path, node).answer(train_message(1), context)
+    kept = context.state.config_records["fixbn-momentum"]
+    (worker,) = workers_of(node.pid)
+    before = processor_time(worker)
+    long = subprocess.Popen(
+        [sys.executable, "-c", FORWARDED, *arguments(tmp_path, node, steps=10**6)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until(lambda: processor_time(worker) > before + 1.0)  # it trains
+    os.kill(worker, signal.SIGKILL)
+    said = long.communicate(timeout=PATIENCE)[1]
+    assert "WorkerError: the worker process that trains on this node ended in the middle" in said
+    assert "The next message starts another one." in said
+    reply = make_forwarder(tmp_path, node).answer(train_message(2), context)
+    assert reply.has_content()
+    assert workers_of(node.pid) != [worker]
+    assert context.state.config_records["fixbn-momentum"] != kept
+
+
+@pytest.mark.slow
+def test_a_message_that_is_taken_back_stops_its_training(
+    tmp_path: Path, node: subprocess.Popen[bytes]
+) -> None:
+    make_forwarder(tmp_path, node).answer(train_message(1), context_of())
+    (worker,) = workers_of(node.pid)
+    before = processor_time(worker)
+    long = subprocess.Popen(
+        [sys.executable, "-c", FORWARDED, *arguments(tmp_path, node, steps=10**6)]
+    )
+    wait_until(lambda: processor_time(worker) > before + 1.0)
+    long.kill()  # as `flwr stop` does
+    long.wait()
+    wait_until(lambda: not workers_of(node.pid))
+
+
+# A process that forwards one message, as Flower's own does.
+FORWARDED = """
+import sys
+sys.path.insert(0, sys.argv[4])
+from pathlib import Path
+import tests.app.worker.test_process as t
+t.TaskIdentity.task_id = t.TaskIdentity.run_id = t.TaskIdentity.node_id = 1
+node = t.NodeProcess(int(sys.argv[2]), t.started_at(int(sys.argv[2])))
+forwarder = t.Forwarder(Path(sys.argv[1]), node)
+forwarder.answer(t.train_message(2), t.context_of(**{"local-steps": int(sys.argv[3])}))
+"""
+
+
+def arguments(directory: Path, node: subprocess.Popen[bytes], steps: int) -> list[str]:
+    return [str(directory), str(node.pid), str(steps), CODE]
+
+
+def processor_time(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.slow
+def test_a_worker_ends_after_some_time_without_a_message_and_leaves_no_socket(
+    tmp_path: Path, node: subprocess.Popen[bytes]
+) -> None:
+    make_forwarder(tmp_path, node, idle=0.5).answer(train_message(1), context_of())
+    wait_until(lambda: not workers_of(node.pid))
+    assert sockets_in(tmp_path) == []
+    assert make_forwarder(tmp_path, node).answer(train_message(2), context_of()).has_content()
+
+
+@pytest.mark.slow
+def test_other_code_and_another_run_have_another_worker(
+    tmp_path: Path, node: subprocess.Popen[bytes]
+) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "fixbn_flwr").symlink_to(Path(CODE) / "fixbn_flwr")
+    seen = set()
+    for code, run in ((CODE, 7), (str(copy), 7), (str(copy), 8)):
+        message = train_message(1)
+        message.metadata.__dict__["_run_id"] = run
+        reply = make_forwarder(tmp_path, node, code=code).answer(message, context_of())
+        assert reply.has_content(), reply.error
+        (worker,) = workers_of(node.pid)  # that of before has ended
+        seen.add(worker)
+    assert len(seen) == 3
+
+
+@pytest.mark.slow
+def test_a_worker_that_cannot_start_is_an_error_of_its_own(
+    tmp_path: Path, node: subprocess.Popen[bytes]
+) -> None:
+    (tmp_path / "fixbn_flwr").mkdir()
+    (tmp_path / "fixbn_flwr" / "__init__.py").write_text("raise ImportError('torn on its way')")
+    with pytest.raises(WorkerError, match=r"ended before it could take a message; why is in the"):
+        make_forwarder(tmp_path, node, code=str(tmp_path)).answer(train_message(1), context_of())
+
+
+@pytest.mark.slow
+def test_a_socket_that_a_killed_worker_left_does_no_harm(
+    tmp_path: Path, node: subprocess.Popen[bytes]
+) -> None:
+    make_forwarder(tmp_path, node).answer(train_message(1), context_of())
+    os.kill(workers_of(node.pid)[0], signal.SIGKILL)
+    wait_until(lambda: not workers_of(node.pid))
+    assert make_forwarder(tmp_path, node).answer(train_message(2), context_of()).has_content()
+
+
+def test_the_socket_stands_in_a_directory_of_this_user_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forwarder.tempfile, "gettempdir", lambda: str(tmp_path))
+    directory = forwarder._socket_directory()
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert forwarder._socket_directory() == directory
+    directory.chmod(0o755)
+    with pytest.raises(ConfigError, match=r"must be a directory of user .* with mode 0700"):
+        forwarder._socket_directory()
+    directory.rmdir()
+    directory.symlink_to("/")
+    with pytest.raises(ConfigError, match="Remove it, or set TMPDIR"):
+        forwarder._socket_directory()
+
+
+def test_a_client_runs_where_the_message_is_unless_flower_starts_a_process_for_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert NodeProcess.of_this_process() is None
+    message, context = train_message(1), context_of()
+    assert worker_mod(message, context, lambda m, c: m) is message
+    monkeypatch.setattr(sys, "argv", ["/somewhere/flwr-clientapp", "--token", "x"])
+    assert NodeProcess.of_this_process() == NodeProcess(os.getppid(), started_at(os.getppid()) or 0)
+    # Dependencies that Flower installs for one message are gone after it.
+    monkeypatch.setattr(sys, "path", [*sys.path, "/home/.flwr/runtime-envs/1/lib"])
+    assert NodeProcess.of_this_process() is None
+
+
+def test_the_forwarding_process_imports_neither_torch_nor_scikit_learn() -> None:
+    code = (
+        "import sys, json; from fixbn_flwr.app.client_app import app; "
+        "print(json.dumps([m for m in ('torch', 'sklearn', 'matplotlib', 'ray') "
+        "if m in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
+
+
+def test_arrays_of_a_reply_are_numbers_of_this_round() -> None:
+    """What the tests above compare is a training: it moved the arrays."""
+    moved = arrays_of(app(train_message(1, packed=False), context_of()).content["arrays"])
+    sent = arrays_of(train_message(1, packed=False).content.array_records["arrays"])
+    assert any(np.any(moved[name] != sent[name]) for name in sent)

@@ -1,0 +1,343 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from flwr.app import ConfigRecord, Context, RecordDict
+from flwr.common.serde import context_from_proto, context_to_proto
+from torch import Tensor
+
+from fixbn_flwr.client.momentum_store import KEY, Stamp, load_buffers, save_buffers
+from fixbn_flwr.errors import MomentumError
+from fixbn_flwr.method.optimizer_buffers import Buffers
+from fixbn_flwr.method.round_config import Momentum, RoundConfig
+from fixbn_flwr.method.schedule import Phase
+from fixbn_flwr.persistence.atomic_files import write_atomically
+
+BUFFERS = {
+    "conv.weight": torch.arange(6.0).reshape(2, 3),
+    "head.bias": torch.tensor([0.1, -2.0], dtype=torch.bfloat16),
+    "scale.step": torch.tensor(3.0),
+    "double": torch.tensor([1e-300], dtype=torch.float64),
+}
+
+
+def context(
+    directory: Path | None, *, run_id: int = 1, partition: int | None = 0, node_id: int = 5
+) -> Context:
+    return Context(
+        run_id=run_id,
+        node_id=node_id,
+        node_config={} if partition is None else {"partition-id": partition},
+        state=RecordDict(),
+        run_config={} if directory is None else {"state-dir": str(directory)},
+    )
+
+
+def asked(server_round: int, **more: Any) -> RoundConfig:
+    return RoundConfig(server_round, Phase.EXPLORATION, Momentum.LOCAL, 1.0, **more)
+
+
+def save(client: Context, server_round: int, buffers: Buffers, **more: Any) -> None:
+    save_buffers(client, asked(server_round, **more), buffers, "model")
+
+
+def load(client: Context, server_round: int, model: str = "model", **more: Any) -> Buffers:
+    return load_buffers(client, asked(server_round, **more), model)
+
+
+@pytest.fixture(params=["state", "directory"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
+    return tmp_path / "state" if request.param == "directory" else None
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(one[n], other[n]) and one[n].dtype == other[n].dtype for n in one
+    )
+
+
+def test_nothing_is_kept_at_first(place: Path | None) -> None:
+    assert load(context(place), 1) == {}
+
+
+def test_what_is_kept_comes_back_to_the_bit(place: Path | None) -> None:
+    client = context(place)
+    save(client, 1, BUFFERS)
+    assert equal(load(client, 2), BUFFERS)
+    assert equal(load(client, 7), BUFFERS)  # not asked in the rounds between
+
+
+def test_the_last_one_counts(place: Path | None) -> None:
+    client = context(place)
+    save(client, 1, BUFFERS)
+    save(client, 2, {"x": torch.ones(1)})
+    assert equal(load(client, 3), {"x": torch.ones(1)})
+    save(client, 3, {})
+    assert load(client, 4) == {}
+
+
+def test_each_client_has_its_own(place: Path | None) -> None:
+    first, second = context(place, partition=0), context(place, partition=1)
+    save(first, 1, BUFFERS)
+    assert load(second, 2) == {}
+    save(second, 1, {"x": torch.ones(1)})
+    assert equal(load(first, 2), BUFFERS)
+
+
+def test_nodes_without_a_partition_are_told_apart_by_id(tmp_path: Path) -> None:
+    first = context(tmp_path, partition=None, node_id=5)
+    second = context(tmp_path, partition=None, node_id=6)
+    save(first, 1, BUFFERS)
+    assert load(second, 2) == {}
+    assert equal(load(first, 2), BUFFERS)
+
+
+def test_another_run_starts_from_zero(place: Path | None, caplog: pytest.LogCaptureFixture) -> None:
+    client = context(place, run_id=1)
+    save(client, 1, BUFFERS)
+    later = context(place, run_id=2)
+    later.state = client.state  # a SuperNode may hand on the state of a series of runs
+    assert load(later, 2) == {}
+    assert place is not None or "it is of run 1 round 1 and this is run 2" in caplog.text
+    save(later, 1, {})
+    if place is not None:  # nor does it touch what belongs to the first
+        assert equal(load(client, 2), BUFFERS)
+
+
+@pytest.mark.parametrize("server_round", [3, 2, 1])
+def test_a_round_not_later_than_the_stamp_starts_from_zero(
+    place: Path | None, server_round: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server never saw the training that made them, or the run went back to a checkpoint."""
+    client = context(place)
+    save(client, 3, BUFFERS)
+    assert load(client, server_round) == {}
+    assert f"round 3 and this is run 1 round {server_round}" in caplog.text
+
+
+def test_another_model_starts_from_zero(
+    place: Path | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = context(place)
+    save(client, 1, BUFFERS)
+    assert load(client, 2, "wider") == {}
+    assert "it is of another model (model, and this is wider)" in caplog.text
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_momentum_of_a_training_that_diverged_is_not_kept(
+    place: Path | None, bad: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = context(place)
+    save(client, 1, BUFFERS)
+    save(client, 2, {**BUFFERS, "conv.weight": torch.tensor([1.0, bad])})
+    assert "momentum not kept, it holds NaN or infinity" in caplog.text
+    assert equal(load(client, 3), BUFFERS)
+    _damage(client, place, safetensors.torch.save(
+        {"x": torch.tensor([bad])}, metadata=Stamp(1, 1, "model").as_metadata()
+    ))  # fmt: skip
+    assert load(client, 3) == {}
+    assert "dropped, it holds NaN or infinity" in caplog.text
+
+
+def test_a_node_with_data_of_its_own_is_known_by_its_name(tmp_path: Path) -> None:
+    before = context(tmp_path, partition=None, node_id=5)
+    after = context(tmp_path, partition=None, node_id=6)  # restarted, without a registered key
+    for client in (before, after):
+        client.node_config["name"] = "hospital-a"
+    save(before, 1, BUFFERS)
+    assert equal(load(after, 2), BUFFERS)
+    strange = context(tmp_path, partition=None, node_id=7)
+    strange.node_config["name"] = "../../x"
+    save(strange, 1, BUFFERS)
+    assert (tmp_path / "1" / "node-7").is_dir()
+
+
+def test_a_folder_in_ones_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    save(context(Path("~/state")), 1, BUFFERS)
+    assert (tmp_path / "state" / "1" / "partition-0" / "round-1.safetensors").is_file()
+
+
+def files(directory: Path, run: int = 1) -> list[str]:
+    return sorted(path.name for path in (directory / str(run) / "partition-0").iterdir())
+
+
+def test_only_the_newest_file_is_kept_where_nothing_can_be_resumed(tmp_path: Path) -> None:
+    client = context(tmp_path)
+    for server_round in (1, 2, 5):
+        save(client, server_round, BUFFERS)
+    (tmp_path / "1" / "partition-0" / ".round-9.safetensors.1.partial").touch()  # it was killed
+    save(client, 6, BUFFERS)
+    assert files(tmp_path) == ["round-6.safetensors"]
+
+
+def test_files_that_a_resumed_run_would_need_are_kept(tmp_path: Path) -> None:
+    """It may be in any round but those that its server chooses, here 1, 2, 5, 6, 7 and 9."""
+    client = context(tmp_path)
+    for server_round, checkpoints in ((1, ()), (2, ()), (5, (3,)), (6, (3,)), (7, (3, 6))):
+        save(client, server_round, {"x": torch.tensor([server_round])}, checkpoints=checkpoints)
+    assert files(tmp_path) == [f"round-{n}.safetensors" for n in (2, 6, 7)]
+    save(client, 9, BUFFERS, checkpoints=(6, 9))
+    assert files(tmp_path) == [f"round-{n}.safetensors" for n in (6, 9)]
+
+
+def test_a_resumed_run_goes_back_to_the_file_of_its_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second, third = (context(tmp_path, run_id=run) for run in (1, 2, 3))
+    for server_round in (1, 2, 3):
+        values = {"x": torch.tensor([float(server_round)])}
+        save(first, server_round, values, checkpoints=(1, 2))
+    after_2 = {"resumed": {1: 2}}
+    assert load(second, 3, **after_2)["x"] == 2.0
+    assert "it is of run 1 round 3 and this is run 2 round 3" in caplog.text
+    save(second, 3, {"x": torch.tensor([30.0])}, checkpoints=(1, 2), **after_2)
+    assert load(second, 4, **after_2)["x"] == 30.0
+    assert load(third, 4, resumed={1: 2, 2: 3})["x"] == 30.0
+    assert load(third, 3, resumed={1: 2, 2: 2})["x"] == 2.0
+    assert not (tmp_path / "2").exists()
+
+
+def test_a_client_that_was_not_asked_again_does_not_use_what_the_run_went_back_before(
+    tmp_path: Path,
+) -> None:
+    """It trained in round 3 of a run that was resumed after round 2, and next in round 5."""
+    first, second = context(tmp_path, run_id=1), context(tmp_path, run_id=2)
+    save(first, 1, {"x": torch.tensor([1.0])})
+    save(first, 3, {"x": torch.tensor([3.0])}, checkpoints=(1, 2))
+    assert load(second, 5, resumed={1: 2})["x"] == 1.0
+
+
+def test_state_of_a_run_that_was_resumed_elsewhere_is_dropped(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    client = context(None, run_id=1)
+    save(client, 3, BUFFERS)
+    later = context(None, run_id=2)
+    later.state = client.state
+    assert equal(load(later, 4, resumed={1: 3}), BUFFERS)
+    assert load(later, 4, resumed={1: 2}) == {}
+    assert "run 1 round 3" in caplog.text
+
+
+def _damage(client: Context, place: Path | None, content: bytes) -> None:
+    if place is None:
+        client.state[KEY] = ConfigRecord({KEY: content})
+    else:
+        (place / "1" / "partition-0" / "round-1.safetensors").write_bytes(content)
+
+
+def _content(client: Context, place: Path | None) -> bytes:
+    if place is None:
+        content = client.state.config_records[KEY][KEY]
+        assert isinstance(content, bytes)
+        return content
+    return (place / "1" / "partition-0" / "round-1.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("keep", [0, 4, 60, -1])
+def test_a_torn_file_starts_from_zero(
+    place: Path | None, keep: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = context(place)
+    save(client, 1, BUFFERS)
+    _damage(client, place, _content(client, place)[:keep])
+    assert load(client, 2) == {}
+    assert "unreadable" in caplog.text
+
+
+@pytest.mark.parametrize("junk", [b"not safetensors at all", b"\xff" * 100, pickle.dumps({})])
+def test_junk_starts_from_zero(
+    place: Path | None, junk: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = context(place)
+    save(client, 1, BUFFERS)
+    _damage(client, place, junk)
+    assert load(client, 2) == {}
+    assert "unreadable" in caplog.text
+
+
+def test_a_file_without_a_stamp_starts_from_zero(
+    place: Path | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = context(place)
+    save(client, 1, BUFFERS)
+    _damage(client, place, safetensors.torch.save(BUFFERS))
+    assert load(client, 2) == {}
+    assert "unreadable" in caplog.text
+
+
+def test_a_file_that_cannot_be_opened_starts_from_zero(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "1" / "partition-0" / "round-1.safetensors").mkdir(parents=True)
+    assert load(context(tmp_path), 2) == {}
+    assert "unreadable" in caplog.text
+
+
+def test_the_nodes_directory_comes_before_the_runs(tmp_path: Path) -> None:
+    client = context(tmp_path / "run")
+    client.node_config["state-dir"] = str(tmp_path / "node")
+    save(client, 1, BUFFERS)
+    assert not (tmp_path / "run").exists()
+    assert (tmp_path / "node" / "1" / "partition-0" / "round-1.safetensors").is_file()
+    assert not client.state
+
+
+def test_an_empty_state_dir_is_none() -> None:
+    client = context(None)
+    client.run_config["state-dir"] = ""
+    save(client, 1, BUFFERS)
+    assert KEY in client.state
+
+
+def test_state_travels_as_flower_sends_it() -> None:
+    """Pickled in a simulation, protobuf on real nodes."""
+    client = context(None)
+    save(client, 1, BUFFERS)
+    assert equal(load(pickle.loads(pickle.dumps(client)), 2), BUFFERS)
+    assert equal(load(context_from_proto(context_to_proto(client)), 2), BUFFERS)
+
+
+def test_a_disk_that_is_full_is_said_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = context(tmp_path)
+    save(client, 1, BUFFERS)
+
+    def fails(*_: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fails)
+        with pytest.raises(MomentumError, match=r"kept in .* \(disk full\): make room .* is whole"):
+            save(client, 2, BUFFERS)
+    assert equal(load(client, 3), BUFFERS)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a" / "file"
+    write_atomically(path, b"old")
+
+    def fails(*_: object) -> None:
+        raise OSError("disk full")
+
+    for step in ("os.fsync", "os.replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(step, fails)
+            with pytest.raises(OSError, match="disk full"):
+                write_atomically(path, b"new")
+        assert path.read_bytes() == b"old"
+        assert list(path.parent.iterdir()) == [path]
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(path.parent.iterdir()) == [path]

@@ -1,0 +1,500 @@
+"""FixBN around older strategies, with real NumPyClients, without Ray (see older_generation)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
+from flwr.client.mod import secaggplus_mod
+from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.server import LegacyContext, ServerConfig
+from flwr.server.strategy import FedAvg
+from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
+from flwr.serverapp.strategy import FedAvg as NewFedAvg
+from torch import nn
+from torch.optim import SGD
+
+from fixbn_flwr import FixBN as NewFixBN
+from fixbn_flwr import Phase, local_training
+from fixbn_flwr.errors import (
+    ConfigError,
+    NoStatisticsError,
+    RoundsFailedError,
+    StatisticsMovedError,
+)
+from fixbn_flwr.legacy.replies import sorted_out
+from fixbn_flwr.method.averaging import Kind, kind_of
+from fixbn_flwr.testing import InMemoryGrid
+from tests.support.clients import initial_arrays, sgd_step, training_app
+from tests.support.older_federation import CLIENTS, NAMES, ROUNDS, STATISTICS, fedavg, fixbn
+from tests.support.older_generation import Arrays, Trainer, arrays_of, load, numpy_app, run_older
+from tests.support.small_federation import batches, network
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def app(**choices: Any) -> Any:
+    return numpy_app(network, batches, **choices)
+
+
+def change(
+    name: str, make: Callable[[np.ndarray], Any], *, client: int = 1, from_round: int = 1
+) -> Callable[..., None]:
+    """Let one client return a changed array."""
+
+    def on_reply(partition: int, server_round: int, arrays: Arrays, _: dict[str, Any]) -> None:
+        if partition == client and server_round >= from_round:
+            arrays[NAMES.index(name)] = np.asarray(make(arrays[NAMES.index(name)]))
+
+    return on_reply
+
+
+# The two stages
+
+
+def test_exploration_averages_the_statistics() -> None:
+    returned: dict[int, Arrays] = {}
+
+    def on_reply(partition: int, _: int, arrays: Arrays, __: dict[str, Any]) -> None:
+        returned[partition] = [array.copy() for array in arrays]
+
+    examples = [1, 2, 3, 4]
+    of_round = run_older(
+        fixbn(freeze_after=1.0), app(examples=examples, on_reply=on_reply), num_rounds=1
+    )
+    for place, name in enumerate(NAMES):
+        own = np.stack([returned[client][place] for client in range(CLIENTS)]).astype(float)
+        got = of_round[1][place]
+        if kind_of(name, got.dtype) is Kind.COUNTER:
+            assert np.array_equal(got, own.max(0)), name
+        else:
+            expected = np.tensordot(np.array(examples) / 10, own, 1)
+            assert np.allclose(got, expected, rtol=1e-6, atol=1e-7), name
+        assert got.dtype == returned[0][place].dtype
+        assert got.shape == returned[0][place].shape
+
+
+def test_statistics_are_bit_identical_from_the_switch_on() -> None:
+    trained_with: list[Arrays] = []
+
+    class Watching(Trainer):
+        def fit(self, parameters: Any, config: Any) -> Any:
+            if config["fixbn-phase"] == "calibration":
+                trained_with.append([parameters[place] for place in STATISTICS])
+            return super().fit(parameters, config)
+
+    strategy = fixbn()
+    of_round = run_older(strategy, app(client=Watching), ROUNDS)
+    frozen = [of_round[2][place] for place in STATISTICS]
+    assert frozen[0].any()
+    assert len(trained_with) == 2 * CLIENTS
+    for statistics in [
+        *trained_with,
+        *([of_round[number][place] for place in STATISTICS] for number in (3, 4)),
+        list((strategy.frozen_statistics or {}).values()),
+    ]:
+        assert all(np.array_equal(*pair) for pair in zip(frozen, statistics, strict=True))
+    assert strategy.phase is Phase.CALIBRATION
+    weight, scale = NAMES.index("norm.weight"), NAMES.index("first.weight")
+    assert not np.array_equal(of_round[3][weight], of_round[4][weight])
+    assert not np.array_equal(of_round[3][scale], of_round[4][scale])
+
+
+def test_whole_numbers_survive_where_flowers_own_average_zeroes_them() -> None:
+    place, counter = NAMES.index("positions"), NAMES.index("norm.num_batches_tracked")
+    plain = run_older(fedavg(), app(), 1)
+    assert not plain[1][place].any()
+    kept = run_older(fixbn(freeze_after=1.0), app(), ROUNDS)
+    assert np.array_equal(kept[ROUNDS][place], np.arange(7))
+    assert kept[ROUNDS][counter] == 2 * ROUNDS
+    assert kept[ROUNDS][counter].dtype == np.int64
+
+
+# Both generations alike
+
+
+@pytest.mark.parametrize("momentum", ["reset", "local", "global"])
+@pytest.mark.parametrize("statistics", ["mean", "pooled"])
+def test_the_same_bits_in_either_generation(momentum: str, statistics: str) -> None:
+    """Four clients of equal size: a quarter is exact, so Flower's own two averages agree."""
+    choices: dict[str, Any] = {
+        "freeze_after": 2, "momentum": momentum, "statistics": statistics,
+        "learning_rate_factor": 0.5,
+    }  # fmt: skip
+    older = run_older(fixbn(**choices), app(), ROUNDS, shuffle_seed=1)
+    grid = InMemoryGrid(training_app(network, batches), CLIENTS, shuffle_seed=2)
+    strategy = NewFixBN(NewFedAvg(fraction_evaluate=0.0), **choices)
+    newer = strategy.start(grid, initial_arrays(network()), ROUNDS).arrays
+    for name, array in zip(NAMES, older[ROUNDS], strict=True):
+        expected = newer[name].numpy()
+        assert array.dtype == expected.dtype, name
+        assert np.array_equal(array, expected), name
+
+
+@pytest.mark.parametrize("examples", [[8] * 3, [8] * 10, [3, 5, 6, 7]])
+def test_where_flowers_two_averages_round_apart_the_statistics_do_not(examples: list[int]) -> None:
+    """The same statistics of the same replies; parameters to the last digits."""
+    clients, of_round = len(examples), {}
+    older = run_older(fixbn(), app(examples=examples), ROUNDS, clients=clients)
+    grid = InMemoryGrid(training_app(network, batches, examples=examples), clients)
+    strategy = NewFixBN(NewFedAvg(fraction_evaluate=0.0), freeze_after=2)
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> None:
+        of_round[server_round] = {name: array.numpy() for name, array in arrays.items()}
+
+    strategy.start(grid, initial_arrays(network()), ROUNDS, evaluate_fn=evaluate)
+    for place, name in enumerate(NAMES):
+        if place in STATISTICS:
+            assert np.array_equal(older[1][place], of_round[1][name]), name
+        assert np.allclose(older[ROUNDS][place], of_round[ROUNDS][name], rtol=1e-4, atol=1e-6), name
+
+
+def test_clients_come_in_the_order_of_their_numbers() -> None:
+    replies = [(SimpleNamespace(cid=cid), cid) for cid in ("10", "9", "8", "11")]
+    usable, _, _ = sorted_out(
+        1,
+        replies,  # type: ignore[arg-type]
+        [],
+        read=lambda client, _: client.cid,
+        form=lambda *_: None,
+    )
+    assert [cid for *_, cid in usable] == ["8", "9", "10", "11"]
+
+
+def test_the_order_of_arrival_does_not_matter() -> None:
+    one, other = (
+        run_older(fixbn(), app(examples=[3, 5, 6, 7]), ROUNDS, shuffle_seed=seed)[ROUNDS]
+        for seed in (1, 2)
+    )
+    assert all(np.array_equal(*pair) for pair in zip(one, other, strict=True))
+
+
+# Momentum
+
+
+@pytest.mark.parametrize("momentum", ["reset", "local", "global"])
+def test_momentum_by_mode(momentum: str) -> None:
+    """One client: its own momentum and the average of all are the same, and not zero."""
+    strategy = fixbn(fedavg(min_fit_clients=1, min_available_clients=1), momentum=momentum)
+    got = run_older(strategy, app(), ROUNDS, clients=1)[ROUNDS]
+    model = network()
+    optimizer = SGD(model.parameters(), 0.05, 0.9)
+    for server_round in range(1, ROUNDS + 1):
+        if momentum == "reset":
+            optimizer.state.clear()
+        for batch in batches(0, server_round):
+            if server_round > 2:
+                step_with_frozen_statistics(model, optimizer, batch)
+            else:
+                sgd_step(model, optimizer, batch)
+    for name, array, expected in zip(NAMES, got, arrays_of(model), strict=True):
+        assert np.allclose(array, expected, rtol=1e-5, atol=1e-7), name
+
+
+def step_with_frozen_statistics(model: nn.Module, optimizer: Any, batch: Any) -> None:
+    images, targets = batch
+    model.train()
+    model.norm.eval()  # type: ignore[union-attr]
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(images), targets).backward()
+    optimizer.step()
+
+
+def test_global_momentum_does_not_stay_in_the_metrics() -> None:
+    seen: list[dict[str, Any]] = []
+
+    def aggregate(metrics: list[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
+        seen.extend(own for _, own in metrics)
+        return {"loss": 0.5}
+
+    strategy = fixbn(fedavg(fit_metrics_aggregation_fn=aggregate), momentum="global")
+    run_older(strategy, app(metrics={"loss": 0.5}), ROUNDS)
+    assert seen == [{"loss": 0.5}] * (CLIENTS * ROUNDS)
+
+
+def test_a_client_that_returns_no_momentum_is_told_what_to_add() -> None:
+    def on_reply(_: int, __: int, ___: Arrays, metrics: dict[str, Any]) -> None:
+        metrics.pop("fixbn-momentum", None)
+
+    with pytest.raises(RoundsFailedError, match=r"\*\*local\.metrics"):
+        run_older(fixbn(momentum="global"), app(on_reply=on_reply), ROUNDS)
+
+
+def test_a_momentum_blob_that_cannot_be_read_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    def on_reply(partition: int, _: int, __: Arrays, metrics: dict[str, Any]) -> None:
+        if partition == 1:
+            metrics["fixbn-momentum"] = b"torn"
+
+    of_round = run_older(fixbn(momentum="global"), app(on_reply=on_reply), 1)
+    assert "its 'fixbn-momentum' cannot be read" in caplog.text
+    assert not np.array_equal(of_round[0][0], of_round[1][0])
+
+
+# Bad replies
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("first.weight", lambda a: a * np.nan, "holds NaN or infinity"),
+        ("norm.running_var", lambda a: a * 0 - 1, "below zero"),
+        ("first.bias", lambda a: a[:-1], "was sent as float32 (5,)"),
+        ("norm.num_batches_tracked", lambda a: a.astype(np.float64), "is float64 ()"),
+    ],
+)
+def test_a_bad_reply_is_dropped_and_named(
+    name: str, make: Any, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = run_older(fixbn(), app(on_reply=change(name, make)), ROUNDS)
+    assert f"round {ROUNDS}: reply dropped, client 1001: " in caplog.text
+    assert message in caplog.text
+    assert all(np.isfinite(array).all() for array in bad[ROUNDS])
+
+
+def test_a_dropped_reply_counts_as_a_failure() -> None:
+    """So that a strategy that accepts no failures does not average the others."""
+    strategy = fixbn(fedavg(accept_failures=False))
+    with pytest.raises(RoundsFailedError, match="FedAvg made no model of 3 usable replies"):
+        run_older(strategy, app(on_reply=change("first.bias", lambda a: a * np.inf)), ROUNDS)
+
+
+def test_an_average_that_is_not_finite_is_no_model() -> None:
+    class Overflowing(FedAvg):
+        def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
+            parameters, metrics = super().aggregate_fit(server_round, results, failures)
+            assert parameters is not None
+            first, *rest = parameters_to_ndarrays(parameters)
+            return ndarrays_to_parameters([first * np.inf, *rest]), metrics
+
+    initial = ndarrays_to_parameters(arrays_of(network()))
+    strategy = fixbn(Overflowing(initial_parameters=initial, fraction_evaluate=0.0))
+    with pytest.raises(RoundsFailedError, match="Overflowing made NaN or infinity of finite"):
+        run_older(strategy, app(), ROUNDS)
+
+
+def test_clients_without_all_arrays_are_told_what_to_send() -> None:
+    class ParametersOnly(Trainer):
+        def fit(self, parameters: Any, config: Any) -> Any:
+            arrays, *rest = super().fit(parameters, config)
+            return arrays[:4], *rest
+
+    with pytest.raises(RoundsFailedError, match=r"holds 4 arrays and was sent 11: return all of"):
+        run_older(fixbn(), app(client=ParametersOnly), ROUNDS)
+
+
+def test_a_run_in_which_all_clients_fail_stops_with_their_reason() -> None:
+    class Failing(Trainer):
+        def fit(self, parameters: Any, config: Any) -> Any:
+            raise FileNotFoundError("no such folder: /data")
+
+    with pytest.raises(RoundsFailedError, match="no such folder: /data"):
+        run_older(fixbn(), app(client=Failing), ROUNDS)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_client_that_does_not_freeze_is_named(
+    strict: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Ignorant(Trainer):
+        """Knows nothing of FixBN."""
+
+        def fit(self, parameters: Any, config: Any) -> Any:
+            return super().fit(parameters, {"server-round": config["server-round"]})
+
+    strategy = fixbn(strict=strict)
+    if strict:
+        with pytest.raises(StatisticsMovedError, match="client 1000 returned 2 of 2 frozen"):
+            run_older(strategy, app(client=Ignorant), ROUNDS)
+        return
+    of_round = run_older(strategy, app(client=Ignorant), ROUNDS)
+    assert "client 1003 returned 2 of 2 frozen statistics changed" in caplog.text
+    for place in STATISTICS:
+        assert np.array_equal(of_round[2][place], of_round[ROUNDS][place])
+
+
+# What the server evaluates and sends to be evaluated
+
+
+def test_evaluations_see_the_whole_model() -> None:
+    on_server: list[Arrays] = []
+    at_clients: list[Any] = []
+
+    def evaluate_fn(server_round: int, arrays: Arrays, _: dict[str, Any]) -> Any:
+        on_server.append(arrays)
+        return 0.0, {}
+
+    class Watching(Trainer):
+        def evaluate(self, parameters: Any, config: Any) -> Any:
+            at_clients.append(parameters)
+            return super().evaluate(parameters, config)
+
+    strategy = fixbn(fedavg(evaluate_fn=evaluate_fn, fraction_evaluate=1.0))
+    of_round = run_older(strategy, app(client=Watching), ROUNDS)
+    assert len(on_server) == ROUNDS + 1
+    assert len(at_clients) == ROUNDS * CLIENTS
+    model = network()
+    for arrays in (on_server[-1], at_clients[-1]):
+        load(model, [np.array(array) for array in arrays])
+        assert all(np.array_equal(*pair) for pair in zip(arrays, of_round[ROUNDS], strict=True))
+
+
+def test_a_client_is_asked_for_the_initial_model_when_there_is_none() -> None:
+    of_round = run_older(fixbn(fedavg(initial_parameters=None)), app(), 1)
+    assert all(
+        np.array_equal(*pair) for pair in zip(of_round[0], arrays_of(network()), strict=True)
+    )
+    assert of_round[1][STATISTICS[0]].any()
+
+
+def test_secure_aggregation_is_refused_in_the_first_round() -> None:
+    grid = InMemoryGrid(app(mods=[secaggplus_mod]), CLIENTS)
+    context = LegacyContext(
+        context=Context(1, 1, {}, RecordDict(), {}),
+        config=ServerConfig(num_rounds=ROUNDS),
+        strategy=fixbn(),
+    )
+    workflow = DefaultWorkflow(fit_workflow=SecAggPlusWorkflow(3, 2))
+    with pytest.raises(RoundsFailedError, match="FixBN cannot work with it, use DefaultWorkflow"):
+        workflow(grid, context)
+    assert context.history.metrics_distributed_fit == {}
+
+
+def test_a_client_in_secure_aggregation_says_why_it_does_not_train() -> None:
+    model = network()
+    context = Context(1, 1, {}, RecordDict({"secaggplus_state": ConfigRecord()}), {})
+    config = {
+        "server-round": 1, "fixbn-phase": "exploration", "fixbn-momentum": "local",
+        "fixbn-learning-rate-factor": 1.0,
+    }  # fmt: skip
+    optimizer = SGD(model.parameters(), 0.1)
+    with (
+        pytest.raises(ConfigError, match="cuts every value to a fixed range"),
+        local_training(model, optimizer, config, context),
+    ):
+        pass
+
+
+# What the user gives
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"parameter_names": []}, "must name each of the model's arrays once"),
+        ({"parameter_names": "first.weight"}, "must name each of the model's arrays once"),
+        ({"parameter_names": [NAMES[0], *NAMES[:-1]]}, "must name each of the model's arrays once"),
+        ({"parameter_names": NAMES[:-1]}, "has 11 arrays and parameter_names has 10 names"),
+        ({"momentum": "none"}, "is not a mode"),
+        ({"statistics": "median"}, "is not an average"),
+        ({"freeze_after": -1}, "negative round"),
+        ({"num_rounds": 0}, "num_rounds=0"),
+        ({"strategy": NewFedAvg()}, r"use fixbn_flwr\.FixBN"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_at_once(choices: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        fixbn(**choices)
+
+
+def test_fixbn_is_not_wrapped_twice() -> None:
+    with pytest.raises(ConfigError, match="is around already"):
+        fixbn(fixbn())
+
+
+def test_a_model_without_statistics_is_refused_at_once() -> None:
+    names = ["0.weight", "0.bias"]
+    with pytest.raises(NoStatisticsError, match="nothing to freeze"):
+        fixbn(fedavg(initial_parameters=None), parameter_names=names)
+    fixbn(fedavg(initial_parameters=None), parameter_names=names, freeze_after=1.0)
+
+
+def test_a_switch_that_never_comes_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    fixbn(freeze_after=ROUNDS)
+    assert f"freeze_after={ROUNDS} never freezes in {ROUNDS} rounds" in caplog.text
+
+
+def test_a_client_with_another_number_of_arrays_than_names_is_named() -> None:
+    strategy = fixbn(fedavg(initial_parameters=None), parameter_names=[*NAMES, "more.weight"])
+    with pytest.raises(ConfigError, match="has 11 arrays and parameter_names has 12 names"):
+        run_older(strategy, app(), 1)
+
+
+def test_a_share_of_the_rounds(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="flwr.fixbn")
+    run_older(fixbn(freeze_after=0.25), app(), ROUNDS)
+    assert "round 1 is exploration" in caplog.text
+    assert "round 2 is calibration" in caplog.text
+
+
+def test_a_second_run_starts_afresh() -> None:
+    phases: list[str] = []
+
+    class Watching(Trainer):
+        def fit(self, parameters: Any, config: Any) -> Any:
+            phases.append(f"{config['fixbn-phase']} {type(config['fixbn-momentum']).__name__}")
+            return super().fit(parameters, config)
+
+    strategy = fixbn(fedavg(initial_parameters=None), momentum="global")
+    for _ in range(2):
+        phases.clear()
+        run_older(strategy, app(client=Watching), ROUNDS)
+        assert phases[:CLIENTS] == ["exploration str"] * CLIENTS
+        assert phases[-1] == "calibration bytes"
+
+
+def test_a_strategy_belongs_to_one_fixbn() -> None:
+    strategy = fedavg()
+    fixbn(strategy)
+    with pytest.raises(ConfigError, match="make a new one for every FixBN"):
+        fixbn(strategy)
+
+
+def test_more_rounds_than_fixbn_was_told_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    run_older(fixbn(num_rounds=2, freeze_after=0.5), app(), 4)
+    assert caplog.text.count("round 3 comes after num_rounds=2") == 1
+    assert "round 4 comes after" not in caplog.text
+
+
+def test_a_model_that_a_strategy_loads_itself_is_the_one_that_is_trained() -> None:
+    class Resuming(FedAvg):
+        def initialize_parameters(self, client_manager: Any) -> Any:
+            super().initialize_parameters(client_manager)
+            return ndarrays_to_parameters([array * 0 + 7 for array in arrays_of(network())])
+
+    initial = ndarrays_to_parameters(arrays_of(network()))
+    of_round = run_older(fixbn(Resuming(initial_parameters=initial)), app(), 1)
+    assert all((array == 7).all() for array in of_round[0])
+
+
+def test_a_round_without_replies_leaves_the_model_whatever_the_strategy_says() -> None:
+    class Stubborn(FedAvg):
+        """Returns a model in every round, as one that remembers the last does."""
+
+        def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
+            parameters, metrics = super().aggregate_fit(server_round, results, failures)
+            self.last = parameters or self.last
+            return self.last, metrics
+
+    class FailsOnce(Trainer):
+        def fit(self, parameters: Any, config: Any) -> Any:
+            if config["server-round"] == 2:
+                raise FileNotFoundError("no such folder: /data")
+            return super().fit(parameters, config)
+
+    initial = ndarrays_to_parameters(arrays_of(network()))
+    strategy = fixbn(Stubborn(initial_parameters=initial))
+    of_round = run_older(strategy, app(client=FailsOnce), 3)
+    assert all(np.array_equal(*pair) for pair in zip(of_round[1], of_round[2], strict=True))
+    assert not np.array_equal(of_round[2][0], of_round[3][0])
+
+
+def test_torch_is_seeded_alike() -> None:
+    """The helper's own promise: a run of the same federation is the same run."""
+    one, other = (run_older(fixbn(), app(), 2)[2] for _ in range(2))
+    assert torch.equal(torch.from_numpy(one[0]), torch.from_numpy(other[0]))

@@ -1,0 +1,105 @@
+"""What a wrapped strategy keeps: found, kept, and a run that goes on with it has the same bits."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fixbn_flwr.errors import CheckpointError
+from fixbn_flwr.persistence.safetensors_tree import from_bytes, to_bytes
+from fixbn_flwr.server.inner_strategy_state import WrappedState, attributes_of, put_back
+
+
+class Holder:
+    """Stands for a strategy with attributes of its own."""
+
+    def __init__(self) -> None:
+        self.rate = 0.1
+        self.counts = [1, 2]
+        self.moments: dict[str, Any] | None = None
+        self.vector = np.zeros(2)
+        self.function = len
+
+
+def test_only_what_has_changed_is_kept_also_what_changed_in_place() -> None:
+    holder = Holder()
+    state = WrappedState([holder])
+    assert state.changes() == [{}]
+    holder.rate = 0.2
+    holder.counts.append(3)
+    holder.moments = {"w": np.ones(2)}
+    holder.vector[0] = 1.0
+    holder.later = "new"  # type: ignore[attr-defined]
+    (changes,) = state.changes()
+    assert set(changes) == {"rate", "counts", "moments", "vector", "later"}
+    other = Holder()
+    WrappedState([other]).restore(from_bytes(to_bytes([changes])))
+    assert (other.rate, other.counts, other.later) == (0.2, [1, 2, 3], "new")  # type: ignore[attr-defined]
+    assert np.array_equal(other.vector, [1.0, 0.0])
+    assert other.moments is not None
+    assert np.array_equal(other.moments["w"], np.ones(2))
+
+
+def test_what_no_checkpoint_holds_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    holder = Holder()
+    state = WrappedState([holder])
+    holder.function = print  # type: ignore[assignment]
+    assert state.changes() == state.changes() == [{}]
+    assert caplog.text.count("Holder.function has changed and is a builtin_function") == 1
+
+
+class Accountant:
+    """Stands for an object that counts inside, as one of a privacy budget does."""
+
+    def __init__(self) -> None:
+        self.releases: set[int] = set()
+
+
+class Wrapper:
+    """Stands for a strategy around another one."""
+
+    def __init__(self, strategy: Holder) -> None:
+        self.strategy = strategy
+        self.accountant = Accountant()
+        self.shapes = {1: [2]}
+        self.generator = np.random.default_rng(0)
+        self.endless: list[Any] = []
+        self.endless.append(self.endless)
+        self.lock = threading.Lock()
+        self.large = {1: np.zeros(2**25)}
+
+
+def test_what_changes_inside_an_object_that_no_checkpoint_holds_is_named_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    holder = Holder()
+    wrapper = Wrapper(holder)
+    state = WrappedState([wrapper, holder])
+    holder.rate = 0.2  # of the strategy inside, which is looked at itself
+    assert state.changes() == [{}, {"rate": 0.2}]
+    assert caplog.text == ""
+    wrapper.accountant.releases.add(1)
+    wrapper.shapes[1].append(3)
+    wrapper.generator.random()
+    assert state.changes() == state.changes() == [{}, {"rate": 0.2}]
+    for name in ("accountant", "shapes", "generator"):
+        assert caplog.text.count(f"Wrapper.{name} has changed and is a") == 1, name
+    assert caplog.text.count("has changed") == 3
+
+
+def test_attributes_can_be_put_back() -> None:
+    holder = Holder()
+    before = attributes_of([holder])
+    holder.rate = 0.2
+    holder.later = "new"  # type: ignore[attr-defined]
+    put_back([holder], before)
+    assert vars(holder) == before[0]
+    assert holder.rate == 0.1
+
+
+def test_another_number_of_strategies_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="of 2 strategies around each other and here are 1"):
+        WrappedState([Holder()]).restore([{}, {}])

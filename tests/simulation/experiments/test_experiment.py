@@ -1,0 +1,225 @@
+"""Experiments as TOML: every file can be run, and what its runs are."""
+
+import pytest
+
+from fixbn_flwr.app.config.settings import Settings
+from fixbn_flwr.errors import ConfigError
+from simulation.experiments.experiment import SEARCH_SEED, Experiment, Run, Scale, names
+
+COMMON = """
+[base]
+batch-size = 4
+[methods.BN]
+freeze-after = 1.0
+[methods.FixBN]
+freeze-after = 0.5
+[methods.half]
+freeze-after = 1.0
+length = 0.5
+searched-as = "BN"
+[methods.centralised]
+central = true
+[axes.steps]
+"1" = { local-steps = 1 }
+"4" = { local-steps = 4 }
+[axes.clients]
+all = {}
+many = { clients-times = 5, fraction-train = 0.2 }
+[scales.smoke]
+seeds = [0, 1]
+clients = 3
+local-steps-in-all = 16
+search-share = 0.5
+search-axes = []
+evaluations = 4
+learning-rates = [0.1, 0.2]
+config = { weight-decay = 0.0 }
+"""
+GRID = """
+title = "?"
+[grids.main]
+axes = {axes}
+methods = {methods}
+[grids.main.view]
+kind = "points"
+title = "?"
+x = "steps"
+x_label = ""
+"""
+
+
+def experiment(folder, axes, methods, more="") -> Experiment:
+    (folder / "common.toml").write_text(COMMON)
+    (folder / "it.toml").write_text(GRID.format(axes=axes, methods=methods) + more)
+    return Experiment("it", Scale.SMOKE, folder)
+
+
+def rate(method, setting):
+    return 0.25
+
+
+@pytest.mark.parametrize("scale", Scale)
+@pytest.mark.parametrize("name", names())
+def test_every_experiment_has_runs_at_every_scale(name, scale):
+    made = Experiment(name, scale)
+    searches = made.searches()
+    results = made.results(made.chosen((run, 0.5) for run in searches))
+
+    assert {run.grid for run in results} == set(made.grids)
+    # A place is a run of its own, and in it a method's seeds.
+    places = [(run.grid, run.method, str(run.setting), run.seed) for run in results]
+    assert len(set(places)) == len(places)
+    of_grid: dict[str, set[str]] = {}
+    for run in results:
+        assert run.id not in of_grid.setdefault(run.grid, set())
+        of_grid[run.grid].add(run.id)
+    assert not {run.id for run in searches} & {run.id for run in results}
+
+
+@pytest.mark.parametrize("scale", Scale)
+@pytest.mark.parametrize("name", names())
+def test_bn_and_fixbn_have_the_same_rates_in_every_round(name, scale):
+    made = Experiment(name, scale)
+    for runs in (made.searches(), made.outline()):
+        courses: dict[tuple[str, ...], dict[str, list[float]]] = {}
+        for run in runs:
+            if run.method in ("BN", "FixBN", "GN", "centralised"):
+                settings = Settings.from_run_config(run.run_config)
+                course = [settings.effective_learning_rate(r + 1) for r in range(run.rounds)]
+                first = settings.learning_rate
+                where = (str(first), str(run.seed), *map(str, run.setting.values()))
+                courses.setdefault(where, {})[run.method] = [r / first for r in course]
+        for by_method in courses.values():
+            if name != "freeze-after":  # where T* and factor are what differs
+                expected = next(iter(by_method.values()))
+                assert all(course == pytest.approx(expected) for course in by_method.values())
+
+
+def test_the_seven_experiments_of_the_issue():
+    assert names() == [
+        "freeze-after", "frequency", "gradients", "map", "momentum", "normalisers",
+        "segmentation",
+    ]  # fmt: skip
+
+
+def test_runs_are_every_method_in_every_place_seed_by_seed(tmp_path):
+    runs = experiment(tmp_path, ["steps"], ["BN", "FixBN"]).results(rate)
+
+    assert [(run.seed, run.setting["steps"], run.method) for run in runs] == [
+        (0, "1", "BN"), (0, "1", "FixBN"), (0, "4", "BN"), (0, "4", "FixBN"),
+        (1, "1", "BN"), (1, "1", "FixBN"), (1, "4", "BN"), (1, "4", "FixBN"),
+    ]  # fmt: skip
+
+
+def test_local_steps_in_all_are_divided_over_rounds(tmp_path):
+    once, four = experiment(tmp_path, ["steps"], ["BN"]).results(rate)[:2]
+
+    assert (once.rounds, once.run_config["evaluate-every"]) == (16, 4)
+    assert (four.rounds, four.run_config["evaluate-every"]) == (4, 1)
+    assert once.work == four.work == 16 * 3
+    assert once.run_config["weight-decay"] == 0.0
+    assert once.run_config["batch-size"] == 4
+    assert once.run_config["learning-rate"] == 0.25
+
+
+def test_a_method_can_be_shorter_with_the_rate_of_another(tmp_path):
+    made = experiment(tmp_path, ["steps"], ["BN", "half"])
+    rates = {"BN": 0.5}
+    runs = made.results(lambda method, _: rates[method])
+
+    assert [run.rounds for run in runs[:4]] == [16, 8, 4, 2]
+    assert {run.run_config["learning-rate"] for run in runs} == {0.5}
+    assert {run.method for run in made.searches()} == {"BN"}
+
+
+def test_more_clients_of_whom_as_many_train(tmp_path):
+    few, many = experiment(tmp_path, ["clients"], ["BN"]).results(rate)[:2]
+
+    assert (few.clients, many.clients) == (3, 15)
+    assert few.work == many.work
+
+
+def test_a_search_is_short_held_out_and_made_once_a_method(tmp_path):
+    searches = experiment(tmp_path, ["steps"], ["BN", "centralised"]).searches()
+
+    assert [(run.method, run.run_config["learning-rate"]) for run in searches] == [
+        ("BN", 0.1), ("BN", 0.2), ("centralised", 0.1), ("centralised", 0.2),
+    ]  # fmt: skip
+    assert {run.seed for run in searches} == {SEARCH_SEED}
+    assert {run.run_config["task"] for run in searches} == {
+        "simulation.experiments.held_out_task:digits"
+    }
+    assert [run.central for run in searches] == [False, False, True, True]
+    # The app's default, 5 local steps: half of 16 makes 2 rounds of them.
+    assert {run.rounds for run in searches} == {2}
+
+
+def test_a_search_for_each_value_of_the_axes_named(tmp_path):
+    more = '[scales.smoke]\nsearch-axes = ["steps"]\n'
+    made = experiment(tmp_path, ["clients", "steps"], ["BN"], more)
+
+    searched = [(dict(run.setting), run.run_config["learning-rate"]) for run in made.searches()]
+    assert searched == [
+        ({"steps": "1"}, 0.1), ({"steps": "1"}, 0.2),
+        ({"steps": "4"}, 0.1), ({"steps": "4"}, 0.2),
+    ]  # fmt: skip
+    asked = []
+    made.results(lambda method, setting: asked.append((method, dict(setting))) or 0.1)
+    assert asked[:2] == [("BN", {"steps": "1"}), ("BN", {"steps": "4"})]
+
+
+def test_the_id_tells_runs_apart_and_nothing_else(tmp_path):
+    made = experiment(tmp_path, ["steps"], ["BN", "FixBN", "centralised"])
+    runs = made.results(rate)
+    same = made.results(rate)[0]
+
+    assert len({run.id for run in runs}) == len(runs)
+    assert same.id == runs[0].id
+    elsewhere = Run("result", "other", "plain", {"x": "y"}, 0, 3, False, runs[0].run_config)
+    assert elsewhere.id == runs[0].id
+    assert Run("result", "main", "BN", {}, 0, 4, False, runs[0].run_config).id != runs[0].id
+    # A key that the app has got since, at its default.
+    fewer = {key: value for key, value in runs[0].run_config.items() if key != "state-dir"}
+    assert Run("result", "main", "BN", {}, 0, 3, False, fewer).id == runs[0].id
+
+
+def test_a_wrong_run_config_is_refused_before_any_run(tmp_path):
+    with pytest.raises(ConfigError, match="momentun = 1: unknown key"):
+        experiment(tmp_path, ["steps"], ["BN"], "[base]\nmomentun = 1\n")
+
+
+def test_an_unknown_experiment_is_told_what_there_is():
+    with pytest.raises(ConfigError, match="no experiment 'x': choose one of freeze-after, "):
+        Experiment("x", Scale.SMOKE)
+
+
+@pytest.mark.parametrize(
+    ("slip", "named"),
+    [
+        ("seed = [1]", "seed"),
+        ('[scales.smoke.axes]\nsteps = ["2"]', "steps 2"),
+        ('[scales.smoke.axes]\nstep = ["1"]', "step 1"),
+    ],
+)
+def test_a_slip_of_the_pen_in_a_scale_is_refused(tmp_path, slip, named):
+    with pytest.raises(ConfigError, match=f"experiment it, scale smoke: there is no {named}; keys"):
+        experiment(tmp_path, ["steps"], ["BN"], f"[scales.smoke]\n{slip}\n")
+
+
+def test_central_training_is_made_once_for_all_ways_to_divide_the_data(tmp_path):
+    more = '[axes.partition]\niid = { partition = "iid" }\ntwo = { partition = "classes" }\n'
+    runs = experiment(tmp_path, ["partition"], ["BN", "centralised"], more).results(rate)[:3]
+
+    assert [(run.method, dict(run.setting)) for run in runs] == [
+        ("BN", {"partition": "iid"}), ("centralised", {}), ("BN", {"partition": "two"}),
+    ]  # fmt: skip
+
+
+def test_the_rate_with_the_highest_score_is_chosen_by_method_and_setting(tmp_path):
+    more = '[scales.smoke]\nsearch-axes = ["steps"]\n'
+    made = experiment(tmp_path, ["steps"], ["BN"], more)
+    searches = made.searches()
+    chosen = made.chosen(zip(searches, [0.3, 0.2, 0.1, 0.4], strict=True))
+
+    assert chosen("BN", {"steps": "1"}) == 0.1
+    assert chosen("BN", {"steps": "4"}) == 0.2

@@ -1,0 +1,164 @@
+"""A federation of the tests: a SuperLink and nodes, each on its machine, with TLS and keys."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors.numpy import load_file
+
+from tests.support.machines import TIMEOUT, Machine, Service, free_port
+
+ADDRESS = "127.0.0.2"
+
+
+class Network(Protocol):
+    """Where machines are: the SuperLink's first, then as many nodes' as are asked for."""
+
+    def superlink(self, folder: Path) -> Machine:
+        """The SuperLink's machine."""
+
+    def node(self, folder: Path, number: int) -> Machine:
+        """The machine of a node, from 0."""
+
+    def superlink_for(self, number: int) -> str:
+        """The address at which a node reaches the SuperLink."""
+
+
+class Loopback:
+    """One network for all, with an address of loopback for each."""
+
+    def superlink(self, folder: Path) -> Machine:
+        return Machine(folder, ADDRESS)
+
+    def node(self, folder: Path, number: int) -> Machine:
+        return Machine(folder, f"127.0.0.{3 + number}")
+
+    def superlink_for(self, number: int) -> str:
+        return ADDRESS
+
+
+class Federation:
+    """A SuperLink with certificates, running; nodes are added one by one, `nodes` at most."""
+
+    def __init__(self, folder: Path, network: Network | None = None, nodes: int = 4) -> None:
+        self.folder = folder
+        self.network = network or Loopback()
+        self.link = self.network.superlink(folder)
+        self.machines = [self.link]
+        self.hosts = sorted({self.network.superlink_for(number) for number in range(nodes)})
+        self.port = 8000 if self.link.within else free_port(self.hosts[0])
+        hosts = " ".join(f"--host {host}" for host in self.hosts)
+        self.link.run(f"deploy/make-certificates certificates {hosts}")
+        (self.link.home / ".flwr").mkdir()
+        (self.link.home / ".flwr" / "config.toml").write_text(
+            f'[superlink.federation]\naddress = "{self.hosts[0]}:{self.port}"\n'
+            f'root-certificates = "{self.link.home}/certificates/ca.crt"\n'
+        )
+        self.data(self.link, "0/1")
+        self.start_superlink()
+
+    def start_superlink(self) -> Service:
+        service = self.link.start(
+            f"deploy/start-superlink --certificates certificates --port {self.port} "
+            f"--host {self.hosts[0] if len(self.hosts) == 1 else '0.0.0.0'}",
+            "superlink.log",
+        )
+        self.link.run("until deploy/check-health --home ~/.fixbn/superlink; do sleep 0.5; done")
+        return service
+
+    def data(self, machine: Machine, part: str) -> None:
+        (machine.home / "data").mkdir()
+        (machine.home / "data" / "part").write_text(part)
+        shutil.copy(Path(__file__).with_name("ordered.py"), machine.home)
+        machine.environment["PYTHONPATH"] = str(machine.home)
+
+    def add(self, name: str, part: str, *, register: bool = True) -> Node:
+        """A node's machine with its key, registered or not, and data; it is not started yet."""
+        number = len(self.machines) - 1
+        machine = self.network.node(self.folder, number)
+        self.machines.append(machine)
+        machine.run(f"deploy/make-node-key keys/{name}")
+        shutil.copy(self.link.home / "certificates" / "ca.crt", machine.home)
+        shutil.copy(machine.home / "keys" / f"{name}.pub", self.link.home)
+        self.data(machine, part)
+        if register:
+            self.link.run(
+                f"deploy/register {name}.pub --superlink {self.hosts[0]}:{self.port} "
+                "--ca certificates/ca.crt"
+            )
+        return Node(name, machine, f"{self.network.superlink_for(number)}:{self.port}")
+
+    def start_run(self, name: str, **run_config: Any) -> Service:
+        """Start a run of the ordered task; its log goes on until it ends."""
+        config = {
+            "task": "ordered:TASK",
+            "data-dir": f"{self.link.home}/data",
+            "output-dir": str(self.link.home),
+            "run-name": name,
+            "local-steps": 1,
+            "weight-decay": 0.0,
+            **{key.replace("_", "-"): value for key, value in run_config.items()},
+        }
+        text = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
+        return self.link.start(
+            f"flwr run . federation --stream --run-config '{text}'", f"{name}.log"
+        )
+
+    def rounds(self, name: str) -> list[dict[str, Any]]:
+        lines = (self.link.home / name / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def statuses(self) -> dict[int, str]:
+        """Every run's number and status."""
+        listed = json.loads(self.link.run("flwr ls federation --format json").stdout)
+        return {int(run["run-id"]): run["status"] for run in listed["runs"]}
+
+
+class Node:
+    """A SuperNode that trains at the test's word, see `ordered.py`."""
+
+    def __init__(self, name: str, machine: Machine, superlink: str) -> None:
+        self.name = name
+        self.machine = machine
+        self._command = (
+            f"deploy/start-supernode --superlink {superlink} --ca ca.crt --key keys/{name} "
+            "--data data"
+        )
+
+    def start(self) -> Service:
+        return self.machine.start(self._command, "supernode.log")
+
+    def wait_until_it_trains(self) -> None:
+        end = time.monotonic() + TIMEOUT
+        while not (self.machine.home / "waiting").exists():
+            assert time.monotonic() < end, f"{self.name} does not train"
+            time.sleep(0.1)
+
+    def order(self, word: str) -> None:
+        """Let it take the step that it waits for, once it does."""
+        self.wait_until_it_trains()
+        file = self.machine.home / "word"
+        file.write_text(word)
+        os.replace(file, self.machine.home / "order")
+        end = time.monotonic() + TIMEOUT
+        while (self.machine.home / "waiting").exists():
+            assert time.monotonic() < end, f"{self.name} does not do what it was told"
+            time.sleep(0.05)
+
+    def power_failure(self) -> None:
+        """Nothing that runs there gets to say good-bye."""
+        self.machine.switch_off()
+        (self.machine.home / "waiting").unlink(missing_ok=True)
+
+    @property
+    def momentum(self) -> dict[str, Any]:
+        """What it has kept of its latest run."""
+        files = (self.machine.home / ".fixbn" / self.name / "momentum").glob(
+            "*/node-*/round-*.safetensors"
+        )
+        return load_file(max(files, key=lambda file: file.stat().st_mtime))

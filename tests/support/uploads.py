@@ -1,0 +1,102 @@
+"""What a SuperLink answers about clients' replies, from memory, in Flower's protocol buffers."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app.message.message import remove_content_from_message
+from flwr.common.serde import message_to_proto
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    ObjectTree,
+    PullObjectRequest,
+    PullObjectResponse,
+)
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PullAppMessagesResponse
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.superlink.grid import HttpGrid
+
+from fixbn_flwr.app import client_app
+from fixbn_flwr.array_records import record_of
+from fixbn_flwr.testing import InMemoryGrid
+from fixbn_flwr.transport.bounded_grid import BoundedGrid
+
+
+class SuperLink:
+    """Replies of clients and their objects, and the requests by which Flower takes them in."""
+
+    def __init__(self) -> None:
+        self.envelopes: list[ProtoMessage] = []
+        self.trees: list[ObjectTree] = []
+        self.objects: dict[str, bytes] = {}
+        self.not_yet: dict[str, int] = {}  # looks until an object has been uploaded
+        self.confirmed: list[str] = []
+        self.told: set[str] = set()
+        self.pulled = 0
+        self.broken: Exception | None = None
+
+    def upload(self, reply: Message) -> list[str]:
+        """Hold a reply as a client of Flower's sends it; return the names of its objects."""
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        self.envelopes.append(message_to_proto(remove_content_from_message(reply)))
+        self.trees.append(get_object_tree(reply))
+        objects = {name: o.deflate() for name, o in get_all_nested_objects(reply).items()}
+        self.objects |= objects
+        return list(objects)
+
+    def make_up(self, reply: Message, content: bytes) -> None:
+        """Hold what a client may send in place of its reply."""
+        name = hashlib.sha256(content).hexdigest()
+        reply.metadata.__dict__["_message_id"] = name
+        self.envelopes.append(message_to_proto(remove_content_from_message(reply)))
+        self.trees.append(ObjectTree(object_id=name))
+        self.objects[name] = content
+
+    def PullMessages(self, request: PullAppMessagesRequest) -> PullAppMessagesResponse:
+        again = {*request.message_ids} & self.told
+        assert not again, f"a SuperLink tells of a reply once, then it knows no message {again}"
+        assert request.message_ids
+        self.told |= {envelope.metadata.reply_to_message_id for envelope in self.envelopes}
+        answer = PullAppMessagesResponse(
+            messages_list=self.envelopes, message_object_trees=self.trees
+        )
+        self.envelopes, self.trees = [], []
+        return answer
+
+    def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:
+        if self.broken is not None:
+            raise self.broken
+        content = self.objects.get(request.object_id)
+        if content is None:
+            return PullObjectResponse(object_found=False)
+        self.not_yet[request.object_id] = self.not_yet.get(request.object_id, 0) - 1
+        if self.not_yet[request.object_id] >= 0:
+            return PullObjectResponse(object_found=True, object_available=False)
+        self.pulled += len(content)
+        return PullObjectResponse(object_found=True, object_available=True, object_content=content)
+
+    def ConfirmMessageReceived(self, request: ConfirmMessageReceivedRequest) -> None:
+        self.confirmed.append(request.message_object_id)
+
+
+def grid_of(superlink: SuperLink) -> BoundedGrid:
+    """A grid that takes these replies in."""
+    http = HttpGrid(token="any")
+    http._client = superlink  # type: ignore[assignment]
+    return BoundedGrid(http)
+
+
+def asked(client: int) -> Message:
+    InMemoryGrid(client_app.app, 1)  # gives this process an identity, as Flower's do
+    message = Message(RecordDict(), dst_node_id=client, message_type="train")
+    message.metadata.__dict__["_message_id"] = f"message-{client}"
+    return message
+
+
+def reply_of(client: int, loss: float = 0.5) -> Message:
+    content = RecordDict({"arrays": record_of({"w": np.arange(3.0)})})
+    content["metrics"] = MetricRecord({"loss": loss})
+    return Message(content, reply_to=asked(client))

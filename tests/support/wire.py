@@ -1,0 +1,53 @@
+"""An in-memory grid that is asked as Flower's HttpGrid is: pushed to, then pulled from."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from flwr.app import Message
+from flwr.app.message.message import make_message
+
+from fixbn_flwr.testing import InMemoryGrid
+
+
+class Wire(InMemoryGrid):
+    """Replies are there at every second look; what passed, in both directions, stays as it was.
+
+    Attributes:
+        sent: all messages that have passed to clients.
+        received: all replies.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sent: list[Message] = []
+        self.received: list[Message] = []
+        self._looks = 0
+        self._lock = threading.Lock()  # the older generation has a thread for each client
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        sent = list(messages)
+        with self._lock:
+            self.sent += sent
+            self.received += self.send_and_receive(sent)
+        return [message.metadata.message_id for message in sent]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        asked = set(message_ids)
+        with self._lock:
+            self._looks += 1
+            if self._looks % 2:
+                return []
+            return [
+                _copy_of(reply)
+                for reply in self.received
+                if reply.metadata.reply_to_message_id in asked
+            ]
+
+
+def _copy_of(reply: Message) -> Message:
+    if reply.has_error():
+        return make_message(metadata=reply.metadata, error=reply.error)
+    return make_message(metadata=reply.metadata, content=reply.content.copy())

@@ -1,0 +1,79 @@
+"""Both generations of strategy, each with every kind of client: what works, and what is said.
+
+=====================  ============  =====================  ============
+strategy               NumPyClient   NumPyClient and mod    @app.train()
+=====================  ============  =====================  ============
+fixbn_flwr.FixBN       says: mod     works                  works
+fixbn_flwr.legacy.strategy      works         works                  says: older
+=====================  ============  =====================  ============
+
+Where it does not work Flower itself would end the run as completed, with nothing trained.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg
+
+from fixbn_flwr import FixBN, numpy_client_mod
+from fixbn_flwr.errors import RoundsFailedError
+from fixbn_flwr.testing import InMemoryGrid
+from tests.support.clients import initial_arrays, training_app
+from tests.support.older_federation import CLIENTS, NAMES, fixbn
+from tests.support.older_generation import arrays_of, numpy_app, run_older
+from tests.support.small_federation import batches, network
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+ROUNDS = 3
+CLIENT_APPS = {
+    "NumPyClient": lambda: numpy_app(network, batches),
+    "NumPyClient and mod": lambda: numpy_app(network, batches, mods=[numpy_client_mod]),
+    "@app.train()": lambda: training_app(network, batches),
+}
+
+
+def newer(client_app: ClientApp) -> list[np.ndarray]:
+    strategy = FixBN(FedAvg(fraction_evaluate=0.0), freeze_after=2)
+    result = strategy.start(InMemoryGrid(client_app, CLIENTS), initial_arrays(network()), ROUNDS)
+    return [array.numpy() for array in result.arrays.values()]
+
+
+def older(client_app: ClientApp) -> list[np.ndarray]:
+    return run_older(fixbn(num_rounds=ROUNDS), client_app, ROUNDS)[ROUNDS]
+
+
+WORKS = [
+    (newer, "NumPyClient and mod"),
+    (newer, "@app.train()"),
+    (older, "NumPyClient"),
+    (older, "NumPyClient and mod"),
+]
+SAYS = [
+    (newer, "NumPyClient", r"NumPyClients, and .*: add mods=\[numpy_client_mod\]"),
+    (older, "@app.train()", r"look for records .arrays. .* older generation .* never does"),
+]
+
+
+def test_the_pairings_that_work_all_come_to_the_same_bits() -> None:
+    results = [run(CLIENT_APPS[client]()) for run, client in WORKS]
+    initial = arrays_of(network())
+    assert not np.array_equal(results[0][0], initial[0])
+    for result in results[1:]:
+        for name, array, expected in zip(NAMES, result, results[0], strict=True):
+            assert np.array_equal(array, expected), name
+
+
+@pytest.mark.parametrize(("run", "client", "message"), SAYS)
+def test_a_wrong_pairing_says_what_to_do(run: Any, client: str, message: str) -> None:
+    with pytest.raises(RoundsFailedError, match=rf"(?s)the global model is as it was.*{message}"):
+        run(CLIENT_APPS[client]())
+
+
+def test_every_pairing_is_in_one_of_the_tables() -> None:
+    pairs = [*WORKS, *(pair[:2] for pair in SAYS)]
+    assert len(pairs) == len(set(pairs)) == 2 * len(CLIENT_APPS)
