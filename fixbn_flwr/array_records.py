@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord
-from flwr.common.constant import SType
 
+from fixbn_flwr.flower_compat import SType
 from fixbn_flwr.method.averaging import Array, Arrays
 
 _NUMBERS = "biufc"

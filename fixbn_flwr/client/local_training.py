@@ -24,12 +24,12 @@ from typing import Any
 import safetensors.torch
 import torch
 from flwr.app import ArrayRecord, Context, RecordDict
-from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_STATE
 from torch import nn
 from torch.optim import Optimizer
 
 from fixbn_flwr.client.momentum_store import load_buffers, save_buffers
 from fixbn_flwr.errors import ConfigError, MomentumError
+from fixbn_flwr.flower_compat import RECORD_KEY_STATE
 from fixbn_flwr.method.batch_norm import freeze_statistics
 from fixbn_flwr.method.learning_rate import multiplied_learning_rate
 from fixbn_flwr.method.optimizer_buffers import (

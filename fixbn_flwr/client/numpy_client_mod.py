@@ -22,12 +22,10 @@ from flwr.app import (
     MetricRecord,
     RecordDict,
 )
-from flwr.app.typing import MetricRecordValues
-from flwr.clientapp.typing import ClientAppCallable
-from flwr.common.constant import SType
 
 from fixbn_flwr.array_records import arrays_of
 from fixbn_flwr.errors import ReplyError
+from fixbn_flwr.flower_compat import ClientAppCallable, MetricRecordValues, SType
 from fixbn_flwr.method.round_config import MOMENTUM
 
 _ARRAYS, _CONFIG, _METRICS = "arrays", "config", "metrics"

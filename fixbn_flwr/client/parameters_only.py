@@ -17,9 +17,9 @@ momentum="global" then reach the server as they are, and a privacy guarantee doe
 from __future__ import annotations
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
-from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.flower_compat import ClientAppCallable, Mod
 from fixbn_flwr.method.averaging import Kind, kind_of
 from fixbn_flwr.method.round_config import MOMENTUM
 

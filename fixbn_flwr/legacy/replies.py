@@ -14,10 +14,11 @@ from flwr.server.client_proxy import ClientProxy
 
 from fixbn_flwr.array_records import view_of_bytes
 from fixbn_flwr.errors import ReplyError
+from fixbn_flwr.log import shortened
 from fixbn_flwr.method.averaging import Array, Arrays, Kind, of_kind
 from fixbn_flwr.method.round_config import MOMENTUM
 from fixbn_flwr.method.server_rules import Update
-from fixbn_flwr.server.failed_rounds import Problem, cut, log_problems
+from fixbn_flwr.server.failed_rounds import Problem, log_problems
 from fixbn_flwr.server.reply_checks import UNLIKE_THE_OTHERS, checked_update, unlike_the_others
 from fixbn_flwr.server.reply_limits import check_blob, check_metrics, check_sizes
 
@@ -107,7 +108,7 @@ def sorted_out(
         try:
             usable.append((client, result, read(client, result)))
         except ReplyError as problem:
-            problems.append((client.cid, cut(str(problem))))
+            problems.append((client.cid, shortened(str(problem))))
             rejected.append((client, result))
     forms = [form(result, part) for _, result, part in usable]
     for place in unlike_the_others(forms)[::-1]:
@@ -128,10 +129,10 @@ def _reason_of(failure: tuple[ClientProxy, FitRes | EvaluateRes] | BaseException
     """Return why a client failed, as far as Flower passes it on."""
     if isinstance(failure, BaseException):
         cause = failure.args[0] if failure.args else failure
-        return cut(f"it failed: {getattr(cause, 'reason', cause)}")
+        return shortened(f"it failed: {getattr(cause, 'reason', cause)}")
     client, result = failure
     status = result.status
-    return cut(f"client {client.cid} returned status {status.code}: {status.message!r}")
+    return shortened(f"client {client.cid} returned status {status.code}: {status.message!r}")
 
 
 def _buffers(blob: Scalar | None, parameters: Arrays) -> dict[str, Array]:

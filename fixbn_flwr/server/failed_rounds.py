@@ -22,8 +22,6 @@ Problems = Sequence[Problem]
 
 MADE_INFINITY = "made NaN or infinity of finite replies"
 
-_LONGEST = 2000  # characters of what a client says that are worth a log's room
-
 _REMEDIES = {
     r"fitins\.parameters": (
         "These clients are NumPyClients, and the strategy is of the Message API: add "
@@ -51,13 +49,6 @@ _DIVERGED = (
     "still has the checkpoint of T*: remove the later ones, resume the run, and let "
     "learning-rate-factor change"
 )
-
-
-def cut(reason: str) -> str:
-    """Return what a client said, or was said of its reply, at a length that a log can bear."""
-    if len(reason) <= _LONGEST:
-        return reason
-    return f"{reason[:_LONGEST]}... ({len(reason):,} characters in all)"
 
 
 def remedies_for(reasons: Iterable[str]) -> list[str]:

@@ -13,11 +13,11 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord, Message, RecordDict
-from flwr.common.constant import SType
 from numpy.typing import NDArray
 
 from fixbn_flwr.array_records import view_of
 from fixbn_flwr.errors import ReplyError
+from fixbn_flwr.flower_compat import SType
 from fixbn_flwr.method.averaging import Array, Arrays, Kind, kind_of, of_kind
 from fixbn_flwr.method.round_config import MOMENTUM
 from fixbn_flwr.method.server_rules import Update

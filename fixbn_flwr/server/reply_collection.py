@@ -14,8 +14,9 @@ from typing import TypeVar
 from flwr.app import Message
 
 from fixbn_flwr.errors import ReplyError
+from fixbn_flwr.log import shortened
 from fixbn_flwr.method.server_rules import Update
-from fixbn_flwr.server.failed_rounds import Problem, cut, log_problems
+from fixbn_flwr.server.failed_rounds import Problem, log_problems
 from fixbn_flwr.server.reply_checks import UNLIKE_THE_OTHERS, form_of, unlike_the_others
 
 Read = TypeVar("Read")
@@ -61,7 +62,7 @@ class Asked:
                 self._check(reply, ids, already=usable)
                 usable[client] = (reply, read(reply))
             except ReplyError as problem:
-                problems.append((client, cut(str(problem))))
+                problems.append((client, shortened(str(problem))))
         forms = [
             form_of(reply.content, update.momentum if isinstance(update, Update) else {})
             for reply, update in usable.values()

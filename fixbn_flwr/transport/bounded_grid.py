@@ -14,24 +14,27 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 from flwr.app import Message, Metadata
-from flwr.common.serde_utils import metadata_from_proto
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
-from flwr.proto.runtime_pb2 import PullAppMessagesRequest
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
-from flwr.supercore.inflatable.inflatable_utils import (
-    ObjectPullError,
-    ObjectUnavailableError,
-    inflate_object_from_contents,
-    pull_objects,
-)
-from flwr.superlink.grid import HttpGrid
 
 from fixbn_flwr.errors import ReplyError
-from fixbn_flwr.server.failed_rounds import cut
+from fixbn_flwr.flower_compat import (
+    ConfirmMessageReceivedRequest,
+    ObjectPullError,
+    ObjectUnavailableError,
+    PullAppMessagesRequest,
+    inflate_object_from_contents,
+    iterate_object_tree,
+    make_pull_object_fn_protobuf,
+    metadata_from_proto,
+    pull_objects,
+)
+from fixbn_flwr.log import shortened
 from fixbn_flwr.transport.delegating_grid import GridAround, error_reply
+
+if TYPE_CHECKING:
+    from fixbn_flwr.flower_compat import HttpGrid
 
 TIMES = 4  # a reply may be so many times as large as its message: a model, momentum, metrics
 BESIDE = 2**24  # and so many bytes more, also where little was sent
@@ -185,7 +188,7 @@ def _read(metadata: Metadata, contents: dict[str, bytes]) -> Message:
     try:
         reply = inflate_object_from_contents(metadata.message_id, contents)
     except Exception as error:  # whatever a client may have made up
-        raise ReplyError(cut(f"its reply is no message of Flower's: {error!r}")) from error
+        raise ReplyError(shortened(f"its reply is no message of Flower's: {error!r}")) from error
     if not isinstance(reply, Message):
         raise ReplyError(f"its reply is no message, but {type(reply).__name__}.")
     reply.metadata.__dict__["_message_id"] = metadata.message_id

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from flwr.app import Error, Message, Metadata, RecordDict
-from flwr.app.message.message import make_message
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
+
+from fixbn_flwr.flower_compat import ErrorCode, Run, make_message
 
 
 class GridAround(Grid):

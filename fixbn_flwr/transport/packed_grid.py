@@ -32,13 +32,10 @@ import time
 from collections.abc import Iterable
 
 from flwr.app import ConfigRecord, Context, Error, Message
-from flwr.app.message.message import make_message
-from flwr.clientapp.typing import ClientAppCallable
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
-from flwr.superlink.grid import HttpGrid
 
 from fixbn_flwr.errors import ReplyError
+from fixbn_flwr.flower_compat import ClientAppCallable, ErrorCode, is_http_grid, make_message
 from fixbn_flwr.transport.bounded_grid import BoundedGrid
 from fixbn_flwr.transport.delegating_grid import GridAround, error_reply
 from fixbn_flwr.transport.packing import Packer, is_packed, unpack
@@ -52,7 +49,7 @@ _REMEDY = "add flat_arrays_mod of fixbn_flwr to its ClientApp, first of the mods
 
 def flat_in_deployment(grid: Grid) -> Grid:
     """Return a grid that packs arrays, polls quickly and bounds replies; or itself, simulated."""
-    return FlatGrid(BoundedGrid(grid)) if isinstance(grid, HttpGrid) else grid
+    return FlatGrid(BoundedGrid(grid)) if is_http_grid(grid) else grid
 
 
 class FlatGrid(GridAround):
