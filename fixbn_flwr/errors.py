@@ -6,6 +6,7 @@
     ├── StatisticsMovedError   frozen statistics were changed while a client trained
     ├── MomentumError          momentum buffers do not belong to this model or optimiser
     ├── ReplyError             a client's reply cannot be averaged
+    │   └── NotFiniteError     it holds NaN or infinity: the client's training diverged
     ├── RoundsFailedError      no client delivers a usable update any more
     ├── ClientsMissingError    fewer clients are connected than a round needs
     └── CheckpointError        a run cannot be kept, or cannot go on from what was kept
@@ -38,8 +39,20 @@ class ReplyError(FixBNError):
     """A client's reply lacks what averaging needs, or holds what must not be averaged."""
 
 
+class NotFiniteError(ReplyError):
+    """A client's reply holds NaN or infinity: its training diverged."""
+
+
 class RoundsFailedError(FixBNError):
-    """No client delivered a usable update, in the first round or in several in a row."""
+    """The first round, or several rounds in a row, brought no usable update.
+
+    Attributes:
+        diverged: Whether NaN or infinity was among the causes.
+    """
+
+    def __init__(self, message: str, *, diverged: bool = False) -> None:
+        super().__init__(message)
+        self.diverged = diverged
 
 
 class ClientsMissingError(FixBNError):

@@ -27,6 +27,7 @@ from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.message_pb2 import Context as ProtoContext
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+from flwr.server.client_proxy import ClientProxy
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import (
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "RECORD_KEY_STATE",
     "ClientAppCallable",
+    "ClientProxy",
     "ConfirmMessageReceivedRequest",
     "ErrorCode",
     "MetricRecordValues",

@@ -1,53 +1,65 @@
-"""A federation in one process, without Ray: the app and the messages are those of a real run.
+"""A federation in one process, without Ray, to test a Flower project in milliseconds.
 
-    grid = InMemoryGrid(client_app, nodes=4)
-    result = FixBN(FedAvg(), freeze_after=1).start(grid, initial_arrays(model), num_rounds=3)
-
-Each node keeps one ``Context`` for its whole life. Messages pass as protobuf bytes and contexts as
-pickles, as they do between SuperLink and SuperNode or between Ray's processes, so nothing is shared
-by reference. A client that raises answers with the error reply that Flower's simulation would send,
-and what it did to its context is discarded, as there. A run gives the same bits here as through
-`flwr run` (tests/federation/test_completed_runs.py) and starts in no time, which is why the
-experiments and the fast tests use it.
+Messages pass as protobuf bytes and contexts as pickles, as they do between SuperLink and SuperNode
+and between Ray's processes, so nothing is shared by reference. A client that raises answers with
+the error reply that Flower's simulation sends, and loses what it wrote to its context, as there. A
+run gives the same bits here as through `flwr run`.
 """
 
 from __future__ import annotations
 
-import logging
 import pickle
 import random
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
-import safetensors.torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
-from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
-from fixbn_flwr.client.momentum_store import KEY
-from fixbn_flwr.method.optimizer_buffers import Buffers
+from fixbn_flwr.flower_compat import (
+    ErrorCode,
+    Run,
+    TaskIdentity,
+    message_from_bytes,
+    message_to_bytes,
+)
+
+__all__ = ["SerializingGrid"]
 
 FIRST_NODE_ID = 1000
 
-logging.getLogger("flwr").setLevel(logging.WARNING)  # its tables of every round
 
+class SerializingGrid(Grid):
+    """A Grid that calls a ClientApp for each message, one node after the other.
 
-class InMemoryGrid(Grid):
-    """Calls a ClientApp for each message, one node after the other.
+    Each node keeps one ``Context`` for the life of the grid. The grid sets Flower's process-wide
+    task identity, so use one grid at a time.
+
+    >>> from flwr.app import ArrayRecord, MetricRecord
+    >>> from flwr.serverapp.strategy import FedAvg
+    >>> import torch
+    >>> app = ClientApp()
+    >>> @app.train()
+    ... def train(message, context):
+    ...     arrays = message.content["arrays"]
+    ...     metrics = MetricRecord({"num-examples": 1, "loss": 0.5})
+    ...     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+    >>> grid = SerializingGrid(app, nodes=2)
+    >>> arrays = ArrayRecord(torch.nn.BatchNorm1d(2).state_dict())
+    >>> result = FedAvg(fraction_evaluate=0.0).start(grid, arrays, num_rounds=1)
+    >>> result.train_metrics_clientapp[1]["loss"]
+    0.5
 
     Args:
-        client_app: what every node runs.
-        nodes: the number of nodes; node ``FIRST_NODE_ID + i`` holds partition ``i``.
-        shuffle_seed: replies come back in an order drawn from it; None keeps the order of asking.
-        lost: tells of a message that its reply never arrives; None: all do.
-        run_id: of all contexts; another run is another federation of the same nodes.
-        run_config: of all contexts.
+        client_app: The app that every node runs.
+        nodes: The number of nodes. Node ``FIRST_NODE_ID + i`` holds partition ``i``.
+        shuffle_seed: Seed of the order in which replies come back. None (the default) keeps the
+            order of the messages.
+        lost: Returns whether a message gets no reply. None (the default) loses none.
+        run_id: The run id of all contexts.
+        run_config: The run config of all contexts. Default: empty.
     """
 
     def __init__(
@@ -76,8 +88,9 @@ class InMemoryGrid(Grid):
         }
         self._order = None if shuffle_seed is None else random.Random(shuffle_seed)
         self._sent = 0
-        # The older generation's server asks each client from a thread of its own; clients that
-        # draw from torch's global generator must not be interleaved.
+        self._replies: dict[str, bytes] = {}  # not pulled yet, by the message that they answer
+        # The older generation's server asks each client from its own thread. Clients that draw
+        # from torch's global generator must not be interleaved.
         self._one_at_a_time = threading.Lock()
         self._run = Run.create_empty(run_id)
 
@@ -106,34 +119,36 @@ class InMemoryGrid(Grid):
         return list(self.contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """See ``Grid.push_messages``."""
-        raise NotImplementedError("strategies use send_and_receive")
+        """Run the client of each message, and keep the replies until they are pulled."""
+        with self._one_at_a_time:
+            sent = [self._serialized(message) for message in messages]  # before any client runs
+            for message_id, content in sent:
+                if self.lost is None or not self.lost(message_from_bytes(content)):
+                    self._replies[message_id] = self._answer(content)
+        return [message_id for message_id, _ in sent]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """See ``Grid.pull_messages``."""
-        raise NotImplementedError("strategies use send_and_receive")
+        """Return the replies to these messages that have not been pulled yet."""
+        with self._one_at_a_time:
+            replies = [self._replies.pop(i) for i in message_ids if i in self._replies]
+            if self._order is not None:
+                self._order.shuffle(replies)
+        return [message_from_bytes(reply) for reply in replies]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Run the clients asked, one after the other, and return their replies."""
-        with self._one_at_a_time:
-            wires = [self._to_wire(message) for message in messages]  # all before any client runs
-            if self.lost is not None:
-                wires = [wire for wire in wires if not self.lost(_from_wire(wire))]
-            replies = [self._answer(wire) for wire in wires]
-            if self._order is not None:
-                self._order.shuffle(replies)
-            return [_from_wire(reply) for reply in replies]
+        """Run the client of each message and return the replies."""
+        return self.pull_messages(self.push_messages(messages))
 
-    def _to_wire(self, message: Message) -> bytes:
+    def _serialized(self, message: Message) -> tuple[str, bytes]:
         self._sent += 1
-        message.metadata.__dict__["_message_id"] = f"message-{self._sent}"
-        content: bytes = message_to_proto(message).SerializeToString()
-        return content
+        message_id = f"message-{self._sent}"
+        message.metadata.__dict__["_message_id"] = message_id
+        return message_id, message_to_bytes(message)
 
-    def _answer(self, wire: bytes) -> bytes:
-        message = _from_wire(wire)
+    def _answer(self, content: bytes) -> bytes:
+        message = message_from_bytes(content)
         node_id = message.metadata.dst_node_id
         context = pickle.loads(pickle.dumps(self.contexts[node_id]))
         try:
@@ -141,20 +156,7 @@ class InMemoryGrid(Grid):
         except Exception as error:
             reason = f"{type(error)}:<'{error}'>"
             code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-            return self._to_wire(Message(Error(code, reason), reply_to=_from_wire(wire)))
-        self.contexts[node_id] = context
-        return self._to_wire(reply)
-
-    def momentum(self) -> list[Buffers]:
-        """What each client has kept in its state so far, in the order of partitions."""
-        kept = [context.state.config_records.get(KEY) for context in self.contexts.values()]
-        return [
-            {} if record is None else safetensors.torch.load(cast(bytes, record[KEY]))
-            for record in kept
-        ]
-
-
-def _from_wire(wire: bytes) -> Message:
-    proto = ProtoMessage()
-    proto.ParseFromString(wire)
-    return message_from_proto(proto)
+            reply = Message(Error(code, reason), reply_to=message_from_bytes(content))
+        else:
+            self.contexts[node_id] = context
+        return self._serialized(reply)[1]

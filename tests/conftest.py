@@ -1,5 +1,6 @@
 """What tests of several modules share."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ with warnings.catch_warnings():
     # flwr imports typer, and typer names of click that click calls deprecated: not ours to mend.
     warnings.simplefilter("ignore", DeprecationWarning)
     import flwr.app  # noqa: F401
+
+logging.getLogger("flwr").setLevel(logging.WARNING)  # Flower logs a table for every round
 
 
 @pytest.fixture(scope="session")

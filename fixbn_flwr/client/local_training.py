@@ -40,7 +40,7 @@ from fixbn_flwr.method.optimizer_buffers import (
     read_momentum,
     write_buffers,
 )
-from fixbn_flwr.method.round_config import MOMENTUM, PHASE, Momentum, RoundConfig
+from fixbn_flwr.method.round_config import MOMENTUM, MOMENTUM_BLOB, PHASE, Momentum, RoundConfig
 from fixbn_flwr.method.schedule import Phase
 
 _logger = logging.getLogger("flwr.fixbn")
@@ -128,7 +128,7 @@ def local_training(
         if isinstance(received, RecordDict):
             local.records[MOMENTUM] = ArrayRecord(buffers)
         else:
-            local.metrics[MOMENTUM] = safetensors.torch.save(buffers)
+            local.metrics[MOMENTUM_BLOB] = safetensors.torch.save(buffers)
 
 
 def _config_of(received: RecordDict | Mapping[str, Any]) -> Mapping[str, Any]:
@@ -158,8 +158,8 @@ def _received_momentum(received: RecordDict | Mapping[str, Any]) -> Buffers:
     if isinstance(received, RecordDict):
         record = received.array_records.get(MOMENTUM, ArrayRecord())
         return {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
-    blob = received[MOMENTUM]
-    return safetensors.torch.load(blob) if isinstance(blob, bytes) else {}
+    blob: Any = received.get(MOMENTUM_BLOB)
+    return {} if blob is None else safetensors.torch.load(blob)
 
 
 def _unwrapped(optimizer: Optimizer) -> Optimizer:

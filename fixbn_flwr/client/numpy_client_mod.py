@@ -26,7 +26,7 @@ from flwr.app import (
 from fixbn_flwr.array_records import arrays_of
 from fixbn_flwr.errors import ReplyError
 from fixbn_flwr.flower_compat import ClientAppCallable, MetricRecordValues, SType
-from fixbn_flwr.method.round_config import MOMENTUM
+from fixbn_flwr.method.round_config import MOMENTUM, MOMENTUM_BLOB
 
 _ARRAYS, _CONFIG, _METRICS = "arrays", "config", "metrics"
 _INS_AND_RES = {
@@ -49,7 +49,9 @@ def numpy_client_mod(message: Message, context: Context, call_next: ClientAppCal
     config = message.content.config_records.get(_CONFIG, ConfigRecord())
     momentum = message.content.array_records.get(MOMENTUM)
     if momentum is not None:
-        config = ConfigRecord({**config, MOMENTUM: safetensors.numpy.save(arrays_of(momentum))})
+        config = ConfigRecord(
+            {**config, MOMENTUM_BLOB: safetensors.numpy.save(arrays_of(momentum))}
+        )
     message.content = RecordDict({f"{ins}.parameters": arrays, f"{ins}.config": config})
     reply = call_next(message, context)
     if reply.has_content():
@@ -74,7 +76,7 @@ def _translated(content: RecordDict, res: str, names: list[str]) -> RecordDict:
     translated = RecordDict({_METRICS: MetricRecord({**numbers, "num-examples": examples})})
     if res == "fitres":
         translated[_ARRAYS] = _named(content.array_records[f"{res}.parameters"], names)
-    momentum = reported.pop(MOMENTUM, None)
+    momentum = reported.pop(MOMENTUM_BLOB, None)
     if isinstance(momentum, bytes):
         buffers = safetensors.numpy.load(momentum)
         translated[MOMENTUM] = ArrayRecord({name: Array(a) for name, a in buffers.items()})

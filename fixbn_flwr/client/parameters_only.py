@@ -21,11 +21,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, Message
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.flower_compat import ClientAppCallable, Mod
 from fixbn_flwr.method.averaging import Kind, kind_of
-from fixbn_flwr.method.round_config import MOMENTUM
-
-# In a reply it says that its statistics were hidden from the mods. A client that clips by its own
-# code, parameters only, says the same with an empty ConfigRecord under this key.
-MARK = "fixbn-parameters-only"
+from fixbn_flwr.method.round_config import MOMENTUM, PARAMETERS_ONLY_MARK
 
 
 def parameters_only(mod: Mod) -> Mod:
@@ -57,7 +53,7 @@ def parameters_only(mod: Mod) -> Mod:
             shown.content = _joined(shown.content, asked)
             reply = call_next(shown, inner_context)
             if reply.has_content():
-                answered.update({**reply.content, MARK: ConfigRecord()})
+                answered.update({**reply.content, PARAMETERS_ONLY_MARK: ConfigRecord()})
                 reply.content = _parameters(reply.content)
             return reply
 

@@ -1,7 +1,8 @@
-"""The older generation's global model: a list of arrays, put under names and into its two parts.
+"""The older generation's global model: a list of arrays, with names and in two parts.
 
-The counterpart of :mod:`fixbn_flwr.server.global_model`. Arrays travel as a list there, in the order of
-the model's state dict; the names that the user gave tell parameters from statistics and counters.
+The counterpart of :mod:`fixbn_flwr.server.global_model`. In this generation arrays travel as a list
+in the order of the model's state dict. The names that the user gave identify statistics and
+counters.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ class PositionedModel:
     """A model's arrays, as the server has them at the start of a round.
 
     Args:
-        names: the arrays' names, in the order of the list.
-        record: the list, as it came.
+        names: The arrays' names, in the order of the list.
+        record: The list, as it came.
 
     Attributes:
-        record: the whole model as it came.
-        arrays: all of them, by name.
-        parameters: those that the wrapped strategy may see, by name.
-        shown: the same, as it gets them.
-        rest: statistics and counters, by name.
+        record: The whole model as it came.
+        arrays: All arrays by name.
+        parameters: The arrays that the inner strategy may see, by name.
+        shown: The same, as Flower's ``Parameters``.
+        rest: Statistics and counters, by name.
 
     Raises:
-        ConfigError: there are not as many arrays as names.
+        ConfigError: If the numbers of arrays and names differ.
     """
 
     def __init__(self, names: Sequence[str], record: Parameters) -> None:
@@ -49,18 +50,33 @@ class PositionedModel:
         self.rest = of_kind(self.arrays, Kind.STATISTIC, Kind.COUNTER)
 
     def joined(self, parameters: Sequence[Array], rest: Arrays) -> NDArrays:
-        """Join both parts to a whole model of the same order and types."""
+        """Return the whole model, in the same order and types, from new parts."""
         parts = {**rest, **dict(zip(self.parameters, parameters, strict=True))}
-        # Flower's FedAdam, for one, turns float32 into float64.
+        # Some strategies, such as FedAdam, turn float32 into float64.
         return [np.asarray(parts[name]).astype(a.dtype) for name, a in self.arrays.items()]
 
     def wholes(self, instructed: Iterable[Parameters]) -> list[Parameters]:
         """Return, for each client's parameters, the whole model with them in place of its own."""
         listed = list(instructed)
-        # Flower's strategies give all clients one model: it is joined once, or is as it came.
+        # Flower's strategies give all clients the same object, which is joined only once.
         of_object = {id(self.shown): self.record}
         for parameters in listed:
             if id(parameters) not in of_object:
                 arrays = self.joined(parameters_to_ndarrays(parameters), self.rest)
                 of_object[id(parameters)] = ndarrays_to_parameters(arrays)
         return [of_object[id(parameters)] for parameters in listed]
+
+
+def checked_names(names: Sequence[str]) -> list[str]:
+    """Return the names as a list.
+
+    Raises:
+        ConfigError: If they do not name each array once.
+    """
+    listed = [] if isinstance(names, str) else list(names)
+    if not listed or not all(isinstance(n, str) for n in listed) or len({*listed}) < len(listed):
+        raise ConfigError(
+            f"parameter_names={names!r} must name each of the model's arrays once, in the order in "
+            "which clients send them: give list(model.state_dict())."
+        )
+    return listed

@@ -1,7 +1,4 @@
-"""The older generation's replies: taken apart, checked, put in order, and the bad sorted out.
-
-The counterpart of ``fixbn_flwr.server.reply_checks`` and ``fixbn_flwr.server.reply_collection``, with the same checks.
-"""
+"""Check the older generation's replies, with the rules of ``fixbn_flwr.server.reply_checks``."""
 
 from __future__ import annotations
 
@@ -9,38 +6,44 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import safetensors.numpy
-from flwr.common import EvaluateRes, FitRes, Scalar
-from flwr.server.client_proxy import ClientProxy
+from flwr.common import EvaluateRes, FitRes, Scalar, ndarrays_to_parameters
 
 from fixbn_flwr.array_records import view_of_bytes
 from fixbn_flwr.errors import ReplyError
+from fixbn_flwr.flower_compat import ClientProxy
 from fixbn_flwr.log import shortened
 from fixbn_flwr.method.averaging import Array, Arrays, Kind, of_kind
-from fixbn_flwr.method.round_config import MOMENTUM
+from fixbn_flwr.method.round_config import MOMENTUM_BLOB
 from fixbn_flwr.method.server_rules import Update
-from fixbn_flwr.server.failed_rounds import Problem, log_problems
-from fixbn_flwr.server.reply_checks import UNLIKE_THE_OTHERS, checked_update, unlike_the_others
-from fixbn_flwr.server.reply_limits import check_blob, check_metrics, check_sizes
+from fixbn_flwr.server.dropped_replies import DroppedReply
+from fixbn_flwr.server.evaluation_checks import check_finite_metrics
+from fixbn_flwr.server.reply_checks import check_update
+from fixbn_flwr.server.reply_collection import CheckedReply, Selection, select
+from fixbn_flwr.server.reply_limits import (
+    check_blob,
+    check_metrics,
+    check_sizes,
+    check_weight,
+    shown,
+)
 
 Result = TypeVar("Result", FitRes, EvaluateRes)
-Read = TypeVar("Read")
 
 
-def read_result(
-    result: FitRes, sent: Arrays, *, with_momentum: bool
-) -> tuple[Update, list[Array], dict[str, Scalar]]:
-    """Take a reply apart: what FixBN averages, and what the wrapped strategy may see.
+def check_fit(result: FitRes, sent: Arrays, *, with_momentum: bool) -> CheckedReply[FitRes]:
+    """Check what a client's ``fit`` returned.
 
     Args:
-        result: what the client's ``fit`` returned.
-        sent: the arrays that it was sent, by name and in order.
-        with_momentum: whether momentum buffers must stand among the metrics.
+        result: The reply.
+        sent: The arrays that the client was sent, by name and in order.
+        with_momentum: Whether momentum buffers must be among the metrics.
 
     Returns:
-        Statistics, counters, buffers and weight; the parameters; the metrics without the buffers.
+        The parameters, and the metrics without buffers, for the inner strategy; the rest as the
+        update.
 
     Raises:
-        ReplyError: the reply must not be averaged; the message says which array and why.
+        ReplyError: If the reply must not be averaged. The message says which array and why.
     """
     tensors = result.parameters.tensors
     if len(tensors) != len(sent):
@@ -50,7 +53,7 @@ def read_result(
         )
     check_sizes({name: len(data) for name, data in zip(sent, tensors, strict=True)}, sent)
     metrics = dict(result.metrics)
-    blob = metrics.pop(MOMENTUM, None)
+    blob = metrics.pop(MOMENTUM_BLOB, None)
     check_metrics(metrics, sent)
     try:
         arrays = {name: view_of_bytes(data) for name, data in zip(sent, tensors, strict=True)}
@@ -59,74 +62,77 @@ def read_result(
             f"its arrays cannot be read ({error}): return numpy arrays from fit()."
         ) from error
     momentum = _buffers(blob, of_kind(sent, Kind.PARAMETER)) if with_momentum else None
-    update = checked_update(arrays, momentum, result.num_examples, "num_examples", sent)
-    return update, list(of_kind(arrays, Kind.PARAMETER).values()), metrics
+    update = check_update(arrays, momentum, result.num_examples, "num_examples", sent)
+    parameters = ndarrays_to_parameters(list(of_kind(arrays, Kind.PARAMETER).values()))
+    for_strategy = FitRes(result.status, parameters, result.num_examples, metrics)
+    return CheckedReply(for_strategy, update, (form_of(metrics), frozenset(update.momentum)))
+
+
+def check_evaluate(result: EvaluateRes, sent: Arrays) -> CheckedReply[EvaluateRes]:
+    """Check what a client's ``evaluate`` returned.
+
+    Raises:
+        ReplyError: If it cannot be averaged with others. The message says why.
+    """
+    check_metrics({"loss": result.loss, **result.metrics}, sent)
+    weight = check_weight(result.num_examples, "num_examples")
+    if not isinstance(result.loss, int | float):
+        raise ReplyError(f"its loss is {shown(result.loss)}: return a number from evaluate().")
+    check_finite_metrics({**result.metrics, "loss": result.loss})
+    return CheckedReply(result, Update({}, {}, weight), form_of(result.metrics))
 
 
 def form_of(metrics: Mapping[str, Scalar]) -> Hashable:
-    """Return what must be alike in metrics to be averaged: names, and which are numbers.
-
-    Momentum buffers, which stand among them in a round of training, are looked at on their own.
-    """
-    return frozenset(
-        (name, isinstance(value, int | float))
-        for name, value in metrics.items()
-        if name != MOMENTUM
-    )
+    """Return what must be equal in metrics that are averaged: names, and which are numbers."""
+    return frozenset((name, isinstance(value, int | float)) for name, value in metrics.items())
 
 
-def sorted_out(
+def select_results(
     server_round: int,
     results: Iterable[tuple[ClientProxy, Result]],
     failures: Sequence[tuple[ClientProxy, Result] | BaseException],
-    read: Callable[[ClientProxy, Result], Read],
-    form: Callable[[Result, Read], Hashable],
+    check: Callable[[str, Result], CheckedReply[Result]],
 ) -> tuple[
-    list[tuple[ClientProxy, Result, Read]],
-    list[Problem],
+    Selection[str, Result, Result],
+    list[tuple[ClientProxy, Result]],
     list[tuple[ClientProxy, Result] | BaseException],
 ]:
-    """Return the replies that can be averaged together, as read, and log the others.
+    """Select the results that can be averaged together, and log the others.
 
     Args:
-        server_round: the round, for the log.
-        results: the replies, in any order.
-        failures: what Flower counts as failures already.
-        read: takes a client's reply apart; a ``ReplyError`` tells why it must not count.
-        form: of a reply and what was read; one unlike most others' must not count either.
+        server_round: The round, for the log.
+        results: The replies, in any order.
+        failures: What Flower counts as failures already.
+        check: Returns what is needed of a client's reply, or raises a ``ReplyError``.
 
     Returns:
-        The usable ones, in an order that lasts; a client and a reason for each of the others; the
-        others themselves, as strategies are given them.
+        The selection, in the order of the clients' numbers; its contents with their clients, for
+        the inner strategy; and all failures, the dropped results among them.
     """
-    usable: list[tuple[ClientProxy, Result, Read]] = []
-    rejected = list(failures)
-    problems: list[Problem] = [
-        (f"(failure {number})", _reason_of(f)) for number, f in enumerate(failures, start=1)
+    ordered = sorted(results, key=_by_client)
+    failed = [
+        DroppedReply(f"(failure {number})", _reason_of(failure))
+        for number, failure in enumerate(failures, start=1)
     ]
-    for client, result in sorted(results, key=_by_client):
-        try:
-            usable.append((client, result, read(client, result)))
-        except ReplyError as problem:
-            problems.append((client.cid, shortened(str(problem))))
-            rejected.append((client, result))
-    forms = [form(result, part) for _, result, part in usable]
-    for place in unlike_the_others(forms)[::-1]:
-        client, result, _ = usable.pop(place)
-        problems.append((client.cid, UNLIKE_THE_OTHERS))
-        rejected.append((client, result))
-    log_problems(server_round, problems)
-    return usable, problems, rejected
+    replies = [(client.cid, result) for client, result in ordered]
+    selection = select(server_round, replies, check, failed)
+    accepted = [
+        (client, selection.usable[client.cid][1].content)
+        for client, _ in ordered
+        if client.cid in selection.usable
+    ]
+    all_failures = list(failures)
+    all_failures += [pair for pair in ordered if pair[0].cid not in selection.usable]
+    return selection, accepted, all_failures
 
 
 def _by_client(reply: tuple[ClientProxy, object]) -> tuple[int, str]:
-    """Sums of floats depend on their order, and replies arrive in any."""
     client, _ = reply
     return len(client.cid), client.cid  # numbers written as text: 9 comes before 10
 
 
 def _reason_of(failure: tuple[ClientProxy, FitRes | EvaluateRes] | BaseException) -> str:
-    """Return why a client failed, as far as Flower passes it on."""
+    """Return why a client failed, as far as Flower reports it."""
     if isinstance(failure, BaseException):
         cause = failure.args[0] if failure.args else failure
         return shortened(f"it failed: {getattr(cause, 'reason', cause)}")
@@ -142,9 +148,9 @@ def _buffers(blob: Scalar | None, parameters: Arrays) -> dict[str, Array]:
     check_blob(len(blob), parameters)
     try:
         buffers: dict[str, Array] = safetensors.numpy.load(blob)
-    except Exception as error:  # safetensors' own, and numpy's of several types
+    except Exception as error:  # safetensors and numpy raise several types
         raise ReplyError(
-            f"its {MOMENTUM!r} cannot be read ({error}): add **local.metrics to the metrics that "
-            "fit() returns, unchanged."
+            f"its {MOMENTUM_BLOB!r} cannot be read ({error}): add **local.metrics to the metrics "
+            "that fit() returns, unchanged."
         ) from error
     return buffers

@@ -96,6 +96,19 @@ def merged_counters(updates: Sequence[Arrays]) -> dict[str, Array]:
     }
 
 
+def median_counters(updates: Sequence[Arrays]) -> dict[str, Array]:
+    """Return the lower median of each counter, which a minority of clients cannot move.
+
+    The maximum would be whatever one hostile client sends. A count of 2**62 stops a layer with
+    ``momentum=None``, which divides by its count, from learning a statistic again.
+    """
+    middle = (len(updates) - 1) // 2
+    return {
+        name: np.sort(np.stack([update[name] for update in updates]), axis=0)[middle, ...]
+        for name in updates[0]
+    }
+
+
 def _mean(values: Sequence[Array], weights: Sequence[float]) -> NDArray[np.float64]:
     total = float(sum(weights))
     mean = np.zeros(values[0].shape)

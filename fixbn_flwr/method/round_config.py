@@ -1,8 +1,8 @@
-"""What server and client say to each other: the keys on the wire and their values.
+"""What the server tells its clients in a round: the keys on the wire and their values.
 
-Both generations of Flower carry the same keys in a message's config. Global momentum travels beside
-the arrays, as an ArrayRecord in the Message API; the older generation has no room for a second list
-of arrays, so one safetensors blob stands under the same key there, in config and metrics.
+Both generations of Flower carry the same keys in a message's config. Averaged momentum buffers
+travel beside the arrays: as an ArrayRecord in the Message API, and as one safetensors blob in
+config and metrics in the older generation, which has no second list of arrays.
 """
 
 from __future__ import annotations
@@ -10,24 +10,32 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method.schedule import Phase
 
 ROUND = "server-round"  # Flower's own
 PHASE = "fixbn-phase"
-MOMENTUM = "fixbn-momentum"
+MOMENTUM = "fixbn-momentum"  # the mode, and the name of the ArrayRecord of averaged buffers
 LEARNING_RATE_FACTOR = "fixbn-learning-rate-factor"
 RESUMED = "fixbn-resumed"  # only in a resumed run
 CHECKPOINTS = "fixbn-checkpoints"  # only in a run that writes checkpoints
 
+MOMENTUM_BLOB = "fixbn-momentum-buffers"
+"""Key of the averaged buffers in the older generation's config and metrics: safetensors bytes."""
+
+PARAMETERS_ONLY_MARK = "fixbn-parameters-only"
+"""Name of an empty ConfigRecord in a reply whose client mods changed its parameters only."""
+
+MomentumMode = Literal["reset", "local", "global"]
+
 
 class Momentum(StrEnum):
-    """Where SGD's momentum buffers come from at the start of a local training.
+    """Where a client's momentum buffers come from at the start of its local training.
 
-    RESET: zero. LOCAL: the client's own, from its last local training (the paper's proposal).
-    GLOBAL: the average of those that the clients returned in the last round.
+    RESET: They are zero. LOCAL: They are the client's own, from its last local training (the
+    paper's proposal). GLOBAL: They are the average of those that clients returned last round.
     """
 
     RESET = "reset"
@@ -37,16 +45,16 @@ class Momentum(StrEnum):
 
 @dataclass(frozen=True)
 class RoundConfig:
-    """What the server asks of its clients in one round.
+    """The server's instructions to its clients for one round.
 
     Attributes:
-        server_round: the round, counted from 1.
-        phase: exploration, or calibration with frozen statistics.
-        momentum: where the momentum buffers come from.
-        learning_rate_factor: every parameter group's learning rate is multiplied by it.
-        resumed: the runs that this one goes on from, the first one first: Flower's number of each,
-            and the last of its rounds that counts.
-        checkpoints: the rounds after which this run can be resumed.
+        server_round: The round, counted from 1.
+        phase: Exploration, or calibration with frozen statistics.
+        momentum: Where the momentum buffers come from.
+        learning_rate_factor: Clients multiply every learning rate by it.
+        resumed: The runs that this run resumes, the first one first: Flower's run id of each, and
+            the last of its rounds that counts.
+        checkpoints: The rounds after which this run can be resumed.
     """
 
     server_round: int
@@ -57,7 +65,7 @@ class RoundConfig:
     checkpoints: Sequence[int] = ()
 
     def as_config(self) -> dict[str, int | float | str]:
-        """Return the config's entries, the same for both generations of Flower."""
+        """Return the entries of a message's config, the same in both generations of Flower."""
         config: dict[str, int | float | str] = {
             ROUND: self.server_round,
             PHASE: str(self.phase),
@@ -72,35 +80,30 @@ class RoundConfig:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> RoundConfig | None:
-        """Read a received config; None when its sender does not use FixBN.
+        """Read a received config.
+
+        Returns:
+            The instructions, or None when the server does not use FixBN.
 
         Raises:
-            ConfigError: the entries are incomplete or of another version of this package.
+            ConfigError: If entries are missing, or another version of this package wrote them.
         """
         if PHASE not in config:
             return None
-        momentum = config.get(MOMENTUM)
         try:
+            resumed = (part.partition(":") for part in _parts(config.get(RESUMED)))
             return cls(
                 server_round=int(config[ROUND]),
                 phase=Phase(config[PHASE]),
-                # In the older generation the averaged buffers themselves stand in the mode's place.
-                momentum=Momentum.GLOBAL
-                if isinstance(momentum, bytes)
-                else Momentum(str(momentum)),
+                momentum=Momentum(str(config[MOMENTUM])),
                 learning_rate_factor=float(config[LEARNING_RATE_FACTOR]),
-                resumed={
-                    int(run): int(last)
-                    for run, _, last in (
-                        part.partition(":") for part in _parts(config.get(RESUMED))
-                    )
-                },
+                resumed={int(run): int(last) for run, _, last in resumed},
                 checkpoints=tuple(map(int, _parts(config.get(CHECKPOINTS)))),
             )
         except (KeyError, ValueError) as error:
             raise ConfigError(
-                f"the server's config names {PHASE}={config[PHASE]!r} but cannot be understood "
-                f"({error}): install the same version of fixbn-flwr on server and clients."
+                f"the server's config has {PHASE}={config[PHASE]!r} but cannot be read ({error}): "
+                "install the same version of fixbn-flwr on server and clients."
             ) from error
 
 

@@ -1,56 +1,57 @@
-"""FixBN's rules on the server, for either generation of Flower: what is kept between rounds.
+"""FixBN's rules on the server, for either generation of Flower, and the state between rounds.
 
 Zhong, Chen, Chao, "Making Batch Normalization Great in Federated Deep Learning", arXiv 2303.06530.
-Knows arrays by name and nothing of messages; :mod:`fixbn_flwr.server.strategy` brings the messages.
+This module knows named arrays and no messages.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
 
 from fixbn_flwr.errors import ConfigError, NoStatisticsError, StatisticsMovedError
+from fixbn_flwr.log import logger
 from fixbn_flwr.method.averaging import (
     Array,
     Arrays,
     Kind,
     kind_of,
+    median_counters,
     merged_counters,
     of_kind,
     pooled_statistics,
     weighted_mean,
 )
-from fixbn_flwr.method.round_config import MOMENTUM, Momentum, RoundConfig
+from fixbn_flwr.method.round_config import MOMENTUM, Momentum, MomentumMode, RoundConfig
 from fixbn_flwr.method.schedule import Phase, check_freeze_after, freeze_round, phase_of
 
+StatisticsAverage = Literal["mean", "pooled"]
 _AVERAGES = {"mean": weighted_mean, "pooled": pooled_statistics}
 
 _NUMBERED = (
-    "the model's arrays are named 0, 1, 2, ..., as those of ArrayRecord([array, ...]) are, and "
-    "statistics are told from parameters by their names: send ArrayRecord(model.state_dict())."
+    "the model's arrays are named 0, 1, 2, ..., as in ArrayRecord([array, ...]), and FixBN finds "
+    "statistics by name: send ArrayRecord(model.state_dict())."
 )
 
 PARAMETERS_ONLY = (
-    "A client mod that clips or adds noise must leave statistics, counters and momentum buffers "
-    "alone: if there is one, write mods=[parameters_only(the_mod)], with parameters_only of "
-    "fixbn_flwr; where numpy_client_mod is in the list, it comes after."
+    "A client mod that clips or adds noise must not change statistics, counters or momentum "
+    "buffers: wrap it as mods=[parameters_only(the_mod)], with parameters_only from fixbn_flwr, "
+    "placed before numpy_client_mod if that is in the list."
 )
-
-logger = logging.getLogger("flwr.fixbn")
 
 
 @dataclass(frozen=True)
 class Update:
-    """What one client returned, beside the parameters.
+    """What one client returned, apart from the parameters.
 
     Attributes:
-        arrays: statistics and counters, by name.
-        momentum: momentum buffers by parameter name; empty unless the mode is global.
-        weight: what the client counts with, its number of examples.
+        arrays: Statistics and counters, by name.
+        momentum: Momentum buffers by parameter name. Empty unless the mode is global.
+        weight: The client's weight in the average, such as its number of examples.
     """
 
     arrays: dict[str, Array]
@@ -60,24 +61,24 @@ class Update:
 
 @dataclass
 class ServerState:
-    """The method's choices, and what the server keeps from round to round.
+    """The method's options, and what the server keeps from round to round.
 
     Attributes:
         freeze_after: T*, as rounds (int) or as a share of the rounds (float).
         momentum: "reset", "local" or "global".
-        statistics: how statistics are averaged, "mean" or "pooled".
-        learning_rate_factor: for every learning rate in calibration.
-        phase: of the round begun last; exploration before the first.
+        statistics: How statistics are averaged, "mean" or "pooled".
+        learning_rate_factor: Factor for every learning rate in calibration.
+        phase: The phase of the last round begun; exploration before the first.
         frozen_statistics: S* by name from round T* + 1 on, None before.
-        global_momentum: the averaged buffers by parameter name, in mode "global".
+        global_momentum: The averaged buffers by parameter name, in mode "global".
 
     Raises:
-        ConfigError: a value that is none of these.
+        ConfigError: If an option has none of these values.
     """
 
     freeze_after: int | float
-    momentum: str
-    statistics: str
+    momentum: MomentumMode
+    statistics: StatisticsAverage
     learning_rate_factor: float
     phase: Phase = field(default=Phase.EXPLORATION, init=False)
     frozen_statistics: dict[str, Array] | None = field(default=None, init=False)
@@ -88,11 +89,11 @@ class ServerState:
         check_freeze_after(self.freeze_after)
         if isinstance(self.freeze_after, int):
             self._freeze_round = self.freeze_after
-        if self.momentum not in list(Momentum):
+        if self.momentum not in get_args(MomentumMode):
             raise ConfigError(
                 f'momentum={self.momentum!r} is not a mode: use "reset", "local" or "global".'
             )
-        if self.statistics not in _AVERAGES:
+        if self.statistics not in get_args(StatisticsAverage):
             raise ConfigError(
                 f'statistics={self.statistics!r} is not an average: use "mean" or "pooled".'
             )
@@ -107,7 +108,7 @@ class ServerState:
         """Begin a run of ``num_rounds`` rounds of a model with these arrays; forget any earlier.
 
         Raises:
-            NoStatisticsError: statistics are to be frozen, and the model has none.
+            NoStatisticsError: If statistics are to be frozen and the model has none.
         """
         self.frozen_statistics, self.global_momentum = None, {}
         self.phase = Phase.EXPLORATION
@@ -119,7 +120,7 @@ class ServerState:
             if self.freeze_after != 1.0 or isinstance(self.freeze_after, int):
                 logger.warning(
                     "freeze_after=%s never freezes in %s rounds: this is plain batch "
-                    "normalisation. Say freeze_after=1.0 if that is what you want.",
+                    "normalization. Set freeze_after=1.0 if that is what you want.",
                     self.freeze_after, num_rounds,
                 )  # fmt: skip
             return
@@ -127,40 +128,40 @@ class ServerState:
             raise NoStatisticsError(_NUMBERED)
         if not any(kind_of(name) is Kind.STATISTIC for name in names):
             raise NoStatisticsError(
-                f"none of the {len(names)} arrays of the model is a running_mean or running_var, "
-                "so there is nothing to freeze. If the model has batch normalisation, send all of "
-                "model.state_dict(), not parameters() only; if it has none, set freeze_after=1.0."
+                f"none of the model's {len(names)} arrays is a running_mean or running_var, so "
+                "there is nothing to freeze. If the model has batch normalization, send all of "
+                "model.state_dict(), not only parameters(). If it has none, set freeze_after=1.0."
             )
         if self._freeze_round == 0:
             logger.warning(
-                "freeze_after=0 freezes the initial model's statistics, which only a pretrained "
-                "model has: an untrained one starts with mean 0 and variance 1 everywhere."
+                "freeze_after=0 freezes the initial statistics. Only a pretrained model has useful "
+                "ones: those of an untrained model are mean 0 and variance 1."
             )
 
-    def warn_of_uncovered(self, wrapper: str) -> None:
-        """Say what a wrapper for differential privacy, of this name, does not cover."""
-        buffers = ", momentum buffers" if self.momentum == Momentum.GLOBAL else ""
-        logger.warning(
-            "%s clips and adds noise to parameters only: its privacy guarantee does not cover "
-            "statistics, counters%s, which are averaged as the clients send them.",
-            wrapper, buffers,
-        )  # fmt: skip
+    @property
+    def averages_momentum(self) -> bool:
+        """Whether clients send their momentum buffers, and the server averages them."""
+        return self.momentum == "global"
 
     def begin_round(self, server_round: int, arrays: Arrays) -> RoundConfig:
-        """Enter a round, given the global statistics and counters; return what to ask of clients.
+        """Begin a round and return the instructions for its clients.
+
+        Args:
+            server_round: The round, counted from 1.
+            arrays: The global statistics and counters.
 
         Raises:
-            ConfigError: a share of the rounds was given and ``start`` has not told their number.
+            ConfigError: If ``freeze_after`` is a share of the rounds and ``start`` was not called.
         """
         if self._freeze_round is None:
             raise ConfigError(
                 f"freeze_after={self.freeze_after} is a share of the rounds, and their number is "
-                "not known: run the strategy with its start(), or give freeze_after as an int."
+                "unknown: run the strategy through its start(), or give freeze_after as an int."
             )
         self.phase = phase_of(server_round, self._freeze_round)
-        if self.phase is Phase.CALIBRATION and self.frozen_statistics is None:
-            self.frozen_statistics = of_kind(arrays, Kind.STATISTIC)
         calibrating = self.phase is Phase.CALIBRATION
+        if calibrating and self.frozen_statistics is None:
+            self.frozen_statistics = of_kind(arrays, Kind.STATISTIC)
         return RoundConfig(
             server_round=server_round,
             phase=self.phase,
@@ -169,10 +170,10 @@ class ServerState:
         )
 
     def check_unmoved(self, client: int | str, update: Update, *, strict: bool) -> None:
-        """Warn when a client sent the frozen statistics back changed.
+        """Warn when a client returned frozen statistics changed.
 
         Raises:
-            StatisticsMovedError: they are changed, and ``strict`` is set.
+            StatisticsMovedError: If they changed and ``strict`` is set.
         """
         frozen = (self.frozen_statistics or {}) if self.phase is Phase.CALIBRATION else {}
         moved = [n for n, value in frozen.items() if not np.array_equal(update.arrays[n], value)]
@@ -180,7 +181,7 @@ class ServerState:
             return
         warning = (
             f"client {client} returned {len(moved)} of {len(frozen)} frozen statistics changed, "
-            f"first {moved[0]!r}: it trained with its own. Train inside `with "
+            f"first {moved[0]!r}: it did not freeze them. Train inside `with "
             f"local_training(...)`. {PARAMETERS_ONLY}"
         )
         if strict:
@@ -188,11 +189,11 @@ class ServerState:
         logger.warning(warning)
 
     def to_defend(self, update: Update) -> dict[str, Array]:
-        """Return what a wrapped strategy that defends must judge beside a client's parameters.
+        """Return the arrays that a defending strategy must judge together with the parameters.
 
-        A strategy that chooses among clients, or trims their values, defends only what it sees: a
-        plain mean of the rest would be an open door beside it. In exploration these are the
-        statistics, in mode "global" the momentum buffers too, under names that no parameter has.
+        A strategy that selects clients or trims values protects only the arrays it sees. A plain
+        mean of the others would let a hostile client in. In exploration these are the statistics.
+        In mode "global" they are also the momentum buffers, under names that no parameter has.
         """
         statistics = of_kind(update.arrays, Kind.STATISTIC)
         return {
@@ -203,16 +204,16 @@ class ServerState:
     def end_round(
         self, updates: Sequence[Update], arrays: Arrays, *, defended: Arrays | None = None
     ) -> dict[str, Array]:
-        """Return the new global statistics and counters from at least one client's update.
+        """Return the new global statistics and counters.
 
         Args:
-            updates: in the order in which they are to be summed.
-            arrays: the global statistics and counters that the round began with.
-            defended: what a strategy that defends made of the updates' ``to_defend``; None when
-                the wrapped strategy does not defend, and statistics are averaged here.
+            updates: One per client, at least one, in the order in which they are summed.
+            arrays: The global statistics and counters at the start of the round.
+            defended: What a defending strategy made of ``to_defend``. With None (the default) the
+                statistics are averaged here.
         """
         weights = [update.weight for update in updates]
-        if self.momentum == Momentum.GLOBAL:
+        if self.averages_momentum:
             self.global_momentum = (
                 weighted_mean([update.momentum for update in updates], weights)
                 if defended is None
@@ -229,25 +230,12 @@ class ServerState:
                 name: np.asarray(defended[name]).astype(array.dtype)
                 for name, array in of_kind(arrays, Kind.STATISTIC).items()
             },
-            **_median_counters(counters),
+            **median_counters(counters),
         }
 
 
 def _name_of_buffer(name: str) -> str:
     return f"{MOMENTUM}/{name}"
-
-
-def _median_counters(updates: Sequence[Arrays]) -> dict[str, Array]:
-    """Return the (lower) median of each counter, which less than half of the clients cannot move.
-
-    The maximum is whatever one hostile client says, and a count of 2**62 stops a layer with
-    ``momentum=None``, which divides by its count, from ever learning a statistic again.
-    """
-    middle = (len(updates) - 1) // 2
-    return {
-        name: np.sort(np.stack([update[name] for update in updates]), axis=0)[middle, ...]
-        for name in updates[0]
-    }
 
 
 def _only(updates: Sequence[Update], kind: Kind) -> list[dict[str, Array]]:

@@ -1,8 +1,7 @@
-"""Clients' evaluations of the global model, checked before they are averaged.
+"""Check clients' evaluations of the global model before they are averaged.
 
-They do not touch the model, but one bad one among them ends the run in Flower's own averages (a
-weight that is missing, names unlike the others', a number to be added to a list), or makes the
-metric of all clients NaN. So each is checked on its own, as the replies to a training are.
+Evaluations do not change the model. But one bad evaluation ends the run in Flower's own averages (a
+missing weight, inconsistent names, a number added to a list), or makes everybody's metric NaN.
 """
 
 from __future__ import annotations
@@ -11,23 +10,27 @@ import math
 from collections.abc import Mapping
 
 from flwr.app import RecordDict
-from flwr.common import EvaluateRes
 
 from fixbn_flwr.errors import ReplyError
 from fixbn_flwr.method.averaging import Arrays
-from fixbn_flwr.server.reply_limits import check_metrics, check_records, check_weight, shown
+from fixbn_flwr.method.server_rules import Update
+from fixbn_flwr.server.reply_checks import form_of
+from fixbn_flwr.server.reply_collection import CheckedReply
+from fixbn_flwr.server.reply_limits import check_records, check_weight, shown
 
 
-def check_evaluation(content: RecordDict, sent: Arrays, weighted_by: str) -> None:
-    """Check a reply of the Message API.
+def check_evaluation(
+    content: RecordDict, sent: Arrays, *, weighted_by: str
+) -> CheckedReply[RecordDict]:
+    """Check the content of a Message API reply to an evaluation message.
 
     Args:
-        content: what a client returned; it is no error.
-        sent: the model that it evaluated.
-        weighted_by: the metric that is the client's weight.
+        content: What the client returned.
+        sent: The model that it evaluated.
+        weighted_by: The metric that is the client's weight.
 
     Raises:
-        ReplyError: it cannot be averaged with others; the message says why.
+        ReplyError: If it cannot be averaged with others. The message says why.
     """
     if len(content.metric_records) != 1:
         raise ReplyError(
@@ -36,30 +39,22 @@ def check_evaluation(content: RecordDict, sent: Arrays, weighted_by: str) -> Non
         )
     check_records(content, sent)
     (metrics,) = content.metric_records.values()
-    check_weight(metrics.get(weighted_by), weighted_by)
-    _check_finite(metrics)
+    weight = check_weight(metrics.get(weighted_by), weighted_by)
+    check_finite_metrics(metrics)
+    return CheckedReply(content, Update({}, {}, weight), form_of(content, {}))
 
 
-def check_older_evaluation(result: EvaluateRes, sent: Arrays) -> None:
-    """Check a reply of the older generation, as ``check_evaluation`` does.
+def check_finite_metrics(metrics: Mapping[str, object]) -> None:
+    """Refuse metrics, or lists of them, that are not finite.
 
     Raises:
-        ReplyError: it cannot be averaged with others; the message says why.
+        ReplyError: If one is NaN or infinity.
     """
-    metrics = {"loss": result.loss, **result.metrics}
-    check_metrics(metrics, sent)
-    check_weight(result.num_examples, "num_examples")
-    if not isinstance(result.loss, int | float):
-        raise ReplyError(f"its loss is {shown(result.loss)}: return a number from evaluate().")
-    _check_finite({**metrics, "loss": result.loss})
-
-
-def _check_finite(metrics: Mapping[str, object]) -> None:
     for name, value in metrics.items():
         numbers = value if isinstance(value, list) else [value]
         if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
             raise ReplyError(
                 f"its metric {name!r} is {shown(value)}, which would make the average of all "
-                "clients the same: return finite numbers, and leave out what was not measured in "
-                "all clients alike."
+                "clients not finite: return finite numbers, and let all clients leave out what "
+                "was not measured."
             )

@@ -1,90 +1,61 @@
-"""Rounds in which no client delivered: one is borne, a run in which nothing is trained is stopped.
+"""Rounds without a new model: one is tolerated, a run in which nothing trains is stopped.
 
-Flower calls such a run completed, whatever happened to its clients. What went wrong, a client says
-in the words of Flower or Python; the commonest mistakes are named here in words that mend them.
+Flower reports such a run as completed, whatever happened to its clients.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from fixbn_flwr.errors import RoundsFailedError
+from fixbn_flwr.log import logger
 from fixbn_flwr.method.schedule import Phase
-from fixbn_flwr.method.server_rules import PARAMETERS_ONLY, logger
-from fixbn_flwr.server.reply_checks import NOT_FINITE
+from fixbn_flwr.server.dropped_replies import DroppedReply, remedies_for
 
 FAILED_ROUNDS_IN_A_ROW = 3
 
-# Who and why. Not by client: the SuperLink answers for every client that is gone, as client 1.
-Problem = tuple[int | str, str]
-Problems = Sequence[Problem]
-
-MADE_INFINITY = "made NaN or infinity of finite replies"
-
-_REMEDIES = {
-    r"fitins\.parameters": (
-        "These clients are NumPyClients, and the strategy is of the Message API: add "
-        "mods=[numpy_client_mod] of fixbn_flwr to their ClientApp(client_fn=...), last in "
-        "the list if it is not alone."
-    ),
-    r"KeyError.*'(arrays|config)'": (
-        'These clients are of the Message API and look for records "arrays" and "config": a '
-        "Message API strategy (fixbn_flwr.FixBN around one of flwr.serverapp.strategy) sends them, "
-        "unless its arrayrecord_key or configrecord_key is another, and one of the older "
-        "generation (flwr.server.strategy) never does."
-    ),
-    r"secaggplus_configs": (
-        "secagg_mod and secaggplus_mod answer the older generation's SecAggPlusWorkflow only. A "
-        "Message API strategy cannot run their protocol: leave the mod out."
-    ),
-    r"expects exactly one ArrayRecord|requires the key 'clipping_norm'": PARAMETERS_ONLY,
-    r"Cannot cast ufunc '(multiply|add)'|is a variance and holds": PARAMETERS_ONLY,
-}
-
-
 _DIVERGED = (
-    "the run diverged in calibration. A learning rate that mini-batch statistics bear can be far "
-    "too large for frozen ones: use a smaller learning_rate_factor, a tenth of what it is. The app "
-    "still has the checkpoint of T*: remove the later ones, resume the run, and let "
-    "learning-rate-factor change"
+    "the run diverged in calibration. A learning rate that works with mini-batch statistics can be "
+    "far too large for frozen ones: use a smaller learning_rate_factor, a tenth of the current "
+    "one. The app still has the checkpoint of T*: remove the later checkpoints and resume the run "
+    'with may-change="learning-rate-factor"'
 )
 
 
-def remedies_for(reasons: Iterable[str]) -> list[str]:
-    """Return what to do about the clients' errors, as far as they are known; each remedy once."""
-    said = "\n".join(reasons)
-    found = [remedy for pattern, remedy in _REMEDIES.items() if re.search(pattern, said)]
-    return list(dict.fromkeys(found))
+@dataclass(frozen=True)
+class FailedAggregation:
+    """Usable updates that did not become a new model.
 
+    Attributes:
+        reason: What happened, for the log.
+        diverged: Whether the result holds NaN or infinity.
+    """
 
-def log_problems(server_round: int, problems: Problems) -> None:
-    """Say which replies of a round were dropped, why, and what to do where that is known."""
-    for client, why in problems:
-        logger.warning("round %s: reply dropped, client %s: %s", server_round, client, why)
-    for remedy in remedies_for(why for _, why in problems):
-        logger.warning("round %s: %s", server_round, remedy)
+    reason: str
+    diverged: bool = False
 
+    @classmethod
+    def without_model(cls, strategy: object, usable: int) -> FailedAggregation:
+        """Return the failure of a strategy that returned no model."""
+        name = type(strategy).__name__
+        return cls(f"{name} made no model from {usable} usable replies, see its own warning")
 
-def made_no_model(strategy: object, usable: int) -> str:
-    """Say that a wrapped strategy made no model of a round's usable updates."""
-    name = type(strategy).__name__
-    return f"{name} made no model of {usable} usable replies, see its own warning"
-
-
-def made_infinity(strategy: object, name: str) -> str:
-    """Say that finite updates came to an array that is not."""
-    return (
-        f"{type(strategy).__name__} {MADE_INFINITY}, first in {name!r}: a "
-        "smaller learning rate of the server, or of the clients, keeps numbers within bounds"
-    )
+    @classmethod
+    def not_finite(cls, strategy: object, array: str) -> FailedAggregation:
+        """Return the failure of a strategy whose model holds NaN or infinity in an array."""
+        return cls(
+            f"{type(strategy).__name__} produced NaN or infinity from finite updates, first in "
+            f"{array!r}; lower the server or client learning rate",
+            diverged=True,
+        )
 
 
 class FailedRounds:
-    """Counts rounds without a usable update.
+    """Counts rounds without a new model.
 
     Args:
-        ever_succeeded: whether there was a round with one before, in a run that was resumed.
+        ever_succeeded: Whether an earlier round had one, in a run that was resumed.
     """
 
     def __init__(self, ever_succeeded: bool = False) -> None:
@@ -95,44 +66,45 @@ class FailedRounds:
         self,
         server_round: int,
         usable: int,
-        problems: Problems,
+        dropped: Sequence[DroppedReply],
         *,
-        failure: str | None = None,
+        failure: FailedAggregation | None = None,
         phase: Phase = Phase.EXPLORATION,
     ) -> None:
-        """Take note of a round.
+        """Record the outcome of a round.
 
         Args:
-            server_round: the round, counted from 1.
-            usable: how many updates are averaged.
-            problems: why each other reply is not.
-            failure: why there is no new model in spite of usable updates, or before any could come;
-                None when there is one.
-            phase: the round's.
+            server_round: The round, counted from 1.
+            usable: The number of usable updates.
+            dropped: The other replies.
+            failure: Why there is no new model although there were usable updates, or before any
+                could arrive. None (the default) if there is a new model.
+            phase: The round's phase.
 
         Raises:
-            RoundsFailedError: the round brought no new model, and either none ever did or this is
-                the third such round in a row. The message gives every client's reason, and the
-                remedy where it is known.
+            RoundsFailedError: If the round brought no new model, and none ever did or this is the
+                third such round in a row. The message has every client's reason and the known
+                remedies.
         """
         if usable and failure is None:
             self._in_a_row, self._ever_succeeded = 0, True
             return
         self._in_a_row += 1
-        what = failure or "no client delivered a usable update"
+        what = failure.reason if failure else "no client returned a usable update"
         if self._ever_succeeded and self._in_a_row < FAILED_ROUNDS_IN_A_ROW:
-            logger.warning("round %s: %s, the model stays as it is", server_round, what)
+            logger.warning("round %s: %s; the model stays as it is", server_round, what)
             return
-        reasons = [f"client {client}: {why}" for client, why in problems]
-        # Beside those whose training diverged there may be some that are gone.
-        diverged = 2 * sum(NOT_FINITE in why for _, why in problems) > len(problems)
-        diverged = diverged or MADE_INFINITY in what
-        if diverged and phase is Phase.CALIBRATION:
+        reasons = [f"client {reply.client}: {reply.reason}" for reply in dropped]
+        # Some of the other clients may only be gone.
+        most_diverged = 2 * sum(reply.diverged for reply in dropped) > len(dropped)
+        model_diverged = failure is not None and failure.diverged
+        if (most_diverged or model_diverged) and phase is Phase.CALIBRATION:
             what = f"{what}: {_DIVERGED}"
         if not usable and not reasons and failure is None:
             reasons = ["no reply arrived before the timeout"]
         raise RoundsFailedError(
-            f"round {server_round}: {what} ({self._in_a_row} such rounds in a row); the global "
-            "model is as it was. Mend the clients and start again, or resume from a checkpoint:\n  "
-            + "\n  ".join([*reasons, *remedies_for(reasons)])
+            f"round {server_round}: {what} ({self._in_a_row} such rounds in a row). The global "
+            "model is unchanged. Fix the clients, then start again or resume from a checkpoint:"
+            "\n  " + "\n  ".join([*reasons, *remedies_for(dropped)]),
+            diverged=model_diverged or any(reply.diverged for reply in dropped),
         )

@@ -1,7 +1,7 @@
 """The global model of a round, in the two parts that FixBN keeps apart.
 
-The wrapped strategy works on the parameters; statistics and counters stay with FixBN. What travels,
-and what a run returns, is the whole model in its own order.
+The inner strategy works on the parameters. FixBN keeps statistics and counters. Messages and the
+run's result hold the whole model, in its own order.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord, Message
 
 from fixbn_flwr.array_records import arrays_of, record_of, view_of
+from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method.averaging import Array, Arrays, Kind, first_spoilt, of_kind
 
 
@@ -20,10 +21,10 @@ class GlobalModel:
     """A model's arrays, as the server has them at the start of a round.
 
     Attributes:
-        record: the whole model as it came.
-        arrays: all of them, by name, in the model's order.
-        parameters: the record that the wrapped strategy may see.
-        rest: statistics and counters.
+        record: The whole model as it came.
+        arrays: All arrays by name, in the model's order.
+        parameters: The record that the inner strategy may see.
+        rest: Statistics and counters.
     """
 
     def __init__(self, record: ArrayRecord) -> None:
@@ -35,12 +36,12 @@ class GlobalModel:
         self.rest = of_kind(self.arrays, Kind.STATISTIC, Kind.COUNTER)
 
     def joined(self, parameters: ArrayRecord, rest: Arrays) -> ArrayRecord:
-        """Join both parts to a whole model of the same order and types."""
+        """Return the whole model, in the same order and types, from new parts."""
         joined = record_of(rest)
         for name, own in self.arrays.items():
             if name not in rest:
                 new = parameters[name]
-                # Flower's FedAdam, for one, turns float32 into float64.
+                # Some strategies, such as FedAdam, turn float32 into float64.
                 joined[name] = (
                     new
                     if new.dtype == str(own.dtype)
@@ -49,13 +50,35 @@ class GlobalModel:
         return ArrayRecord({name: joined[name] for name in self.arrays})
 
     def first_spoilt(self, record: ArrayRecord) -> str | None:
-        """Return the first array of a new model that holds NaN or infinity where this has none."""
+        """Return the first array of a new model that is not finite where this model is."""
         return first_spoilt({name: view_of(array) for name, array in record.items()}, self.arrays)
 
     def put_into(self, messages: Iterable[Message]) -> None:
-        """Put the whole model in place of the parameters in each message's content."""
-        # Flower's strategies give all messages one content.
+        """Replace the parameters in each message's content by the whole model."""
+        # Flower's strategies share one content among all messages.
         for content in {id(message.content): message.content for message in messages}.values():
             for key, record in content.array_records.items():
                 if record.keys() == self.parameters.keys():
                     content[key] = self.joined(record, self.rest)
+
+    def check_statistics(self, expected: Arrays) -> None:
+        """Check that nothing has changed the statistics since the last round.
+
+        Args:
+            expected: The statistics that the last round left; empty before any.
+
+        Raises:
+            ConfigError: If one differs.
+        """
+        for name, value in expected.items():
+            if not np.array_equal(self.rest[name], value):
+                raise ConfigError(
+                    f"statistic {name!r} is not what FixBN made it in the last round: a strategy "
+                    "around FixBN, such as one for differential privacy, changed it. Put FixBN "
+                    "outermost: FixBN(DifferentialPrivacy...(FedAvg(), ...), freeze_after=...)."
+                )
+
+
+def statistics_of(record: ArrayRecord) -> dict[str, Array]:
+    """Return views of a whole model's statistics, by name."""
+    return of_kind({name: view_of(array) for name, array in record.items()}, Kind.STATISTIC)

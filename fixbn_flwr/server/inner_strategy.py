@@ -1,15 +1,15 @@
-"""What FixBN must know of the strategy that it wraps, and which strategies it refuses.
+"""The strategy inside FixBN: what FixBN must know of it, and which strategies it refuses.
 
-Most strategies need nothing: they get the parameters and do with them what they do. Those that
-defend against hostile clients must see the statistics too; those for differential privacy leave the
-statistics uncovered; boosted trees have none.
+Most strategies need nothing: they get the parameters and work as always. Strategies that defend
+against hostile clients must also see the statistics. Those for differential privacy do not cover
+the statistics. Strategies for boosted trees have none.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import MetricRecord, RecordDict
@@ -28,126 +28,173 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
-from fixbn_flwr.client.parameters_only import MARK
 from fixbn_flwr.errors import ConfigError, ReplyError
-from fixbn_flwr.method.server_rules import PARAMETERS_ONLY, logger
+from fixbn_flwr.log import logger
+from fixbn_flwr.method.round_config import PARAMETERS_ONLY_MARK
+from fixbn_flwr.method.server_rules import PARAMETERS_ONLY
 from fixbn_flwr.server.reply_limits import shown
 
-_DEFENDERS = (MultiKrum, Bulyan, FedMedian, FedTrimmedAvg)  # Krum is a MultiKrum
-_TREES = (FedXgbBagging, FedXgbCyclic)
-_CLIENTS_CLIP = {
+
+@dataclass(frozen=True)
+class StrategyKinds:
+    """The strategies of one generation of Flower that FixBN treats differently.
+
+    Attributes:
+        base: The class of all strategies of this generation.
+        defending: Those that select clients or trim values.
+        without_model: Those that do not average a PyTorch model's arrays.
+        private: Those that add noise, on the server or with the clients' help.
+        clipping_mods: Those whose clients clip, and the mod that does it.
+        loss_keys: Those that weight clients by a loss, and the attribute that names its metric.
+    """
+
+    base: type
+    defending: tuple[type, ...]
+    without_model: tuple[type, ...]
+    private: tuple[type, ...]
+    clipping_mods: Mapping[type, str] = field(default_factory=dict)
+    loss_keys: Mapping[type, str] = field(default_factory=dict)
+
+
+_CLIPPING_MODS: Mapping[type, str] = {
     DifferentialPrivacyClientSideFixedClipping: "fixedclipping_mod",
     DifferentialPrivacyClientSideAdaptiveClipping: "adaptiveclipping_mod",
 }
-_PRIVATE = (
-    DifferentialPrivacyServerSideFixedClipping,
-    DifferentialPrivacyServerSideAdaptiveClipping,
-    *_CLIENTS_CLIP,
+
+MESSAGE_API = StrategyKinds(
+    base=Strategy,
+    defending=(MultiKrum, Bulyan, FedMedian, FedTrimmedAvg),  # Krum is a MultiKrum
+    without_model=(FedXgbBagging, FedXgbCyclic),
+    private=(
+        DifferentialPrivacyServerSideFixedClipping,
+        DifferentialPrivacyServerSideAdaptiveClipping,
+        *_CLIPPING_MODS,
+    ),
+    clipping_mods=_CLIPPING_MODS,
+    loss_keys={QFedAvg: "train_loss_key"},
 )
 
 
 @dataclass(frozen=True)
-class Wrapped:
-    """What FixBN must know of a strategy.
+class InnerStrategy:
+    """What FixBN must know of the strategy inside it.
 
     Attributes:
-        weighted_by: the metric that clients are weighted by.
-        loss: the metric that it computes with beside that one, None if there is none.
-        defends: it must judge the statistics together with the parameters.
-        private: the wrapper's name if it clips and adds noise, which leaves statistics uncovered.
-        clipping_mod: the name of the mod with which its clients have to clip, None if they do not.
+        layers: The strategy and those that it wraps in turn, from the outside in.
+        weighted_by: The metric that clients are weighted by.
+        loss: The metric that it also weights clients by, or None.
+        defends: Whether it must judge the statistics together with the parameters.
+        private: The class name of a wrapper that clips and adds noise, or None. Such a wrapper
+            does not cover the statistics.
+        clipping_mod: The name of the mod with which its clients must clip, or None.
     """
 
+    layers: Sequence[Any]
     weighted_by: str
     loss: str | None
     defends: bool
     private: str | None
     clipping_mod: str | None
 
-    def check(self, reply: RecordDict) -> None:
+    def check_reply(self, reply: RecordDict) -> None:
         """Check what this strategy needs in a reply beside the arrays and their weight.
 
         Raises:
-            ReplyError: a loss is needed and is missing or no number from zero up: NaN in one reply
-                would spoil all parameters. Or the parameters have to be clipped by the client, and
-                the reply does not say that its statistics were left out of that.
+            ReplyError: If a loss is needed and it is missing, negative or not finite: NaN in one
+                reply would spoil all parameters. Or if clients must clip the parameters and the
+                reply does not say that its statistics were left alone.
         """
-        if self.clipping_mod and MARK not in reply:
+        if self.clipping_mod and PARAMETERS_ONLY_MARK not in reply:
             raise ReplyError(
-                f"nothing in it says that {self.clipping_mod} clipped its parameters only (a "
-                f"record {MARK!r}). {PARAMETERS_ONLY}"
+                f"it has no record {PARAMETERS_ONLY_MARK!r}, so {self.clipping_mod} may have "
+                f"clipped its statistics too. {PARAMETERS_ONLY}"
             )
         metrics = next(iter(reply.metric_records.values()), MetricRecord())
         loss = metrics.get(self.loss) if self.loss else 0.0
         if not isinstance(loss, int | float) or not 0 <= loss < math.inf:
             raise ReplyError(
                 f"its metric {self.loss!r} is {shown(loss)}, and QFedAvg weights clients by it: "
-                "return the mean training loss, a number that is not below zero."
+                "return the mean training loss, a finite number that is not negative."
             )
+
+    def warn_of_uncovered(self, *, global_momentum: bool) -> None:
+        """Log what differential privacy does not cover, if the strategy provides it."""
+        if self.private:
+            logger.warning(
+                "%s clips and adds noise to parameters only. Its privacy guarantee does not cover "
+                "statistics, counters%s: they are averaged as clients send them.",
+                self.private, ", momentum buffers" if global_momentum else "",
+            )  # fmt: skip
 
 
 def layers_of(strategy: object, base: type) -> Iterator[Any]:
-    """Yield a strategy, the one that it wraps, as Flower's wrappers do, and so on inwards.
+    """Yield a strategy, the strategy that it wraps, and so on inwards.
 
     Args:
-        strategy: what the user gave.
-        base: the class of all strategies of its generation; what is none of them ends the row.
+        strategy: What the user gave.
+        base: The class of all strategies of its generation. Any other object ends the sequence.
     """
     while isinstance(strategy, base):
         yield strategy
         strategy = getattr(strategy, "strategy", None)
 
 
-def check_defender(layers: Sequence[object], statistics: str) -> None:
-    """Refuse what would undo the defence of the innermost of these strategies.
+def examine(strategy: object, statistics: str, kinds: StrategyKinds) -> InnerStrategy:
+    """Return what FixBN must know of a strategy.
+
+    Args:
+        strategy: A strategy of the generation that ``kinds`` describes.
+        statistics: How statistics are averaged, "mean" or "pooled".
+        kinds: The strategies of this generation that need special treatment.
 
     Raises:
-        ConfigError: there is another around it, or the statistics shall not be its own average.
+        ConfigError: If FixBN cannot wrap this strategy, or not with these statistics.
     """
-    name, outermost = type(layers[-1]).__name__, type(layers[0]).__name__
-    if len(layers) > 1:
-        raise ConfigError(
-            f"FixBN got {outermost} around {name}: a strategy that defends must judge the "
-            f"statistics too, and what {outermost} does to parameters (clipping, noise) it would "
-            f"do to them. Use one of the two: FixBN({name}(...)), or {outermost} around FedAvg."
-        )
-    if statistics != "mean":
-        raise ConfigError(
-            f"statistics={statistics!r} cannot be had with {name}, which defends the statistics by "
-            'its own choice, median or trimmed mean of them: use statistics="mean".'
-        )
-
-
-def examine(strategy: Strategy, statistics: str) -> Wrapped:
-    """Return what FixBN must know of a strategy, given how the statistics shall be averaged.
-
-    Raises:
-        ConfigError: FixBN cannot work around this strategy, or not with these statistics.
-    """
-    layers = list(layers_of(strategy, Strategy))
+    layers = list(layers_of(strategy, kinds.base))
     innermost = layers[-1]
-    name = type(innermost).__name__
-    defends = isinstance(innermost, _DEFENDERS)
-    if isinstance(innermost, _TREES):
+    if isinstance(innermost, kinds.without_model):
         raise ConfigError(
-            f"FixBN got {name}, which grows boosted trees: they have no batch normalisation and no "
-            "statistics to freeze. Use the strategy without FixBN."
+            f"FixBN got {type(innermost).__name__}, which does not average a PyTorch model's "
+            "arrays: there are no statistics to freeze. Use the strategy without FixBN."
         )
+    defends = isinstance(innermost, kinds.defending)
     if defends:
-        check_defender(layers, statistics)
+        _check_defending(layers, statistics)
+    own_start = getattr(kinds.base, "start", None)
     for layer in layers:
-        if type(layer).start is not Strategy.start:
+        if getattr(type(layer), "start", None) is not own_start:
             logger.warning(
-                "%s has a start() of its own, which FixBN does not call: what it does there "
-                "(saving, logging) belongs into the evaluate_fn that start() gets.",
+                "%s has its own start(), which FixBN does not call: move what it does there "
+                "(saving, logging) into the evaluate_fn that start() takes.",
                 type(layer).__name__,
             )
-    private = [type(layer).__name__ for layer in layers if isinstance(layer, _PRIVATE)]
-    mods = [mod for kind, mod in _CLIENTS_CLIP.items() if any(isinstance(x, kind) for x in layers)]
-    return Wrapped(
+    private = [type(layer).__name__ for layer in layers if isinstance(layer, kinds.private)]
+    mods = [
+        mod
+        for kind, mod in kinds.clipping_mods.items()
+        if any(isinstance(layer, kind) for layer in layers)
+    ]
+    losses = [key for kind, key in kinds.loss_keys.items() if isinstance(innermost, kind)]
+    return InnerStrategy(
+        layers=layers,
         weighted_by=getattr(innermost, "weighted_by_key", "num-examples"),
-        loss=innermost.train_loss_key if isinstance(innermost, QFedAvg) else None,
+        loss=getattr(innermost, losses[0]) if losses else None,
         defends=defends,
         private=private[0] if private else None,
         clipping_mod=mods[0] if mods else None,
     )
+
+
+def _check_defending(layers: Sequence[object], statistics: str) -> None:
+    name, outermost = type(layers[-1]).__name__, type(layers[0]).__name__
+    if len(layers) > 1:
+        raise ConfigError(
+            f"FixBN got {outermost} around {name}: a defending strategy must judge the statistics "
+            f"too, and {outermost} would clip or add noise to them. Use one of the two: "
+            f"FixBN({name}(...)), or {outermost} around FedAvg."
+        )
+    if statistics != "mean":
+        raise ConfigError(
+            f"statistics={statistics!r} does not work with {name}, which defends the statistics by "
+            'its own selection, median or trimmed mean: use statistics="mean".'
+        )

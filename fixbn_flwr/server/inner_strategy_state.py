@@ -1,11 +1,11 @@
-"""What a wrapped strategy has changed in itself since the run began, for checkpoints.
+"""What the inner strategy changed in itself since the run began, for checkpoints.
 
 Strategies keep what they need from round to round in attributes: FedAdam its moments, FedAvgM its
-momentum, adaptive clipping its norm. Flower has no method that returns those, so they are found by
-looking: whatever is a number, a text or arrays, and is not what it was.
+momentum, adaptive clipping its norm. Flower has no method that returns them. So every attribute
+that is a number, a string or arrays, and differs from its first value, is part of the state.
 
-An object of another kind, such as the accountant of a privacy budget, no checkpoint holds; that it
-has changed, be it inside, is told by the digest of its pickle, which is neither kept nor ever read.
+A checkpoint cannot hold other objects, such as the accountant of a privacy budget. A change inside
+such an object is noticed by the digest of its pickle, which is neither stored nor read.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fixbn_flwr.errors import CheckpointError
-from fixbn_flwr.method.server_rules import logger
+from fixbn_flwr.log import logger
 from fixbn_flwr.persistence.safetensors_tree import can_be_kept, is_same
 
-_LARGEST = 2**26  # bytes of an object that are looked at
+_LARGEST = 2**26  # bytes of an object's pickle that are read
 
 
-class WrappedState:
-    """Watches strategies from now on.
+class InnerStrategyState:
+    """Tracks the attributes of strategies from now on.
 
     Args:
-        layers: a strategy and those that it wraps in turn.
+        layers: A strategy and those that it wraps in turn.
     """
 
     def __init__(self, layers: Sequence[object]) -> None:
@@ -40,10 +40,10 @@ class WrappedState:
         self._named: set[str] = set()
 
     def changes(self) -> list[dict[str, Any]]:
-        """Return of each layer the attributes that have changed, not copied.
+        """Return each layer's changed attributes, not copied.
 
-        One that has changed and is none of what :mod:`fixbn_flwr.persistence.safetensors_tree` holds is left out, with a
-        warning.
+        A changed object that :mod:`fixbn_flwr.persistence.safetensors_tree` cannot hold is left
+        out with a warning.
         """
         changed: list[dict[str, Any]] = []
         for layer, before, digests in zip(self._layers, self._before, self._digests, strict=True):
@@ -65,14 +65,14 @@ class WrappedState:
         return changed
 
     def restore(self, changes: Sequence[dict[str, Any]]) -> None:
-        """Set what has changed, in strategies made as those were that it comes from.
+        """Set the changed attributes in strategies that are built as the first ones were.
 
         Raises:
-            CheckpointError: there were more or fewer strategies around each other.
+            CheckpointError: If the number of nested strategies differs.
         """
         if len(changes) != len(self._layers):
             raise CheckpointError(
-                f"the checkpoint is of {len(changes)} strategies around each other and here are "
+                f"the checkpoint is of {len(changes)} nested strategies and this run has "
                 f"{len(self._layers)}: build the strategy as it was."
             )
         for layer, changed in zip(self._layers, changes, strict=True):
@@ -80,7 +80,7 @@ class WrappedState:
                 setattr(layer, name, value)
 
     def _others(self, layer: object) -> Iterator[tuple[str, object]]:
-        """Yield the attributes that no checkpoint holds, but for the strategy inside."""
+        """Yield the attributes that a checkpoint cannot hold, except the inner strategies."""
         for name, value in vars(layer).items():
             if not can_be_kept(value) and not any(value is inner for inner in self._layers):
                 yield name, value
@@ -89,43 +89,43 @@ class WrappedState:
         if name not in self._named:
             self._named.add(name)
             logger.warning(
-                "%s has changed and is a %s, which no checkpoint holds: a resumed run starts "
-                "with a new one. Keep numbers, texts, arrays, or lists and dictionaries of them.",
+                "%s has changed and is a %s, which a checkpoint cannot hold: a resumed run starts "
+                "with a new one. Use numbers, strings, arrays, or lists and dictionaries of them.",
                 name, type(value).__name__,
             )  # fmt: skip
 
 
 def attributes_of(layers: Sequence[object]) -> list[dict[str, Any]]:
-    """Return the attributes of strategies as they are, for ``put_back``."""
+    """Return the current attributes of strategies, for ``put_back``."""
     return [dict(vars(layer)) for layer in layers]
 
 
 def put_back(layers: Sequence[object], attributes: Sequence[dict[str, Any]]) -> None:
-    """Give strategies the attributes that they had; what was changed inside one stays changed."""
+    """Restore the attributes of strategies; changes inside a value stay."""
     for layer, before in zip(layers, attributes, strict=True):
         vars(layer).clear()
         vars(layer).update(before)
 
 
 def _digest(value: object) -> bytes | None:
-    """Return a digest of all that an object holds; None where that cannot be had, or is much."""
+    """Return the digest of an object's pickle; None if it has none, or a very large one."""
     digest = _Digest()
     try:
         pickle.Pickler(digest).dump(value)
-    except Exception:  # whatever an object may raise that does not like to be pickled
+    except Exception:  # pickling may raise anything
         return None
     return digest.of.digest()
 
 
 class _Digest:
-    """A file of which only the digest is kept."""
+    """A file that keeps only the digest of its content."""
 
     def __init__(self) -> None:
         self.of = hashlib.sha256()
         self._left = _LARGEST
 
     def write(self, content: Any) -> int:
-        """Take what pickle writes: bytes, or the buffer of a large array."""
+        """Add what pickle writes: bytes, or the buffer of a large array."""
         size = memoryview(content).nbytes
         self._left -= size
         if self._left < 0:

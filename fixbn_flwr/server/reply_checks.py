@@ -1,47 +1,47 @@
-"""A client's reply to a training message: taken apart and checked before anything is averaged.
+"""Check a client's reply to a training message before anything is averaged.
 
-One bad reply must neither spoil the model nor end the run, so each is checked on its own against
-the arrays that were sent, and the server drops and names those that fail. The checks know named
-arrays only and serve both generations of Flower; :func:`read_reply` brings the Message API's.
+One bad reply must neither spoil the model nor end the run. So each reply is checked on its own
+against the arrays that were sent, and the server drops and names those that fail. The checks know
+named arrays only and serve both generations of Flower; ``check_reply`` reads the Message API's.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 
 import numpy as np
 from flwr.app import Array as FlowerArray
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, RecordDict
 from numpy.typing import NDArray
 
 from fixbn_flwr.array_records import view_of
-from fixbn_flwr.errors import ReplyError
+from fixbn_flwr.errors import NotFiniteError, ReplyError
 from fixbn_flwr.flower_compat import SType
 from fixbn_flwr.method.averaging import Array, Arrays, Kind, kind_of, of_kind
 from fixbn_flwr.method.round_config import MOMENTUM
 from fixbn_flwr.method.server_rules import Update
+from fixbn_flwr.server.reply_collection import CheckedReply
 from fixbn_flwr.server.reply_limits import check_records, check_sizes, check_weight
 
-NOT_FINITE = "holds NaN or infinity"
-"""What every error says of an array that shows a training that diverged."""
 
-
-def read_reply(
-    reply: Message, sent: Arrays, *, weighted_by: str, with_momentum: bool
-) -> tuple[Update, RecordDict]:
-    """Take a reply apart: what FixBN averages, and the content as the wrapped strategy may see it.
+def check_reply(
+    content: RecordDict, sent: Arrays, *, weighted_by: str, with_momentum: bool
+) -> CheckedReply[RecordDict]:
+    """Check the content of a Message API reply.
 
     Args:
-        reply: a reply that is not an error.
-        sent: the arrays of the message it answers, whose names, shapes and types must come back.
-        weighted_by: the metric that is the client's weight, such as "num-examples".
-        with_momentum: whether momentum buffers must stand beside the arrays.
+        content: What the client returned.
+        sent: The arrays of the message it answers. Their names, shapes and types must come back.
+        weighted_by: The metric that is the client's weight, such as "num-examples".
+        with_momentum: Whether momentum buffers must come beside the arrays.
+
+    Returns:
+        The parameters, metrics and config records for the inner strategy, and the rest as the
+        update.
 
     Raises:
-        ReplyError: the reply must not be averaged; the message says which array and why.
+        ReplyError: If the reply must not be averaged. The message says which array and why.
     """
-    content = reply.content
     records = {key: value for key, value in content.array_records.items() if key != MOMENTUM}
     if len(records) != 1 or len(content.metric_records) != 1:
         raise ReplyError(
@@ -61,50 +61,39 @@ def read_reply(
             f"its arrays cannot be read ({error}): reply with ArrayRecord(model.state_dict())."
         ) from error
     (metrics,) = content.metric_records.values()
-    update = checked_update(arrays, momentum, metrics.get(weighted_by), weighted_by, sent)
+    update = check_update(arrays, momentum, metrics.get(weighted_by), weighted_by, sent)
     parameters = ArrayRecord(
-        {  # What a client says of type and shape beside the bytes, nobody has checked.
+        {  # Type and shape from the server: nobody has checked what the client says of them.
             name: FlowerArray(str(own.dtype), own.shape, SType.NUMPY, record[name].data)
             for name, own in of_kind(sent, Kind.PARAMETER).items()
         }
     )
-    return update, RecordDict(
+    for_strategy = RecordDict(
         {str(key): parameters, **content.metric_records, **content.config_records}
     )
+    return CheckedReply(for_strategy, update, form_of(for_strategy, update.momentum))
 
 
-def _momentum_of(buffers: ArrayRecord, sent: Arrays) -> dict[str, Array]:
-    """Return views of momentum buffers, none of them larger than its parameter.
-
-    Raises:
-        ReplyError: one is larger.
-        ValueError: a buffer's bytes are not those of a numpy array.
-    """
-    sizes = {name: len(array.data) for name, array in buffers.items() if name in sent}
-    check_sizes(sizes, sent)
-    return {name: view_of(array) for name, array in buffers.items()}
-
-
-def checked_update(
+def check_update(
     arrays: Arrays, momentum: Arrays | None, weight: object, weighted_by: str, sent: Arrays
 ) -> Update:
-    """Check what a client returned against what it was sent, and return what FixBN averages of it.
+    """Check what a client returned against what it was sent; return what FixBN averages of it.
 
     Args:
-        arrays: the whole model, by name.
-        momentum: momentum buffers by parameter name; None when none are expected.
-        weight: what the client counts with.
-        weighted_by: the weight's name, for the message.
-        sent: the arrays that were sent, whose names, shapes and types must come back.
+        arrays: The whole model, by name.
+        momentum: Momentum buffers by parameter name, or None when none are expected.
+        weight: The client's weight in the average.
+        weighted_by: The weight's name, for the message.
+        sent: The arrays that were sent. Their names, shapes and types must come back.
 
     Raises:
-        ReplyError: the reply must not be averaged; the message says which array and why.
+        ReplyError: If the reply must not be averaged. The message says which array and why.
     """
     _check_arrays(arrays, sent)
     if momentum is not None:
         _check_momentum(momentum, of_kind(sent, Kind.PARAMETER))
-    # In the order in which they were sent: safetensors loads names in any order, and strategies
-    # that defend (Krum) put arrays together by place.
+    # In the order of the model: safetensors loads names in any order, and defending strategies
+    # (Krum) match arrays by position.
     arrays = {name: arrays[name] for name in sent}
     buffers = {name: momentum[name] for name in sent if momentum and name in momentum}
     return Update(
@@ -114,23 +103,11 @@ def checked_update(
     )
 
 
-UNLIKE_THE_OTHERS = (
-    "the names of its records, metrics or momentum buffers are not those of most replies, so they "
-    "cannot be averaged together: let all clients return the same."
-)
-
-
-def unlike_the_others(forms: Sequence[Hashable]) -> list[int]:
-    """Return the places of the forms that are not the commonest one; Flower would stop the run."""
-    common = Counter(forms).most_common(1)
-    return [place for place, form in enumerate(forms) if form != common[0][0]]
-
-
 def form_of(content: RecordDict, momentum: Mapping[str, Array]) -> Hashable:
-    """Return what must be alike in replies to be averaged.
+    """Return what must be equal in replies that are averaged together.
 
-    The names of records, metrics and buffers, and of metrics that are lists their length: Flower
-    cannot add a number to a list, nor lists of different lengths.
+    These are the names of records, metrics and buffers, and the lengths of metrics that are lists:
+    Flower cannot add a number to a list, nor lists of different lengths.
     """
     metrics = [
         (
@@ -143,6 +120,18 @@ def form_of(content: RecordDict, momentum: Mapping[str, Array]) -> Hashable:
         for key, record in content.metric_records.items()
     ]
     return (*content.array_records, *metrics, frozenset(momentum))
+
+
+def _momentum_of(buffers: ArrayRecord, sent: Arrays) -> dict[str, Array]:
+    """Return views of momentum buffers, none of them larger than its parameter.
+
+    Raises:
+        ReplyError: If one is larger.
+        ValueError: If a buffer's bytes are not a numpy array.
+    """
+    sizes = {name: len(array.data) for name, array in buffers.items() if name in sent}
+    check_sizes(sizes, sent)
+    return {name: view_of(array) for name, array in buffers.items()}
 
 
 def _check_names(arrays: Mapping[str, object], sent: Arrays) -> None:
@@ -160,7 +149,8 @@ def _check_arrays(arrays: Arrays, sent: Arrays) -> None:
         if array.shape != sent[name].shape or array.dtype != sent[name].dtype:
             raise ReplyError(
                 f"array {name!r} is {array.dtype} {array.shape} and was sent as "
-                f"{sent[name].dtype} {sent[name].shape}: client and server must build one model."
+                f"{sent[name].dtype} {sent[name].shape}: client and server must build the same "
+                "model."
             )
         _check_finite(name, array, np.isfinite(sent[name]))
         if name.endswith("running_var") and kind_of(name) is Kind.STATISTIC and np.any(array < 0):
@@ -170,7 +160,7 @@ def _check_arrays(arrays: Arrays, sent: Arrays) -> None:
 def _check_momentum(momentum: Arrays, parameters: Arrays) -> None:
     if not momentum:
         raise ReplyError(
-            f"it holds no {MOMENTUM!r} though the momentum mode is global: add **local.records "
+            f"it holds no {MOMENTUM!r} although the momentum mode is global: add **local.records "
             "to the reply's content (NumPyClient: **local.metrics to the metrics)."
         )
     for name, buffer in momentum.items():
@@ -186,7 +176,7 @@ def _check_momentum(momentum: Arrays, parameters: Arrays) -> None:
 def _check_finite(name: str, array: Array, was_finite: NDArray[np.bool_] | np.bool_) -> None:
     # A model may hold infinity by design, as the mask of an attention layer does.
     if np.any(~np.isfinite(array) & was_finite):
-        raise ReplyError(
-            f"array {name!r} {NOT_FINITE}: its training diverged. A smaller learning "
-            "rate helps, in calibration a smaller learning_rate_factor."
+        raise NotFiniteError(
+            f"array {name!r} holds NaN or infinity: its training diverged. Use a smaller learning "
+            "rate, in calibration a smaller learning_rate_factor."
         )

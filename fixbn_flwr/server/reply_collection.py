@@ -1,33 +1,107 @@
-"""What was asked of clients in a round, and which of the replies count.
+"""Collect the replies of a round: one per client, in a stable order.
 
-Replies come in any order, and Flower asks in an order that strategies draw anew each round, while
-sums of floats depend on it: they are put into the order of the grid's nodes, which lasts; the app's
-grid lists them by partition. What answers nothing of this round, twice, or not as the others do, is
-sorted out and named.
+Stale, duplicate or inconsistent replies are dropped and logged by client. Replies arrive in any
+order, strategies sample clients in a new order each round, and sums of floats depend on the order.
+So replies are put in the order of the grid's nodes, which is stable; the app's grid lists nodes by
+partition.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Sequence
-from typing import TypeVar
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from flwr.app import Message
 
 from fixbn_flwr.errors import ReplyError
-from fixbn_flwr.log import shortened
 from fixbn_flwr.method.server_rules import Update
-from fixbn_flwr.server.failed_rounds import Problem, log_problems
-from fixbn_flwr.server.reply_checks import UNLIKE_THE_OTHERS, form_of, unlike_the_others
+from fixbn_flwr.server.dropped_replies import DroppedReply, log_dropped
 
-Read = TypeVar("Read")
+Client = TypeVar("Client", int, str)
+Reply = TypeVar("Reply")
+Content = TypeVar("Content")
+
+_INCONSISTENT = (
+    "the names of its records, metrics or momentum buffers differ from those of most replies, so "
+    "they cannot be averaged together: let all clients return the same names."
+)
 
 
-class Asked:
+@dataclass(frozen=True)
+class CheckedReply(Generic[Content]):
+    """A reply that passed its checks.
+
+    Attributes:
+        content: What the inner strategy may see of it.
+        update: What FixBN averages itself.
+        form: What must be equal in replies that are averaged together.
+    """
+
+    content: Content
+    update: Update
+    form: Hashable
+
+
+@dataclass(frozen=True)
+class Selection(Generic[Client, Reply, Content]):
+    """The replies of a round that can be averaged together, and the others.
+
+    Attributes:
+        usable: Each client's reply and what its check returned, in a stable order.
+        dropped: The other replies.
+    """
+
+    usable: dict[Client, tuple[Reply, CheckedReply[Content]]]
+    dropped: list[DroppedReply]
+
+    @property
+    def updates(self) -> list[Update]:
+        """The usable replies' updates, in their order."""
+        return [checked.update for _, checked in self.usable.values()]
+
+
+def select(
+    server_round: int,
+    replies: Iterable[tuple[Client, Reply]],
+    check: Callable[[Client, Reply], CheckedReply[Content]],
+    dropped: Iterable[DroppedReply] = (),
+) -> Selection[Client, Reply, Content]:
+    """Check replies, and drop and log those that cannot be averaged with the others.
+
+    Args:
+        server_round: The round, for the log.
+        replies: Clients and their replies, in a stable order.
+        check: Returns what is needed of a reply, or raises a ``ReplyError`` that says why the
+            reply must be dropped.
+        dropped: Replies that have failed already.
+    """
+    usable: dict[Client, tuple[Reply, CheckedReply[Content]]] = {}
+    all_dropped = list(dropped)
+    for client, reply in replies:
+        try:
+            if client in usable:
+                raise ReplyError("it replied twice in this round: the first reply counts.")
+            usable[client] = (reply, check(client, reply))
+        except ReplyError as error:
+            all_dropped.append(DroppedReply.for_error(client, error))
+    forms = Counter(checked.form for _, checked in usable.values())
+    for client, (_, checked) in list(usable.items()):
+        if checked.form != forms.most_common(1)[0][0]:
+            all_dropped.append(DroppedReply(client, _INCONSISTENT))
+            del usable[client]
+    log_dropped(server_round, all_dropped)
+    return Selection(usable, all_dropped)
+
+
+class RoundMessages:
     """The messages of one round.
 
     Args:
-        messages: that were, or will be, sent; Flower numbers them when it sends them.
-        node_ids: all nodes, in the grid's order.
+        messages: The messages that were, or will be, sent. Flower sets their ids when it sends
+            them.
+        node_ids: All nodes, in the grid's order.
     """
 
     def __init__(self, messages: Sequence[Message], node_ids: Iterable[int]) -> None:
@@ -44,46 +118,26 @@ class Asked:
     def __len__(self) -> int:
         return len(self._messages)
 
-    def sorted_out(
-        self, server_round: int, replies: Iterable[Message], read: Callable[[Message], Read]
-    ) -> tuple[dict[int, tuple[Message, Read]], list[Problem]]:
-        """Return by client the replies that can be averaged together, as read, and log the others.
-
-        They are in a lasting order; the others come second, each with its client and the reason.
-        """
+    def select(
+        self,
+        server_round: int,
+        replies: Iterable[Message],
+        check: Callable[[Message], CheckedReply[Content]],
+    ) -> Selection[int, Message, Content]:
+        """Select the usable replies to these messages; see ``select``."""
         ids = {message.metadata.message_id for message in self._messages} - {""}
-        usable: dict[int, tuple[Message, Read]] = {}
-        problems: list[Problem] = []
-        for reply in self._in_order(replies):
-            client = reply.metadata.src_node_id
-            try:
-                if reply.has_error():
-                    raise ReplyError(f"it failed (code {reply.error.code}): {reply.error.reason}")
-                self._check(reply, ids, already=usable)
-                usable[client] = (reply, read(reply))
-            except ReplyError as problem:
-                problems.append((client, shortened(str(problem))))
-        forms = [
-            form_of(reply.content, update.momentum if isinstance(update, Update) else {})
-            for reply, update in usable.values()
-        ]
-        for client in [list(usable)[place] for place in unlike_the_others(forms)]:
-            problems.append((client, UNLIKE_THE_OTHERS))
-            del usable[client]
-        log_problems(server_round, problems)
-        return usable, problems
 
-    def _in_order(self, replies: Iterable[Message]) -> list[Message]:
-        last = len(self._place)
-        return sorted(replies, key=lambda m: self._place.get(m.metadata.src_node_id, last))
+        def check_message(client: int, reply: Message) -> CheckedReply[Content]:
+            if reply.has_error():
+                raise ReplyError(f"it failed (code {reply.error.code}): {reply.error.reason}")
+            answered = reply.metadata.reply_to_message_id
+            if client not in self._place or (ids and answered not in ids):
+                raise ReplyError(
+                    f"it answers message {answered!r}, which was not sent in this round: it is "
+                    "from another round, or from a client that was not sampled."
+                )
+            return check(reply)
 
-    def _check(self, reply: Message, ids: set[str], already: Container[int]) -> None:
-        """Raise a `ReplyError` when a reply answers nothing that was asked in this round."""
-        client, answered = reply.metadata.src_node_id, reply.metadata.reply_to_message_id
-        if client in already:
-            raise ReplyError("it replied twice in this round: the first reply counts.")
-        if client not in self._place or (ids and answered not in ids):
-            raise ReplyError(
-                f"it answers message {answered!r}, which is none of this round's: it comes from "
-                "another round, or from a client that was not asked."
-            )
+        clients = [(reply.metadata.src_node_id, reply) for reply in replies]
+        clients.sort(key=lambda pair: self._place.get(pair[0], len(self._place)))
+        return select(server_round, clients, check_message)

@@ -1,9 +1,8 @@
-"""How large a reply and the numbers in it may be, told before anything is decoded or averaged.
+"""Limits on the size of a reply and of the numbers in it, checked before anything is decoded.
 
-A server that decodes whatever arrives can be brought down by one client. What FixBN's clients
-return is as large as what they were sent, and momentum buffers as large as their parameters, so
-more is refused. Of metrics and config records nobody knows the size beforehand: they may be as
-large as the model and a mebibyte more, far beyond any use of theirs.
+A server that decodes whatever arrives can be brought down by one client. A client's arrays are as
+large as those it was sent, and its momentum buffers as large as their parameters, so larger ones
+are refused. Metrics and config records may be as large as the model and a mebibyte more.
 """
 
 from __future__ import annotations
@@ -17,34 +16,34 @@ from flwr.app import RecordDict
 from fixbn_flwr.errors import ReplyError
 from fixbn_flwr.method.averaging import Arrays
 
-HEADER = 1024  # bytes that an array may take beside its values; np.save's header has 128
-BESIDE = 2**20  # bytes that metrics and config may take beyond those of the model
-MOST_EXAMPLES = 2**53  # up to here floats hold every whole number, and sums stay far from infinity
+HEADER = 1024  # bytes per array besides its values; the header of np.save has 128
+EXTRA = 2**20  # bytes of metrics and config beyond the size of the model
+MOST_EXAMPLES = 2**53  # floats represent every integer up to here, and sums stay finite
 
 
 def check_weight(weight: object, weighted_by: str) -> float:
-    """Return what a client counts with.
+    """Return a client's weight in the average.
 
     Args:
-        weight: its number of examples, as it came.
-        weighted_by: how the metric is called, for the message.
+        weight: Its number of examples, as it came.
+        weighted_by: The name of the metric, for the message.
 
     Raises:
-        ReplyError: it is no number above zero, or more than 2**53.
+        ReplyError: If it is not a number above zero and at most 2**53.
     """
     number = weight if isinstance(weight, int | float) and not isinstance(weight, bool) else 0
     if 0 < number <= MOST_EXAMPLES:
         return float(number)
     raise ReplyError(
-        f"its metric {weighted_by!r} is {shown(weight)} and must be a number above zero, at most "
-        "2**53: it is the weight of the client in the average. Return the number of examples."
+        f"its metric {weighted_by!r} is {shown(weight)} and must be a number above zero and at "
+        "most 2**53: it is the client's weight in the average. Return the number of examples."
     )
 
 
 def shown(value: object) -> str:
-    """Return a value that came from a client in a few words, however long it is."""
+    """Return a short text for a value that came from a client, however long it is."""
     if isinstance(value, int) and value.bit_length() > 64:
-        return f"a whole number of {value.bit_length()} bits"  # Python refuses to write it
+        return f"a whole number of {value.bit_length()} bits"  # too long for str()
     return reprlib.repr(value)
 
 
@@ -52,11 +51,11 @@ def check_sizes(sizes: Mapping[str, int], sent: Arrays) -> None:
     """Refuse arrays that are larger than those that were sent.
 
     Args:
-        sizes: their bytes as they came, by name; all names are in ``sent``.
-        sent: what they answer.
+        sizes: Their bytes as they came, by name. All names are in ``sent``.
+        sent: The arrays that were sent.
 
     Raises:
-        ReplyError: one of them is.
+        ReplyError: If one is larger.
     """
     for name, size in sizes.items():
         if size > sent[name].nbytes + HEADER:
@@ -68,10 +67,10 @@ def check_sizes(sizes: Mapping[str, int], sent: Arrays) -> None:
 
 
 def check_blob(size: int, parameters: Arrays) -> None:
-    """Refuse momentum buffers in one piece that are larger than the parameters of the model.
+    """Refuse a blob of momentum buffers that is larger than the model's parameters.
 
     Raises:
-        ReplyError: they are.
+        ReplyError: If it is larger.
     """
     most = _bytes_of_model(parameters) + sum(map(len, parameters)) + HEADER * len(parameters)
     if size > most:
@@ -86,12 +85,12 @@ def check_records(content: RecordDict, sent: Arrays) -> None:
     """Refuse a reply whose metrics and config records are larger than the model that was sent.
 
     Raises:
-        ReplyError: they are, or a metric is a whole number that no message can hold.
+        ReplyError: If they are larger, or a metric is an integer that no message can hold.
     """
     metrics, configs = content.metric_records.values(), content.config_records.values()
     size = sum(_size_of(record.items()) for record in metrics)
     size += sum(_size_of(record.items()) for record in configs)
-    _check_beside(size, sent)
+    _check_size(size, sent)
     for record in metrics:
         _check_numbers(record)
 
@@ -100,14 +99,14 @@ def check_metrics(metrics: Mapping[str, Any], sent: Arrays) -> None:
     """Refuse metrics of the older generation as ``check_records`` does.
 
     Raises:
-        ReplyError: they are larger than the model that was sent, or hold such a number.
+        ReplyError: If they are larger than the model that was sent, or hold such an integer.
     """
-    _check_beside(_size_of(metrics.items()), sent)
+    _check_size(_size_of(metrics.items()), sent)
     _check_numbers(metrics)
 
 
-def _check_beside(size: int, sent: Arrays) -> None:
-    most = BESIDE + _bytes_of_model(sent)
+def _check_size(size: int, sent: Arrays) -> None:
+    most = EXTRA + _bytes_of_model(sent)
     if size > most:
         raise ReplyError(
             f"its metrics and config records take {size:,} bytes, more than the model and a "
@@ -117,7 +116,7 @@ def _check_beside(size: int, sent: Arrays) -> None:
 
 
 def _check_numbers(metrics: Mapping[str, Any]) -> None:
-    # Whole numbers beyond 64 bits: no message holds them, and sums with floats fail.
+    # No message holds integers of more than 64 bits, and their sums with floats fail.
     for name, value in metrics.items():
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, int) and not -(2**63) <= number < 2**63:
@@ -131,7 +130,7 @@ def _bytes_of_model(arrays: Arrays) -> int:
     return sum(array.nbytes for array in arrays.values())
 
 
-# Flower's own count_bytes fails at an empty text and an empty list.
+# Flower's count_bytes fails for an empty string and an empty list.
 def _size_of(items: Iterable[tuple[object, object]]) -> int:
     return sum(len(str(name)) + _size_of_value(value) for name, value in items)
 

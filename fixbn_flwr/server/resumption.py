@@ -1,8 +1,8 @@
-"""What a strategy must have, beside the model, to go on where a run was stopped.
+"""What a strategy needs, beside the model, to resume a run.
 
-Flower gives every run a number of its own, so that a resumed run is another one to it. Which runs
-it goes on from, and how far each of them counts, is told to clients, whose kept momentum is stamped
-with the run (:mod:`fixbn_flwr.client.momentum_store`).
+Flower gives every run its own id, so a resumed run is another run to it. Clients stamp the momentum
+buffers they keep with the run (:mod:`fixbn_flwr.client.momentum_store`). So the server tells them
+which runs this one resumes, and how many rounds of each count.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 
 from fixbn_flwr.method.round_config import RoundConfig
 from fixbn_flwr.method.server_rules import ServerState
-from fixbn_flwr.server.inner_strategy_state import WrappedState
+from fixbn_flwr.server.inner_strategy_state import InnerStrategyState
 
 
 class Resumption:
     """Keeps track of what ``FixBN.state`` returns.
 
     Args:
-        layers: the wrapped strategy and those that it wraps in turn.
+        layers: The inner strategy and those that it wraps in turn.
     """
 
     def __init__(self, layers: Sequence[object]) -> None:
-        self._wrapped = WrappedState(layers)
+        self._inner = InnerStrategyState(layers)
         self._run = 0
         self._resumed: dict[int, int] = {}
         self._restored: Mapping[str, Any] | None = None
@@ -34,17 +34,22 @@ class Resumption:
         self._restored = state
 
     def begin(self, run: int, rounds_before: int, server: ServerState) -> None:
-        """Begin a run: Flower's number of it, and how many rounds are done.
+        """Begin a run.
+
+        Args:
+            run: Flower's run id.
+            rounds_before: The number of rounds that are done already.
+            server: Gets its momentum buffers back.
 
         Raises:
-            CheckpointError: the wrapped strategy is not built as it was.
+            CheckpointError: If the inner strategy is not built as it was.
         """
         self._run, self._resumed = run, {}
         if self._restored is not None:
             state, self._restored = self._restored, None
             self._resumed = {**dict(state["resumed"]), state["run"]: rounds_before}
             server.global_momentum = dict(state["momentum"])
-            self._wrapped.restore(state["strategy"])
+            self._inner.restore(state["strategy"])
 
     def state(self, server: ServerState) -> dict[str, Any]:
         """Return what the next run needs."""
@@ -52,9 +57,9 @@ class Resumption:
             "run": self._run,
             "resumed": [[run, last] for run, last in self._resumed.items()],
             "momentum": server.global_momentum,
-            "strategy": self._wrapped.changes(),
+            "strategy": self._inner.changes(),
         }
 
-    def told(self, asked: RoundConfig, checkpoints: Sequence[int]) -> RoundConfig:
-        """Return what is asked of clients, with what they must know to keep their momentum."""
-        return replace(asked, resumed=self._resumed, checkpoints=checkpoints)
+    def add_to(self, instructions: RoundConfig, checkpoints: Sequence[int]) -> RoundConfig:
+        """Return a round's instructions with what clients need to keep their momentum."""
+        return replace(instructions, resumed=self._resumed, checkpoints=checkpoints)

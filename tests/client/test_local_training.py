@@ -21,7 +21,7 @@ from fixbn_flwr.errors import ConfigError, MomentumError, NoStatisticsError, Sta
 from fixbn_flwr.method.batch_norm import statistics
 from fixbn_flwr.method.optimizer_buffers import fingerprint
 from fixbn_flwr.method.round_config import Momentum, RoundConfig
-from fixbn_flwr.testing import InMemoryGrid
+from fixbn_flwr.testing import SerializingGrid
 from tests.support.clients import initial_arrays, training_app
 from tests.support.rounds import asked, client
 
@@ -46,7 +46,7 @@ def _message_api(config: dict[str, Any], buffers: dict[str, Tensor]) -> RecordDi
 
 def _older(config: dict[str, Any], buffers: dict[str, Tensor]) -> dict[str, Any]:
     if buffers:
-        return {**config, "fixbn-momentum": safetensors.torch.save(buffers)}
+        return {**config, "fixbn-momentum-buffers": safetensors.torch.save(buffers)}
     return config
 
 
@@ -150,7 +150,7 @@ def test_the_same_client_under_plain_fedavg() -> None:
         generator = torch.Generator().manual_seed(partition)
         return [(torch.randn(4, 4, generator=generator), torch.tensor([0, 1, 1, 0]))]
 
-    grid = InMemoryGrid(training_app(network, batches), 2)
+    grid = SerializingGrid(training_app(network, batches), 2)
     result = FedAvg().start(grid, initial_arrays(network()), 2)
     assert result.arrays["1.running_mean"].numpy().any()
     assert not any(context.state for context in grid.contexts.values())
@@ -280,7 +280,7 @@ def test_global_takes_the_servers_and_returns_its_own(wrap: Wrap) -> None:
         assert same(dict(record.to_torch_state_dict()), expected)
         assert local.metrics == {}
     else:
-        assert same(safetensors.torch.load(local.metrics["fixbn-momentum"]), expected)
+        assert same(safetensors.torch.load(local.metrics["fixbn-momentum-buffers"]), expected)
         assert local.records == {}
     assert not context.state
 

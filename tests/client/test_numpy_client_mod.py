@@ -27,7 +27,7 @@ from torch.optim import SGD
 
 from fixbn_flwr import FixBN, local_training, numpy_client_mod
 from fixbn_flwr.errors import RoundsFailedError
-from fixbn_flwr.testing import InMemoryGrid
+from fixbn_flwr.testing import SerializingGrid
 from tests.support.clients import dropout_seed, initial_arrays, partition_of, sgd_step, training_app
 
 CLIENTS = 3
@@ -83,7 +83,7 @@ def app(extra: dict[str, Any] | None = None, *, bridged: bool = True) -> ClientA
 def run(
     strategy: Strategy, client_app: ClientApp, rounds: int = 3
 ) -> tuple[Result, dict[str, np.ndarray]]:
-    grid = InMemoryGrid(client_app, CLIENTS, shuffle_seed=1)
+    grid = SerializingGrid(client_app, CLIENTS, shuffle_seed=1)
     result = strategy.start(grid, initial_arrays(network()), rounds)
     return result, {name: array.numpy() for name, array in result.arrays.items()}
 
@@ -197,7 +197,7 @@ def test_without_the_mod_the_server_says_so() -> None:
 def test_an_older_strategy_is_served_as_without_the_mod() -> None:
     finals = []
     for bridged in (True, False):
-        grid = InMemoryGrid(app({"note": "hello"}, bridged=bridged), CLIENTS)
+        grid = SerializingGrid(app({"note": "hello"}, bridged=bridged), CLIENTS)
         seen: list[Any] = []
 
         class Keeping(OlderFedAvg):
@@ -226,7 +226,7 @@ def test_an_older_strategy_is_served_as_without_the_mod() -> None:
 
 
 def test_other_messages_pass_through_untouched() -> None:
-    grid = InMemoryGrid(app(), 1)
+    grid = SerializingGrid(app(), 1)
     (node_id,) = grid.get_node_ids()
     messages = [
         Message(RecordDict(), node_id, "query"),

@@ -28,10 +28,10 @@ from flwr.serverapp.strategy import (
 )
 from torch import Tensor, nn
 
-from fixbn_flwr import FixBN, local_training, numpy_client_mod
-from fixbn_flwr.client.parameters_only import MARK, parameters_only
+from fixbn_flwr import FixBN, local_training, numpy_client_mod, parameters_only
 from fixbn_flwr.errors import ConfigError, RoundsFailedError, StatisticsMovedError
-from fixbn_flwr.testing import InMemoryGrid
+from fixbn_flwr.method.round_config import PARAMETERS_ONLY_MARK
+from fixbn_flwr.testing import SerializingGrid
 from tests.support.clients import initial_arrays, sgd_step, training_app
 from tests.support.small_federation import (
     CLIENTS,
@@ -108,7 +108,7 @@ def run(
     np.random.seed(0)
     _, of_round = federation(
         strategy,
-        grid=InMemoryGrid(app, CLIENTS),
+        grid=SerializingGrid(app, CLIENTS),
         rounds=rounds,
         arrays=initial_arrays(build()),
         **start,
@@ -161,7 +161,7 @@ def test_why_it_is_refused() -> None:
 def test_a_client_that_clips_by_its_own_code_says_so() -> None:
     def mark(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         reply = call_next(message, context)
-        reply.content[MARK] = ConfigRecord()
+        reply.content[PARAMETERS_ONLY_MARK] = ConfigRecord()
         return reply
 
     of_round, _ = run(clipping(), [mark], rounds=1)
@@ -209,7 +209,7 @@ def test_evaluation_goes_past_the_mod() -> None:
     """Flower's Message API mods would refuse an evaluation, which has no clipping norm."""
     strategy = DifferentialPrivacyClientSideFixedClipping(FedAvg(), 0.0, NORM, CLIENTS)
     app = with_mods(training_app(network, batches), [parameters_only(fixedclipping_mod)])
-    result, _ = federation(FixBN(strategy, freeze_after=1), grid=InMemoryGrid(app, CLIENTS))
+    result, _ = federation(FixBN(strategy, freeze_after=1), grid=SerializingGrid(app, CLIENTS))
     assert "partition" in result.evaluate_metrics_clientapp[ROUNDS]
 
 
@@ -241,15 +241,15 @@ def test_numpy_clients_are_clipped_as_others(momentum: str) -> None:
         return FixBN(private, freeze_after=2, momentum=momentum)
 
     mods: list[Mod] = [parameters_only(fixedclipping_mod)]
-    grid = InMemoryGrid(numpy_app([*mods, numpy_client_mod]), CLIENTS)
+    grid = SerializingGrid(numpy_app([*mods, numpy_client_mod]), CLIENTS)
     _, older = federation(strategy(), grid=grid)
     app = with_mods(training_app(network, batches), mods)
-    _, newer = federation(strategy(), grid=InMemoryGrid(app, CLIENTS))
+    _, newer = federation(strategy(), grid=SerializingGrid(app, CLIENTS))
     assert same(older[ROUNDS], newer[ROUNDS])
 
 
 def test_the_wrong_order_of_mods_says_the_right_one() -> None:
-    grid = InMemoryGrid(numpy_app([numpy_client_mod, parameters_only(noise())]), CLIENTS)
+    grid = SerializingGrid(numpy_app([numpy_client_mod, parameters_only(noise())]), CLIENTS)
     with pytest.raises(RoundsFailedError, match="put it before numpy_client_mod"):
         federation(FixBN(fedavg(), freeze_after=1), grid=grid)
 
@@ -257,7 +257,9 @@ def test_the_wrong_order_of_mods_says_the_right_one() -> None:
 @pytest.mark.parametrize("mod", [secagg_mod, secaggplus_mod])
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_secure_aggregation_is_refused_with_the_reason(mod: Mod, wrapped: bool) -> None:
-    with pytest.raises(RoundsFailedError, match="answer the older generation's SecAggPlusWorkflow"):
+    with pytest.raises(
+        RoundsFailedError, match="only work with the older generation's SecAggPlusWorkflow"
+    ):
         run(FixBN(fedavg(), freeze_after=1), [parameters_only(mod) if wrapped else mod])
 
 
@@ -265,7 +267,7 @@ def test_secure_aggregation_is_refused_with_the_reason(mod: Mod, wrapped: bool) 
 
 
 def message(names: Sequence[str], message_type: str = "train") -> Message:
-    InMemoryGrid(ClientApp(), 1)  # gives Flower's messages a run
+    SerializingGrid(ClientApp(), 1)  # gives Flower's messages a run
     record = ArrayRecord({n: Array(np.float32([place])) for place, n in enumerate(names)})
     content = RecordDict({"arrays": record, "config": ConfigRecord({"server-round": 1})})
     content["fixbn-momentum"] = ArrayRecord([np.float32([7])])

@@ -16,14 +16,14 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
-from flwr.common import Code, FitRes, Parameters, Status
+from flwr.common import Code, FitRes, Parameters, Status, parameters_to_ndarrays
 from hypothesis import given, settings
 
 from fixbn_flwr.array_records import record_of, view_of_bytes
 from fixbn_flwr.client.momentum_store import KEY, load_buffers, save_buffers
 from fixbn_flwr.errors import CheckpointError, ReplyError
-from fixbn_flwr.legacy.replies import read_result
-from fixbn_flwr.method.round_config import MOMENTUM, Momentum, RoundConfig
+from fixbn_flwr.legacy.replies import check_fit
+from fixbn_flwr.method.round_config import MOMENTUM_BLOB, Momentum, RoundConfig
 from fixbn_flwr.method.schedule import Phase
 from fixbn_flwr.persistence.checkpoints import Checkpoints
 from fixbn_flwr.persistence.safetensors_tree import from_bytes, to_bytes
@@ -137,24 +137,26 @@ def test_a_reply_of_the_older_generation_is_read_or_refused(random: Random) -> N
         tensors.pop()
     metrics: dict[str, Any] = {"accuracy": 0.5}
     blob = damaged(random, BLOB) if random.random() < 0.5 else BLOB
-    metrics[MOMENTUM] = random.choice([blob] * 8 + ["text", 1.0, BLOB * 500])
+    metrics[MOMENTUM_BLOB] = random.choice([blob] * 8 + ["text", 1.0, BLOB * 500])
     if random.random() < 0.2:
         metrics["more"] = random.choice([n for n in NUMBERS if not isinstance(n, list)])
     examples = random.choice([8] * 5 + [n for n in NUMBERS if not isinstance(n, list)] + [True])
     result = FitRes(Status(Code.OK, ""), Parameters(tensors, ""), examples, metrics)
     refused = ""
     try:
-        update, shown, rest = read_result(result, SENT, with_momentum=True)
+        checked = check_fit(result, SENT, with_momentum=True)
     except ReplyError as error:
         refused = str(error)
     if refused:
         assert re.search(REMEDY, refused), refused
         return
+    update = checked.update
     assert 0 < update.weight <= 2**53
+    shown = parameters_to_ndarrays(checked.content.parameters)
     assert [a.shape for a in shown] == [SENT[name].shape for name in PARAMETERS]
     everything = [*shown, *update.arrays.values(), *update.momentum.values()]
     assert all(np.isfinite(array).all() for array in everything)
-    assert MOMENTUM not in rest
+    assert MOMENTUM_BLOB not in checked.content.metrics
 
 
 def keeping(content: object) -> Context:

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from fixbn_flwr import FixBN
 from fixbn_flwr.errors import ReplyError, RoundsFailedError
 from fixbn_flwr.method.averaging import Kind, of_kind
-from fixbn_flwr.server.reply_checks import read_reply
+from fixbn_flwr.server.reply_checks import check_reply
 from tests.support.hostile_records import (
     FUZZ,
     NAMES,
@@ -132,16 +132,18 @@ def answering(holding: RecordDict) -> Message:
 @settings(FUZZ, max_examples=2500)
 @given(random=RANDOM, with_momentum=st.booleans())
 def test_any_reply_is_read_or_refused(random: Random, with_momentum: bool) -> None:
-    reply = answering(content(random))
     refused = ""
     try:
-        update, rest = read_reply(reply, SENT, weighted_by=WEIGHTED_BY, with_momentum=with_momentum)
+        checked = check_reply(
+            content(random), SENT, weighted_by=WEIGHTED_BY, with_momentum=with_momentum
+        )
     except ReplyError as error:
         refused = str(error)
     if refused:
         assert re.search(REMEDY, refused), refused
         return
     # What was read can be averaged, whatever else the client says of it.
+    update, rest = checked.update, checked.content
     assert 0 < update.weight <= 2**53
     (seen,) = rest.array_records.values()
     arrays = {**update.arrays, **{name: array.numpy() for name, array in seen.items()}}
@@ -225,7 +227,7 @@ BAD: dict[str, tuple[Callable[[], RecordDict], str]] = {
     ),
     "a number where the others have a list, or the other way": (
         lambda: whole(metrics=MetricRecord({WEIGHTED_BY: 8, "train-loss": [0.5]})),
-        "are not those of most replies",
+        "differ from those of most replies",
     ),
     "examples without end": (
         lambda: whole(metrics=MetricRecord({WEIGHTED_BY: 1.7e308, "train-loss": 0.5})),
@@ -258,7 +260,7 @@ def test_a_bad_reply_is_named(case: str, caplog: pytest.LogCaptureFixture) -> No
         ({WEIGHTED_BY: 0, "train-loss": 0.5}, "'num-examples' is 0"),
         ({WEIGHTED_BY: 8, "train-loss": float("nan")}, "'train-loss' is nan"),
         ({WEIGHTED_BY: 8, "train-loss": [0.5, float("inf")]}, r"'train-loss' is \[0.5, inf\]"),
-        ({WEIGHTED_BY: 8, "accuracy": 0.5}, "are not those of most replies"),
+        ({WEIGHTED_BY: 8, "accuracy": 0.5}, "differ from those of most replies"),
     ],
 )
 def test_a_bad_evaluation_is_named(
@@ -280,7 +282,7 @@ def test_a_run_of_bad_replies_only_is_stopped_and_says_why_in_few_words() -> Non
     returned = whole(arrays=ArrayRecord({"x" * 10**6: Array(np.zeros(1))}))
     nodes = Nodes({1: lambda _: returned, 2: lambda _: returned})
     initial = ArrayRecord({name: Array(array) for name, array in SENT.items()})
-    with pytest.raises(RoundsFailedError, match="no client delivered") as stopped:
+    with pytest.raises(RoundsFailedError, match="no client returned") as stopped:
         FixBN(FedAvg(fraction_evaluate=0.0), freeze_after=1.0).start(nodes, initial, 3)
     assert len(str(stopped.value)) < 5000
 

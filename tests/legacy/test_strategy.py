@@ -28,9 +28,11 @@ from fixbn_flwr.errors import (
     RoundsFailedError,
     StatisticsMovedError,
 )
-from fixbn_flwr.legacy.replies import sorted_out
+from fixbn_flwr.legacy.replies import select_results
 from fixbn_flwr.method.averaging import Kind, kind_of
-from fixbn_flwr.testing import InMemoryGrid
+from fixbn_flwr.method.server_rules import Update
+from fixbn_flwr.server.reply_collection import CheckedReply
+from fixbn_flwr.testing import SerializingGrid
 from tests.support.clients import initial_arrays, sgd_step, training_app
 from tests.support.older_federation import CLIENTS, NAMES, ROUNDS, STATISTICS, fedavg, fixbn
 from tests.support.older_generation import Arrays, Trainer, arrays_of, load, numpy_app, run_older
@@ -128,7 +130,7 @@ def test_the_same_bits_in_either_generation(momentum: str, statistics: str) -> N
         "learning_rate_factor": 0.5,
     }  # fmt: skip
     older = run_older(fixbn(**choices), app(), ROUNDS, shuffle_seed=1)
-    grid = InMemoryGrid(training_app(network, batches), CLIENTS, shuffle_seed=2)
+    grid = SerializingGrid(training_app(network, batches), CLIENTS, shuffle_seed=2)
     strategy = NewFixBN(NewFedAvg(fraction_evaluate=0.0), **choices)
     newer = strategy.start(grid, initial_arrays(network()), ROUNDS).arrays
     for name, array in zip(NAMES, older[ROUNDS], strict=True):
@@ -142,7 +144,7 @@ def test_where_flowers_two_averages_round_apart_the_statistics_do_not(examples: 
     """The same statistics of the same replies; parameters to the last digits."""
     clients, of_round = len(examples), {}
     older = run_older(fixbn(), app(examples=examples), ROUNDS, clients=clients)
-    grid = InMemoryGrid(training_app(network, batches, examples=examples), clients)
+    grid = SerializingGrid(training_app(network, batches, examples=examples), clients)
     strategy = NewFixBN(NewFedAvg(fraction_evaluate=0.0), freeze_after=2)
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> None:
@@ -157,14 +159,14 @@ def test_where_flowers_two_averages_round_apart_the_statistics_do_not(examples: 
 
 def test_clients_come_in_the_order_of_their_numbers() -> None:
     replies = [(SimpleNamespace(cid=cid), cid) for cid in ("10", "9", "8", "11")]
-    usable, _, _ = sorted_out(
+    selection, accepted, _ = select_results(
         1,
         replies,  # type: ignore[arg-type]
         [],
-        read=lambda client, _: client.cid,
-        form=lambda *_: None,
+        check=lambda _, result: CheckedReply(result, Update({}, {}, 1.0), None),
     )
-    assert [cid for *_, cid in usable] == ["8", "9", "10", "11"]
+    assert list(selection.usable) == ["8", "9", "10", "11"]
+    assert [content for _, content in accepted] == ["8", "9", "10", "11"]
 
 
 def test_the_order_of_arrival_does_not_matter() -> None:
@@ -220,7 +222,7 @@ def test_global_momentum_does_not_stay_in_the_metrics() -> None:
 
 def test_a_client_that_returns_no_momentum_is_told_what_to_add() -> None:
     def on_reply(_: int, __: int, ___: Arrays, metrics: dict[str, Any]) -> None:
-        metrics.pop("fixbn-momentum", None)
+        metrics.pop("fixbn-momentum-buffers", None)
 
     with pytest.raises(RoundsFailedError, match=r"\*\*local\.metrics"):
         run_older(fixbn(momentum="global"), app(on_reply=on_reply), ROUNDS)
@@ -229,10 +231,10 @@ def test_a_client_that_returns_no_momentum_is_told_what_to_add() -> None:
 def test_a_momentum_blob_that_cannot_be_read_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
     def on_reply(partition: int, _: int, __: Arrays, metrics: dict[str, Any]) -> None:
         if partition == 1:
-            metrics["fixbn-momentum"] = b"torn"
+            metrics["fixbn-momentum-buffers"] = b"torn"
 
     of_round = run_older(fixbn(momentum="global"), app(on_reply=on_reply), 1)
-    assert "its 'fixbn-momentum' cannot be read" in caplog.text
+    assert "its 'fixbn-momentum-buffers' cannot be read" in caplog.text
     assert not np.array_equal(of_round[0][0], of_round[1][0])
 
 
@@ -260,7 +262,7 @@ def test_a_bad_reply_is_dropped_and_named(
 def test_a_dropped_reply_counts_as_a_failure() -> None:
     """So that a strategy that accepts no failures does not average the others."""
     strategy = fixbn(fedavg(accept_failures=False))
-    with pytest.raises(RoundsFailedError, match="FedAvg made no model of 3 usable replies"):
+    with pytest.raises(RoundsFailedError, match="FedAvg made no model from 3 usable replies"):
         run_older(strategy, app(on_reply=change("first.bias", lambda a: a * np.inf)), ROUNDS)
 
 
@@ -274,7 +276,7 @@ def test_an_average_that_is_not_finite_is_no_model() -> None:
 
     initial = ndarrays_to_parameters(arrays_of(network()))
     strategy = fixbn(Overflowing(initial_parameters=initial, fraction_evaluate=0.0))
-    with pytest.raises(RoundsFailedError, match="Overflowing made NaN or infinity of finite"):
+    with pytest.raises(RoundsFailedError, match="Overflowing produced NaN or infinity from finite"):
         run_older(strategy, app(), ROUNDS)
 
 
@@ -353,14 +355,14 @@ def test_a_client_is_asked_for_the_initial_model_when_there_is_none() -> None:
 
 
 def test_secure_aggregation_is_refused_in_the_first_round() -> None:
-    grid = InMemoryGrid(app(mods=[secaggplus_mod]), CLIENTS)
+    grid = SerializingGrid(app(mods=[secaggplus_mod]), CLIENTS)
     context = LegacyContext(
         context=Context(1, 1, {}, RecordDict(), {}),
         config=ServerConfig(num_rounds=ROUNDS),
         strategy=fixbn(),
     )
     workflow = DefaultWorkflow(fit_workflow=SecAggPlusWorkflow(3, 2))
-    with pytest.raises(RoundsFailedError, match="FixBN cannot work with it, use DefaultWorkflow"):
+    with pytest.raises(RoundsFailedError, match="does not work with FixBN: use DefaultWorkflow"):
         workflow(grid, context)
     assert context.history.metrics_distributed_fit == {}
 
@@ -403,7 +405,7 @@ def test_values_that_cannot_work_are_refused_at_once(choices: dict[str, Any], me
 
 
 def test_fixbn_is_not_wrapped_twice() -> None:
-    with pytest.raises(ConfigError, match="is around already"):
+    with pytest.raises(ConfigError, match="that is not FixBN itself"):
         fixbn(fixbn())
 
 
@@ -437,21 +439,22 @@ def test_a_second_run_starts_afresh() -> None:
 
     class Watching(Trainer):
         def fit(self, parameters: Any, config: Any) -> Any:
-            phases.append(f"{config['fixbn-phase']} {type(config['fixbn-momentum']).__name__}")
+            sent = "with" if "fixbn-momentum-buffers" in config else "without"
+            phases.append(f"{config['fixbn-phase']} {sent} buffers")
             return super().fit(parameters, config)
 
     strategy = fixbn(fedavg(initial_parameters=None), momentum="global")
     for _ in range(2):
         phases.clear()
         run_older(strategy, app(client=Watching), ROUNDS)
-        assert phases[:CLIENTS] == ["exploration str"] * CLIENTS
-        assert phases[-1] == "calibration bytes"
+        assert phases[:CLIENTS] == ["exploration without buffers"] * CLIENTS
+        assert phases[-1] == "calibration with buffers"
 
 
 def test_a_strategy_belongs_to_one_fixbn() -> None:
     strategy = fedavg()
     fixbn(strategy)
-    with pytest.raises(ConfigError, match="make a new one for every FixBN"):
+    with pytest.raises(ConfigError, match="build a new one for every FixBN"):
         fixbn(strategy)
 
 

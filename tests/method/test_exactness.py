@@ -60,7 +60,7 @@ from fixbn_flwr.legacy import FixBN as LegacyFixBN
 from fixbn_flwr.models.resnet20 import ResidualNetwork, resnet20
 from fixbn_flwr.tasks import Split, Task
 from fixbn_flwr.tasks.task import accuracy
-from fixbn_flwr.testing import InMemoryGrid
+from fixbn_flwr.testing import SerializingGrid
 from tests.support.clients import (
     Batch,
     dropout_seed,
@@ -70,6 +70,7 @@ from tests.support.clients import (
     training_app,
 )
 from tests.support.older_generation import arrays_of, numpy_app, run_older
+from tests.support.rounds import kept_buffers
 
 CLIENTS, BATCH, CLASSES = 3, 4, 3
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 0.01
@@ -184,7 +185,7 @@ def _federated(
         momentum=MOMENTUM,
         weight_decay=WEIGHT_DECAY,
     )
-    grid = InMemoryGrid(app, CLIENTS, shuffle_seed=1)
+    grid = SerializingGrid(app, CLIENTS, shuffle_seed=1)
     of_round: dict[int, ArrayRecord] = {}
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
@@ -284,7 +285,7 @@ def test_calibration_after_exploration_is_centralised_sgd(architecture: str, mod
         def configure_train(self, server_round, arrays, config, grid):  # type: ignore[no-untyped-def]
             messages = list(super().configure_train(server_round, arrays, config, grid))
             if server_round == explored + 1 and mode == "local":
-                own = grid.momentum()
+                own = kept_buffers(grid)
                 kept.update({name: sum(b[name] for b in own) / CLIENTS for name in own[0]})
             elif server_round == explored + 1:
                 record = messages[0].content["fixbn-momentum"]
@@ -406,7 +407,7 @@ def test_the_apps_client_is_centralised_sgd(model_name: str, norm: str, mode: st
     strategy = FixBN(
         FedAvg(fraction_evaluate=0.0), freeze_after=0 if norm == "bn" else 1.0, momentum=mode
     )
-    grid = InMemoryGrid(_app(task, settings, partitions), CLIENTS, shuffle_seed=1)
+    grid = SerializingGrid(_app(task, settings, partitions), CLIENTS, shuffle_seed=1)
     state = strategy.start(grid, initial_arrays(model), rounds).arrays.to_torch_state_dict()
     got = {name: state[name] for name, _ in model.named_parameters()}
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -431,7 +432,7 @@ def test_the_apps_client_leaks_no_momentum(wrapped: bool) -> None:
     for order in (1, 2):
         fed = FedAvg(fraction_evaluate=0.0)
         strategy = FixBN(fed, freeze_after=1.0, momentum="reset") if wrapped else fed
-        grid = InMemoryGrid(_app(task, settings, partitions), CLIENTS)
+        grid = SerializingGrid(_app(task, settings, partitions), CLIENTS)
         random.seed(order)  # FedAvg asks the clients in an order drawn from it
         model = task.models["tiny"]("gn")
         result = strategy.start(grid, initial_arrays(model), num_rounds=2)
@@ -442,7 +443,7 @@ def test_the_apps_client_leaks_no_momentum(wrapped: bool) -> None:
 def test_a_client_smaller_than_a_batch_trains() -> None:
     task = _tiny_task(2)
     settings = _settings(model="tiny", norm="bn", local_steps=0, local_epochs=1)
-    grid = InMemoryGrid(_app(task, settings, [np.array([0]), np.array([1])]), 2)
+    grid = SerializingGrid(_app(task, settings, [np.array([0]), np.array([1])]), 2)
     model = task.models["tiny"]("bn")
     before = model.classifier.weight.detach().clone()
     strategy = FixBN(FedAvg(fraction_evaluate=0.0), freeze_after=1)

@@ -251,7 +251,7 @@ def test_the_server_can_average_muons_momentum_as_it_does_sgds() -> None:
     optimizer = OPTIMISERS["Muon"](model.parameters())
     with local_training(model, optimizer, asked(momentum="global"), client()) as local:
         train(model, optimizer, 1)
-    momentum = local.metrics["fixbn-momentum"]
+    momentum = local.metrics["fixbn-momentum-buffers"]
     kept = safetensors.torch.load(momentum)
     assert kept.keys() == {"one.weight", "frozen.weight", "unused.weight"}
     assert kept["one.weight"].any()

@@ -150,7 +150,7 @@ def test_a_share_needs_the_number_of_rounds() -> None:
 
 def test_no_statistics() -> None:
     names = ["w", "my_running_mean", "n.num_batches_tracked"]
-    with pytest.raises(NoStatisticsError, match="none of the 3 arrays"):
+    with pytest.raises(NoStatisticsError, match="none of the model's 3 arrays"):
         state(1).start(3, names)
     state(1.0).start(3, names)  # nothing is to be frozen
 

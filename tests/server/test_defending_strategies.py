@@ -24,7 +24,7 @@ from torch import nn
 
 from fixbn_flwr import FixBN
 from fixbn_flwr.errors import ConfigError
-from fixbn_flwr.testing import InMemoryGrid
+from fixbn_flwr.testing import SerializingGrid
 from tests.support.clients import Batch, training_app
 from tests.support.small_federation import federation, network, same, statistics_of
 
@@ -79,7 +79,9 @@ def attacked(
         return trainer(message, context)
 
     fixbn = FixBN(strategy, freeze_after=2, **choices)
-    _, of_round = federation(fixbn, grid=InMemoryGrid(app, CLIENTS, shuffle_seed=1), rounds=rounds)
+    _, of_round = federation(
+        fixbn, grid=SerializingGrid(app, CLIENTS, shuffle_seed=1), rounds=rounds
+    )
     return of_round, honest, sent
 
 
@@ -154,7 +156,7 @@ def test_momentum_that_nobody_defends_is_moved() -> None:
 
 @pytest.mark.parametrize("name", DEFENDERS)
 def test_pooled_statistics_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="'pooled' cannot be had with"):
+    with pytest.raises(ConfigError, match="'pooled' does not work with"):
         FixBN(DEFENDERS[name](), freeze_after=1, statistics="pooled")
 
 

@@ -40,7 +40,7 @@ from torch import nn
 from fixbn_flwr import FixBN
 from fixbn_flwr.client.parameters_only import parameters_only
 from fixbn_flwr.errors import ConfigError, NoStatisticsError, RoundsFailedError
-from fixbn_flwr.testing import FIRST_NODE_ID, InMemoryGrid
+from fixbn_flwr.testing import FIRST_NODE_ID, SerializingGrid
 from tests.support.clients import initial_arrays, training_app
 from tests.support.small_federation import batches, fedavg, federation, network, same, statistics_of
 
@@ -163,7 +163,7 @@ def test_statistics_are_averaged_by_the_rule_and_frozen_to_the_bit(
     np.random.seed(0)  # Flower's noise
     result, of_round = federation(
         FixBN(make(), freeze_after=FREEZE_AFTER, momentum=momentum),
-        grid=InMemoryGrid(recording_app(replies, MODS.get(name, [])), CLIENTS, shuffle_seed=1),
+        grid=SerializingGrid(recording_app(replies, MODS.get(name, [])), CLIENTS, shuffle_seed=1),
     )
     for server_round in range(1, ROUNDS + 1):
         before, after = of_round[server_round - 1], of_round[server_round]
@@ -200,7 +200,7 @@ def test_the_strategy_does_to_the_parameters_what_it_is_for(name: str) -> None:
     app = recording_app(replies, MODS.get(name, []))
     make, _ = STRATEGIES[name]
     result, _ = federation(
-        FixBN(make(), freeze_after=1.0), grid=InMemoryGrid(app, CLIENTS), rounds=1
+        FixBN(make(), freeze_after=1.0), grid=SerializingGrid(app, CLIENTS), rounds=1
     )
     average = weighted([replies[1][client]["first.weight"] for client in range(CLIENTS)])
     assert not np.allclose(result.arrays["first.weight"].numpy(), average, rtol=1e-3)
@@ -208,7 +208,9 @@ def test_the_strategy_does_to_the_parameters_what_it_is_for(name: str) -> None:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_boosted_trees_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{name}, which grows boosted trees"):
+    with pytest.raises(
+        ConfigError, match=rf"{name}, which does not average a PyTorch model's arrays"
+    ):
         FixBN(REFUSED[name](), freeze_after=1)
 
 
@@ -234,7 +236,7 @@ def test_qfedavg_without_losses_is_told_what_to_return() -> None:
 
 @pytest.mark.parametrize(
     ("momentum", "uncovered"),
-    [("local", "statistics, counters, which"), ("global", "counters, momentum buffers, which")],
+    [("local", "statistics, counters: they"), ("global", "counters, momentum buffers: they")],
 )
 def test_what_privacy_does_not_cover_is_said(
     momentum: str, uncovered: str, caplog: pytest.LogCaptureFixture
@@ -258,7 +260,7 @@ def test_a_wrapper_around_fixbn_that_changes_statistics_is_refused() -> None:
 def test_a_strategy_that_makes_no_model_ends_the_run() -> None:
     """Flower would call it completed: Bulyan against one needs 4 * 1 + 3 clients, here are 4."""
     strategy = FixBN(Bulyan(num_malicious_nodes=1, **EVALUATE), freeze_after=1)
-    with pytest.raises(RoundsFailedError, match="round 1: Bulyan made no model of 4 usable"):
+    with pytest.raises(RoundsFailedError, match="round 1: Bulyan made no model from 4 usable"):
         federation(strategy)
 
 
@@ -270,8 +272,8 @@ def test_arrays_without_names_are_refused_with_the_remedy(
 ) -> None:
     nameless = ArrayRecord([array.numpy() for array in initial_arrays(network()).values()])
     with pytest.raises(NoStatisticsError, match=r"named 0, 1, 2.*ArrayRecord\(model\.state_dict"):
-        FixBN(fedavg(), freeze_after=1).start(InMemoryGrid(ClientApp(), 2), nameless, 3)
-    FixBN(fedavg(), freeze_after=1.0).start(InMemoryGrid(ClientApp(), 2), nameless, 0)
+        FixBN(fedavg(), freeze_after=1).start(SerializingGrid(ClientApp(), 2), nameless, 3)
+    FixBN(fedavg(), freeze_after=1.0).start(SerializingGrid(ClientApp(), 2), nameless, 0)
     assert "Every array is treated as a parameter" in caplog.text
 
 
@@ -282,7 +284,7 @@ class Silent(NumPyClient):
 def test_a_numpy_client_without_the_mod_is_told_to_add_it() -> None:
     app = ClientApp(client_fn=lambda _: Silent().to_client())
     with pytest.raises(RoundsFailedError) as caught:
-        federation(FixBN(fedavg(), freeze_after=1), grid=InMemoryGrid(app, CLIENTS))
+        federation(FixBN(fedavg(), freeze_after=1), grid=SerializingGrid(app, CLIENTS))
     assert "mods=[numpy_client_mod]" in str(caught.value)
     assert str(caught.value).count("NumPyClients") == 1  # not once for every client
 
@@ -308,10 +310,10 @@ def test_a_client_that_knows_nothing_of_fixbn_is_warned_about_by_name(
         return Message(content, reply_to=message)
 
     _, of_round = federation(
-        FixBN(fedavg(), freeze_after=1), grid=InMemoryGrid(app, CLIENTS), rounds=2
+        FixBN(fedavg(), freeze_after=1), grid=SerializingGrid(app, CLIENTS), rounds=2
     )
     assert same(statistics_of(of_round[2]), statistics_of(of_round[1]))
-    warned = [r.getMessage() for r in caplog.records if "trained with its own" in r.getMessage()]
+    warned = [r.getMessage() for r in caplog.records if "it did not freeze them" in r.getMessage()]
     assert len(warned) == CLIENTS
     for client in range(CLIENTS):
         assert any(f"client {FIRST_NODE_ID + client} " in line for line in warned)
@@ -326,7 +328,7 @@ def test_a_start_of_its_own_is_not_called_and_that_is_said(
             raise AssertionError("FixBN's own start is the one that runs")
 
     strategy = FixBN(Saving(fraction_evaluate=0.0), freeze_after=1)
-    assert "Saving has a start() of its own, which FixBN does not call" in caplog.text
+    assert "Saving has its own start(), which FixBN does not call" in caplog.text
     federation(strategy, rounds=2)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from fixbn_flwr.errors import CheckpointError
 from fixbn_flwr.persistence.safetensors_tree import from_bytes, to_bytes
-from fixbn_flwr.server.inner_strategy_state import WrappedState, attributes_of, put_back
+from fixbn_flwr.server.inner_strategy_state import InnerStrategyState, attributes_of, put_back
 
 
 class Holder:
@@ -26,7 +26,7 @@ class Holder:
 
 def test_only_what_has_changed_is_kept_also_what_changed_in_place() -> None:
     holder = Holder()
-    state = WrappedState([holder])
+    state = InnerStrategyState([holder])
     assert state.changes() == [{}]
     holder.rate = 0.2
     holder.counts.append(3)
@@ -36,7 +36,7 @@ def test_only_what_has_changed_is_kept_also_what_changed_in_place() -> None:
     (changes,) = state.changes()
     assert set(changes) == {"rate", "counts", "moments", "vector", "later"}
     other = Holder()
-    WrappedState([other]).restore(from_bytes(to_bytes([changes])))
+    InnerStrategyState([other]).restore(from_bytes(to_bytes([changes])))
     assert (other.rate, other.counts, other.later) == (0.2, [1, 2, 3], "new")  # type: ignore[attr-defined]
     assert np.array_equal(other.vector, [1.0, 0.0])
     assert other.moments is not None
@@ -45,7 +45,7 @@ def test_only_what_has_changed_is_kept_also_what_changed_in_place() -> None:
 
 def test_what_no_checkpoint_holds_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     holder = Holder()
-    state = WrappedState([holder])
+    state = InnerStrategyState([holder])
     holder.function = print  # type: ignore[assignment]
     assert state.changes() == state.changes() == [{}]
     assert caplog.text.count("Holder.function has changed and is a builtin_function") == 1
@@ -77,7 +77,7 @@ def test_what_changes_inside_an_object_that_no_checkpoint_holds_is_named_once(
 ) -> None:
     holder = Holder()
     wrapper = Wrapper(holder)
-    state = WrappedState([wrapper, holder])
+    state = InnerStrategyState([wrapper, holder])
     holder.rate = 0.2  # of the strategy inside, which is looked at itself
     assert state.changes() == [{}, {"rate": 0.2}]
     assert caplog.text == ""
@@ -101,5 +101,5 @@ def test_attributes_can_be_put_back() -> None:
 
 
 def test_another_number_of_strategies_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="of 2 strategies around each other and here are 1"):
-        WrappedState([Holder()]).restore([{}, {}])
+    with pytest.raises(CheckpointError, match="of 2 nested strategies and this run has 1"):
+        InnerStrategyState([Holder()]).restore([{}, {}])

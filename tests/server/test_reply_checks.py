@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fixbn_flwr.errors import ReplyError
-from fixbn_flwr.server.reply_checks import checked_update, form_of, read_reply
+from fixbn_flwr.server.reply_checks import check_reply, check_update, form_of
 
 SENT: dict[str, np.ndarray[Any, Any]] = {
     "w": np.float32([1, 2]),
@@ -35,13 +34,9 @@ def content(**records: Any) -> RecordDict:
     return RecordDict({key: value for key, value in contents.items() if value is not None})
 
 
-def reply(holding: RecordDict) -> Message:
-    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
-    return Message(holding, dst_node_id=1, message_type="train")
-
-
 def read(holding: RecordDict, *, with_momentum: bool = False) -> Any:
-    return read_reply(reply(holding), SENT, weighted_by="num-examples", with_momentum=with_momentum)
+    checked = check_reply(holding, SENT, weighted_by="num-examples", with_momentum=with_momentum)
+    return checked.update, checked.content
 
 
 def test_takes_a_reply_apart() -> None:
@@ -130,7 +125,7 @@ def test_a_reply_is_put_into_the_order_in_which_it_was_sent() -> None:
     sent |= {f"n.running_{kind}": np.float32([1]) for kind in ("mean", "var")}
     returned = {name: sent[name] for name in reversed(sent)}
     momentum = {name: sent[name] for name in "cab"}
-    update = checked_update(returned, momentum, 1, "num-examples", sent)
+    update = check_update(returned, momentum, 1, "num-examples", sent)
     assert list(update.arrays) == ["n.running_mean", "n.running_var"]
     assert list(update.momentum) == ["a", "b", "c"]
 
@@ -138,9 +133,9 @@ def test_a_reply_is_put_into_the_order_in_which_it_was_sent() -> None:
 def test_infinity_that_was_sent_may_come_back() -> None:
     """As in the mask of an attention layer, which is no diverged training."""
     sent = {"mask": np.float32([0, -np.inf])}
-    checked_update(sent, None, 1, "num-examples", sent)
+    check_update(sent, None, 1, "num-examples", sent)
     with pytest.raises(ReplyError, match="'mask' holds NaN or infinity"):
-        checked_update({"mask": np.float32([np.inf, 0])}, None, 1, "num-examples", sent)
+        check_update({"mask": np.float32([np.inf, 0])}, None, 1, "num-examples", sent)
 
 
 @pytest.mark.parametrize("weight", [0, -1, 0.0, float("nan"), float("inf"), [1, 2]])

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from fixbn_flwr import FixBN
 from fixbn_flwr.errors import CheckpointError
 from fixbn_flwr.persistence.checkpoints import Checkpoints
-from fixbn_flwr.testing import InMemoryGrid
+from fixbn_flwr.testing import SerializingGrid
 from tests.support.clients import Batch, initial_arrays, training_app
 
 CLIENTS, ROUNDS, FREEZE_AFTER = 3, 6, 3
@@ -67,7 +67,9 @@ def federation(
 ) -> dict[str, np.ndarray]:
     """Run a federation, by a Flower run of its own; end with an error after a round."""
     run_config = {"state-dir": str(state_dir)} if state_dir else {}
-    grid = InMemoryGrid(training_app(network, batches), CLIENTS, run_id=run, run_config=run_config)
+    grid = SerializingGrid(
+        training_app(network, batches), CLIENTS, run_id=run, run_config=run_config
+    )
 
     def evaluate(server_round: int, model: ArrayRecord) -> MetricRecord | None:
         if checkpoints and server_round >= first_round:

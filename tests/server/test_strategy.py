@@ -36,7 +36,7 @@ from fixbn_flwr.errors import (
     StatisticsMovedError,
 )
 from fixbn_flwr.method.averaging import Kind, kind_of
-from fixbn_flwr.testing import FIRST_NODE_ID, InMemoryGrid
+from fixbn_flwr.testing import FIRST_NODE_ID, SerializingGrid
 from tests.support.clients import initial_arrays, partition_of, training_app
 from tests.support.small_federation import (
     CLIENTS,
@@ -63,7 +63,7 @@ def test_exploration_averages_the_statistics() -> None:
 
     examples = [1, 2, 3, 4]
     app = training_app(network, batches, on_reply=on_reply, examples=examples)
-    grid = InMemoryGrid(app, CLIENTS)
+    grid = SerializingGrid(app, CLIENTS)
     result, _ = federation(FixBN(fedavg(), freeze_after=1.0), grid=grid, rounds=1)
     for name, array in result.arrays.items():
         own = [returned[partition][name].astype(np.float64) for partition in range(CLIENTS)]
@@ -163,7 +163,7 @@ def test_counters_stay_integers() -> None:
 def test_other_integers_survive() -> None:
     """Flower's average makes 0.999... of 1 and torch truncates it to 0 on loading."""
     app = training_app(network, batches, examples=[1, 2, 3, 1])
-    result, _ = federation(FixBN(fedavg(), freeze_after=1), grid=InMemoryGrid(app, CLIENTS))
+    result, _ = federation(FixBN(fedavg(), freeze_after=1), grid=SerializingGrid(app, CLIENTS))
     assert result.arrays["positions"].numpy().tolist() == list(range(7))
     assert result.arrays["positions"].dtype == "int64"
     assert result.train_metrics_clientapp[ROUNDS]["fixbn-clients"] == CLIENTS
@@ -275,7 +275,9 @@ def test_evaluation_gets_the_whole_model() -> None:
         metrics = MetricRecord({"num-examples": 1 + partition_of(context), "accuracy": 0.5})
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
-    result, _ = federation(FixBN(FedAvg(), freeze_after=1), grid=InMemoryGrid(evaluating, CLIENTS))
+    result, _ = federation(
+        FixBN(FedAvg(), freeze_after=1), grid=SerializingGrid(evaluating, CLIENTS)
+    )
     assert received == [list(initial_arrays(network()))] * CLIENTS * ROUNDS
     assert result.evaluate_metrics_clientapp[ROUNDS] == {"accuracy": 0.5}
 
@@ -295,7 +297,7 @@ def test_the_config_of_a_round() -> None:
 
     config = ConfigRecord({"local-epochs": 3})
     strategy = FixBN(fedavg(), freeze_after=1, momentum="global", learning_rate_factor=0.1)
-    federation(strategy, grid=InMemoryGrid(app, CLIENTS), rounds=2, train_config=config)
+    federation(strategy, grid=SerializingGrid(app, CLIENTS), rounds=2, train_config=config)
     common = {"local-epochs": 3, "fixbn-momentum": "global"}
     assert configs == [
         {
@@ -353,7 +355,7 @@ def momentum_by_round(mode: str, fraction: float = 1.0) -> dict[int, dict[int, l
         examples=[1, 2, 3, 4],
     )  # fmt: skip
     inner = fedavg(fraction_train=fraction, min_train_nodes=1)
-    federation(FixBN(inner, freeze_after=2, momentum=mode), grid=InMemoryGrid(app, CLIENTS))
+    federation(FixBN(inner, freeze_after=2, momentum=mode), grid=SerializingGrid(app, CLIENTS))
     return log
 
 
@@ -414,7 +416,7 @@ def test_learning_rate_factor_is_applied_in_calibration_and_restored() -> None:
             on_reply=lambda *_: rates.append(optimisers[-1].param_groups[0]["lr"]),
         )
         strategy = FixBN(fedavg(), freeze_after=1, learning_rate_factor=factor)
-        _, of_round = federation(strategy, grid=InMemoryGrid(app, CLIENTS), rounds=2)
+        _, of_round = federation(strategy, grid=SerializingGrid(app, CLIENTS), rounds=2)
         step = of_round[2]["last.weight"] - of_round[1]["last.weight"]
         return float(np.linalg.norm(step)), rates
 
@@ -490,7 +492,7 @@ def test_a_bad_reply_is_dropped_named_and_counted(
     dropped = [r.getMessage() for r in caplog.records if "reply dropped" in r.getMessage()]
     assert len(dropped) == 2
     assert all(f"client {FIRST_NODE_ID + 1}" in line and reason in line for line in dropped)
-    silent = InMemoryGrid(
+    silent = SerializingGrid(
         training_app(network, batches),
         CLIENTS,
         lost=lambda message: message.metadata.dst_node_id == FIRST_NODE_ID + 1,
@@ -534,7 +536,7 @@ def test_a_thawed_client_is_warned_about_and_changes_nothing(
     thaw = corrupt("norm.running_mean", lambda a: a + 1)
     _, of_round = federation(FixBN(fedavg(), freeze_after=1), on_reply=thaw, rounds=2)
     assert same(statistics_of(of_round[2]), statistics_of(of_round[1]))
-    thawed = [r for r in caplog.records if "it trained with its own" in r.getMessage()]
+    thawed = [r for r in caplog.records if "it did not freeze them" in r.getMessage()]
     assert len(thawed) == 1  # none in exploration
     assert f"client {FIRST_NODE_ID + 1} returned 1 of 2" in thawed[0].getMessage()
 
@@ -568,7 +570,7 @@ def test_a_first_round_in_which_all_fail_stops_with_the_clients_own_words() -> N
 
 
 def test_a_first_round_in_which_nobody_answers_stops() -> None:
-    grid = InMemoryGrid(training_app(network, batches), CLIENTS, lost=lambda _: True)
+    grid = SerializingGrid(training_app(network, batches), CLIENTS, lost=lambda _: True)
     with pytest.raises(RoundsFailedError, match="no reply arrived"):
         federation(FixBN(fedavg(), freeze_after=1), grid=grid)
 
@@ -600,12 +602,12 @@ def test_three_failed_rounds_in_a_row_stop() -> None:
 def test_a_model_without_statistics_is_refused() -> None:
     arrays = initial_arrays(nn.Sequential(nn.Linear(6, 4), nn.GroupNorm(2, 4), nn.Linear(4, 3)))
     with pytest.raises(NoStatisticsError, match=r"freeze_after=1\.0"):
-        FixBN(fedavg(), freeze_after=1).start(InMemoryGrid(ClientApp(), 2), arrays, 3)
+        FixBN(fedavg(), freeze_after=1).start(SerializingGrid(ClientApp(), 2), arrays, 3)
 
 
 def test_a_server_that_sends_parameters_only_is_told_what_to_do() -> None:
     arrays = ArrayRecord({name: p.detach() for name, p in network().named_parameters()})
-    with pytest.raises(NoStatisticsError, match=r"model\.state_dict\(\), not parameters\(\)"):
+    with pytest.raises(NoStatisticsError, match=r"model\.state_dict\(\), not only parameters\(\)"):
         federation(FixBN(fedavg(), freeze_after=1), arrays=arrays)
 
 
@@ -632,13 +634,13 @@ def test_a_client_without_local_training_thaws_and_is_told() -> None:
         return Message(content, reply_to=message)
 
     with pytest.raises(StatisticsMovedError, match="with local_training"):
-        federation(FixBN(fedavg(), freeze_after=1, strict=True), grid=InMemoryGrid(app, CLIENTS))
+        federation(FixBN(fedavg(), freeze_after=1, strict=True), grid=SerializingGrid(app, CLIENTS))
 
 
 @pytest.mark.parametrize(
     ("freeze_after", "warning"),
     [
-        (0, "only a pretrained model has"),
+        (0, "Only a pretrained model has"),
         (4, "never freezes"),
         (9, "never freezes"),
         (0.99, "never freezes"),
@@ -687,7 +689,7 @@ def test_neither_the_order_of_asking_nor_of_replies_changes_a_bit(momentum: str)
     results = []
     for seed in (None, 1, 2):
         random.seed(seed)  # FedAvg asks in an order drawn from it
-        grid = InMemoryGrid(app, CLIENTS, shuffle_seed=seed)
+        grid = SerializingGrid(app, CLIENTS, shuffle_seed=seed)
         strategy = FixBN(fedavg(), freeze_after=2, momentum=momentum, statistics="pooled")
         results.append(federation(strategy, grid=grid)[1][ROUNDS])
     assert all(same(one, other) for one, other in itertools.pairwise(results))
@@ -718,13 +720,13 @@ def test_a_resumed_run_is_the_whole_one(freeze_after: int | float, done: int) ->
 
 def test_zero_rounds_return_the_initial_arrays() -> None:
     arrays = initial_arrays(network())
-    result = FixBN(fedavg(), freeze_after=1.0).start(InMemoryGrid(ClientApp(), 2), arrays, 0)
+    result = FixBN(fedavg(), freeze_after=1.0).start(SerializingGrid(ClientApp(), 2), arrays, 0)
     assert result.arrays == arrays
 
 
 def test_a_share_needs_start() -> None:
     strategy = FixBN(fedavg(), freeze_after=0.5)
-    grid = InMemoryGrid(ClientApp(), 2)
+    grid = SerializingGrid(ClientApp(), 2)
     with pytest.raises(ConfigError, match="start"):
         strategy.configure_train(1, initial_arrays(network()), ConfigRecord(), grid)
 
@@ -736,7 +738,7 @@ def test_the_summary_says_what_was_chosen(caplog: pytest.LogCaptureFixture) -> N
     assert "Sampling" in caplog.text
 
 
-class Meddling(InMemoryGrid):
+class Meddling(SerializingGrid):
     """A grid that adds replies of its own in the first round: another message's, another node's."""
 
     def __init__(self, extra: str) -> None:
@@ -765,7 +767,7 @@ class Meddling(InMemoryGrid):
     ("extra", "who", "why", "lost"),
     [
         ("twice", FIRST_NODE_ID + 1, "it replied twice in this round", None),
-        ("another node", 77, "a client that was not asked", None),
+        ("another node", 77, "a client that was not sampled", None),
         ("another round", FIRST_NODE_ID + 1, "it answers message 'message-999'", 1),
     ],
 )
@@ -776,7 +778,7 @@ def test_a_reply_that_answers_nothing_of_this_round_is_dropped_and_named(
     result, of_round = federation(strategy, grid=Meddling(extra), rounds=1)
     assert f"reply dropped, client {who}: " in caplog.text
     assert why in caplog.text
-    kept = InMemoryGrid(
+    kept = SerializingGrid(
         training_app(network, batches),
         CLIENTS,
         lost=lambda m: lost is not None and m.metadata.dst_node_id == FIRST_NODE_ID + lost,
@@ -818,7 +820,9 @@ def test_an_average_that_is_not_finite_is_no_model(
 ) -> None:
     strategy = FixBN(Overflowing(fraction_evaluate=0.0), freeze_after=1, momentum=momentum)
     _, of_round = federation(strategy)
-    assert "Overflowing made NaN or infinity of finite replies, first in 'scale'" in caplog.text
+    assert (
+        "Overflowing produced NaN or infinity from finite updates, first in 'scale'" in caplog.text
+    )
     assert same(of_round[2], of_round[1])
     assert not same(of_round[3], of_round[2])
     assert all(np.isfinite(array).all() for array in of_round[ROUNDS].values())
@@ -841,7 +845,7 @@ def test_a_servers_momentum_that_became_infinite_is_forgotten(
 ) -> None:
     strategy = FarTooFar(fraction_evaluate=0.0, server_learning_rate=2.0, server_momentum=0.9)
     _, of_round = federation(FixBN(strategy, freeze_after=1))
-    assert "FarTooFar made NaN or infinity of finite replies, first in 'scale'" in caplog.text
+    assert "FarTooFar produced NaN or infinity from finite updates, first in 'scale'" in caplog.text
     assert same(of_round[2], of_round[1])
     assert not same(of_round[3], of_round[2])
     assert all(np.isfinite(array).all() for array in of_round[ROUNDS].values())

@@ -23,7 +23,7 @@ from torch import nn
 from torch.optim import SGD
 
 from fixbn_flwr import local_training
-from fixbn_flwr.testing import InMemoryGrid
+from fixbn_flwr.testing import SerializingGrid
 from tests.support.clients import Batch, TrainStep, dropout_seed, partition_of, sgd_step
 
 Arrays = list[np.ndarray]
@@ -139,11 +139,11 @@ def run_older(
     num_rounds: int,
     *,
     clients: int = 4,
-    grid: InMemoryGrid | None = None,
+    grid: SerializingGrid | None = None,
     **grid_options: Any,
 ) -> dict[int, Arrays]:
     """Run a federation; return the global arrays at the end of each round (0: the initial)."""
-    grid = grid or InMemoryGrid(client_app, clients, **grid_options)
+    grid = grid or SerializingGrid(client_app, clients, **grid_options)
     watched = Watched(strategy)
 
     def server_fn(_: Context) -> ServerAppComponents:

@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from torch import Tensor, nn
 
 from fixbn_flwr.method.averaging import Kind, kind_of
-from fixbn_flwr.testing import InMemoryGrid
+from fixbn_flwr.testing import SerializingGrid
 from tests.support.clients import Batch, initial_arrays, training_app
 
 CLIENTS = 4
@@ -52,12 +52,12 @@ def federation(
     *,
     on_reply: OnReply = lambda *_: None,
     rounds: int = ROUNDS,
-    grid: InMemoryGrid | None = None,
+    grid: SerializingGrid | None = None,
     arrays: ArrayRecord | None = None,
     **start: Any,
 ) -> tuple[Result, dict[int, dict[str, np.ndarray]]]:
     """Run one; return its result and the global arrays after each round (0: the initial)."""
-    grid = grid or InMemoryGrid(training_app(network, batches, on_reply=on_reply), CLIENTS)
+    grid = grid or SerializingGrid(training_app(network, batches, on_reply=on_reply), CLIENTS)
     of_round: dict[int, dict[str, np.ndarray]] = {}
 
     def evaluate(server_round: int, global_arrays: ArrayRecord) -> MetricRecord:

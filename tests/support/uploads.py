@@ -21,7 +21,7 @@ from flwr.superlink.grid import HttpGrid
 
 from fixbn_flwr.app import client_app
 from fixbn_flwr.array_records import record_of
-from fixbn_flwr.testing import InMemoryGrid
+from fixbn_flwr.testing import SerializingGrid
 from fixbn_flwr.transport.bounded_grid import BoundedGrid
 
 
@@ -90,7 +90,7 @@ def grid_of(superlink: SuperLink) -> BoundedGrid:
 
 
 def asked(client: int) -> Message:
-    InMemoryGrid(client_app.app, 1)  # gives this process an identity, as Flower's do
+    SerializingGrid(client_app.app, 1)  # gives this process an identity, as Flower's do
     message = Message(RecordDict(), dst_node_id=client, message_type="train")
     message.metadata.__dict__["_message_id"] = f"message-{client}"
     return message

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from flwr.app import Context, RecordDict
 
 from fixbn_flwr.app import client_app, server_app
-from fixbn_flwr.testing import InMemoryGrid
+from fixbn_flwr.testing import SerializingGrid
 
 # Two rounds with the statistics of each client, one with the frozen ones; learns something.
 SMALL: dict[str, Any] = {
@@ -37,13 +37,13 @@ def run_app(
 ) -> Path:
     """Run the app with SMALL and what differs from it; return its run folder."""
     config = {**SMALL, "output-dir": str(output_dir), **run_config}
-    grid = InMemoryGrid(client_app.app, clients, run_config=config, **grid_options)
+    grid = SerializingGrid(client_app.app, clients, run_config=config, **grid_options)
     serve(grid, config)
     (folder,) = output_dir.iterdir()
     return folder
 
 
-def serve(grid: InMemoryGrid, config: Mapping[str, Any]) -> None:
+def serve(grid: SerializingGrid, config: Mapping[str, Any]) -> None:
     """Run the server app on a grid."""
     context = Context(
         run_id=grid.run.run_id,

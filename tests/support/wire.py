@@ -1,4 +1,4 @@
-"""An in-memory grid that is asked as Flower's HttpGrid is: pushed to, then pulled from."""
+"""A SerializingGrid whose replies are pulled later, as with Flower's HttpGrid."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from flwr.app import Message
 from flwr.app.message.message import make_message
 
-from fixbn_flwr.testing import InMemoryGrid
+from fixbn_flwr.testing import SerializingGrid
 
 
-class Wire(InMemoryGrid):
+class Wire(SerializingGrid):
     """Replies are there at every second look; what passed, in both directions, stays as it was.
 
     Attributes:
@@ -31,8 +31,9 @@ class Wire(InMemoryGrid):
         sent = list(messages)
         with self._lock:
             self.sent += sent
-            self.received += self.send_and_receive(sent)
-        return [message.metadata.message_id for message in sent]
+            message_ids = list(super().push_messages(sent))
+            self.received += super().pull_messages(message_ids)
+        return message_ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         asked = set(message_ids)

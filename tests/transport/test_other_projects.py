@@ -15,10 +15,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp import ServerApp as NewServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from fixbn_flwr import FixBN, transport
+from fixbn_flwr import FixBN
 from fixbn_flwr.array_records import arrays_of
 from fixbn_flwr.errors import RoundsFailedError
-from fixbn_flwr.testing import InMemoryGrid
+from fixbn_flwr.testing import SerializingGrid
 from fixbn_flwr.transport.packed_grid import FlatGrid, flat_arrays_mod
 from fixbn_flwr.transport.packing import is_packed
 from tests.support.clients import initial_arrays, training_app
@@ -33,7 +33,7 @@ REMEDY = "add flat_arrays_mod of fixbn_flwr to its ClientApp, first of the mods"
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "QUICKEST", 0.001)
+    monkeypatch.setattr(packed_grid, "QUICKEST", 0.001)
 
 
 def run(grid: Grid, **strategy: Any) -> dict[str, bytes]:
@@ -47,7 +47,7 @@ def run(grid: Grid, **strategy: Any) -> dict[str, bytes]:
 def test_a_message_api_project_has_the_same_bits_packed() -> None:
     app = training_app(network, batches, mods=[flat_arrays_mod])
     wire = Wire(app, CLIENTS)
-    assert run(FlatGrid(wire)) == run(InMemoryGrid(app, CLIENTS))
+    assert run(FlatGrid(wire)) == run(SerializingGrid(app, CLIENTS))
     # Evaluation has arrays there, and none back.
     for message in wire.sent:
         assert is_packed(message.content)
@@ -80,7 +80,7 @@ def run_older(grid: Grid, *, flat: bool) -> list[bytes]:
 def test_a_project_of_the_older_generation_has_the_same_bits_packed() -> None:
     app = numpy_app(network, batches, mods=[flat_arrays_mod])
     wire = Wire(app, CLIENTS)
-    assert run_older(wire, flat=True) == run_older(InMemoryGrid(app, CLIENTS), flat=False)
+    assert run_older(wire, flat=True) == run_older(SerializingGrid(app, CLIENTS), flat=False)
     assert len(wire.sent) == CLIENTS * ROUNDS
     for message in (*wire.sent, *wire.received):
         assert is_packed(message.content)

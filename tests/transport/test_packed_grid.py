@@ -26,7 +26,7 @@ from flwr.superlink.grid import HttpGrid
 from fixbn_flwr.app import client_app
 from fixbn_flwr.array_records import record_of
 from fixbn_flwr.errors import ReplyError
-from fixbn_flwr.testing import InMemoryGrid
+from fixbn_flwr.testing import SerializingGrid
 from fixbn_flwr.transport import packed_grid
 from fixbn_flwr.transport.packed_grid import FlatGrid, flat_arrays_mod, flat_in_deployment
 from fixbn_flwr.transport.packing import LAYOUT, Packer, is_packed, unpack
@@ -229,7 +229,7 @@ class Scripted(Grid):
 
 
 def asked(node_id: int) -> Message:
-    InMemoryGrid(client_app.app, 1)  # gives this process an identity, as Flower's do
+    SerializingGrid(client_app.app, 1)  # gives this process an identity, as Flower's do
     content = RecordDict({"arrays": record_of({"w": np.ones(3), "n": np.asarray(1)})})
     message = Message(content, dst_node_id=node_id, message_type="train")
     message.metadata.__dict__["_message_id"] = f"message-{node_id}"
@@ -275,7 +275,7 @@ def test_replies_are_looked_for_quickly_and_not_longer_than_the_timeout() -> Non
 
 
 def test_only_a_grid_between_machines_is_wrapped() -> None:
-    simulated = InMemoryGrid(client_app.app, 1)
+    simulated = SerializingGrid(client_app.app, 1)
     assert flat_in_deployment(simulated) is simulated
     assert isinstance(flat_in_deployment(HttpGrid(token="any")), FlatGrid)
 

@@ -1,0 +1,81 @@
+"""start_or_resume: a run that is stopped and started again is the run that never stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, MetricRecord
+from flwr.serverapp.strategy import FedAdam, Result
+from torch import nn
+
+from fixbn_flwr import FixBN
+from fixbn_flwr.errors import CheckpointError
+from fixbn_flwr.persistence.resumable_start import start_or_resume
+from fixbn_flwr.testing import SerializingGrid
+from tests.support.clients import initial_arrays, training_app
+from tests.support.small_federation import CLIENTS, batches, network
+
+ROUNDS = 4
+
+
+def run(folder: Path, *, run_id: int = 1, stop_after: int | None = None, **options: Any) -> Result:
+    """Run, or resume, with all objects new, as a restarted process does."""
+    grid = SerializingGrid(
+        training_app(network, batches),
+        CLIENTS,
+        run_id=run_id,
+        run_config={"state-dir": str(folder / "state")},
+    )
+
+    def evaluate(server_round: int, _: ArrayRecord) -> MetricRecord:
+        if server_round == stop_after:
+            raise KeyboardInterrupt
+        return MetricRecord({"round": server_round})
+
+    strategy = FixBN(FedAdam(fraction_evaluate=0.0), freeze_after=2)
+    arrays = initial_arrays(network())
+    return start_or_resume(
+        strategy, folder / "checkpoints", grid, arrays, ROUNDS, evaluate_fn=evaluate, **options
+    )
+
+
+def values(result: Result) -> dict[str, np.ndarray]:
+    return {name: array.numpy() for name, array in result.arrays.items()}
+
+
+@pytest.mark.parametrize("stop", [2, 3, 4])
+def test_a_stopped_run_gives_the_same_bits(tmp_path: Path, stop: int) -> None:
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped", stop_after=stop)
+    resumed = run(tmp_path / "stopped", run_id=2)
+    assert list(resumed.evaluate_metrics_serverapp) == [*range(stop - 1, ROUNDS + 1)]
+    expected = values(whole)
+    assert all(np.array_equal(array, expected[n]) for n, array in values(resumed).items())
+
+
+def test_a_finished_run_returns_its_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = run(tmp_path)
+    again = run(tmp_path, run_id=2)
+    expected = values(whole)
+    assert all(np.array_equal(array, expected[n]) for n, array in values(again).items())
+    assert f"all {ROUNDS} rounds are done already" in caplog.text
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
+    run(tmp_path, keep=1)
+    (only,) = (tmp_path / "checkpoints").iterdir()
+    assert only.name.startswith(f"round-{ROUNDS:06d}-")
+
+
+def test_checkpoints_of_another_model_are_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    strategy = FixBN(FedAdam(fraction_evaluate=0.0), freeze_after=2)
+    grid = SerializingGrid(training_app(network, batches), CLIENTS)
+    with pytest.raises(CheckpointError, match="of another model than initial_arrays"):
+        start_or_resume(
+            strategy, tmp_path / "checkpoints", grid, initial_arrays(nn.BatchNorm1d(3)), ROUNDS
+        )
