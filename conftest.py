@@ -1,4 +1,4 @@
-"""What tests of several modules share."""
+"""Fixtures and settings of all tests, doctests included."""
 
 import logging
 import warnings
@@ -19,7 +19,7 @@ logging.getLogger("flwr").setLevel(logging.WARNING)  # Flower logs a table for e
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real image sets beside the repository; tests that need it skip without it."""
-    folder = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(__file__).parents[1] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"no data sets at {folder}")
     return folder
