@@ -151,7 +151,7 @@ def test_a_node_that_joins_in_calibration_starts_from_zero_momentum_and_frozen_s
     b.order("train")
     c.order("nothing")
     wait_for_round(run, 5)
-    assert re.search(r"client \d+ \(hospital-c\) takes part from now on", run.said)
+    assert re.search(r"client \d+ \(hospital-c\) joined the run", run.said)
     assert federation.rounds("run")[4]["clients"] == 3
     assert [np.any(buffer) for buffer in c.momentum.values()] == [False] * 6
     # Statistics that a client has moved are warned of; it returned those that it was sent.
@@ -167,7 +167,7 @@ def test_a_round_in_which_all_fail_leaves_the_model_as_it_was(
     wait_for_round(run, 6)
     for node, why in ((a, "the disk"), (b, "the disk"), (c, "its reply has more than")):
         assert re.search(rf"round 6: reply dropped, client \d+: .*{node.name}: {why}", run.said)
-    assert "round 6: no client delivered a usable update, the model stays as it is" in run.said
+    assert "round 6: no client returned a usable update, the model stays as it is" in run.said
     before, after = federation.rounds("run")[4:6]
     assert (after["clients"], after["dropped"]) == (0, 3)
     assert after["test_loss"] == before["test_loss"]
@@ -187,7 +187,7 @@ def test_a_round_ends_without_a_client_that_answers_too_late(
     a.order("train")
     c.order("train")
     late.wait_for(
-        r"client \d+ \(hospital-b\) has not answered within 9\d seconds: the round ends without "
+        r"client \d+ \(hospital-b\) timed out after 9\d seconds: the round ends without "
     )
     assert late.end() == 0
     (line,) = federation.rounds("late")

@@ -52,7 +52,7 @@ def test_more_clients_than_images_are_refused_by_the_first_that_is_asked(
 
 
 def test_a_key_that_the_app_does_not_have_starts_no_run(simulate: Simulate) -> None:
-    with pytest.raises(SuperLinkError, match=r"the run was not started:(\n.*)*Invalid run config"):
+    with pytest.raises(SuperLinkError, match=r"the run did not start:(\n.*)*Invalid run config"):
         simulate({"learning-rat": 0.1})
 
 

@@ -1,6 +1,6 @@
 """A run that goes on from a checkpoint is the run that never stopped: the library's half of it.
 
-The app's half, with a process that is killed, is in tests/app/test_resume.py.
+The app's half, with a process that is killed, is in tests/app/server/test_resumed_run.py.
 """
 
 from __future__ import annotations
