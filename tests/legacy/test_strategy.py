@@ -12,7 +12,14 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.client.mod import secaggplus_mod
-from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.common import (
+    Code,
+    FitRes,
+    Parameters,
+    Status,
+    ndarrays_to_parameters,
+    parameters_to_ndarrays,
+)
 from flwr.server import LegacyContext, ServerConfig
 from flwr.server.strategy import FedAvg
 from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
@@ -31,6 +38,7 @@ from fixbn_flwr.errors import (
 from fixbn_flwr.legacy.replies import select_results
 from fixbn_flwr.method.averaging import Kind, kind_of
 from fixbn_flwr.method.server_rules import Update
+from fixbn_flwr.server.dropped_replies import DroppedReplyLog
 from fixbn_flwr.server.reply_collection import CheckedReply
 from fixbn_flwr.testing import SerializingGrid
 from tests.support.clients import initial_arrays, sgd_step, training_app
@@ -39,6 +47,9 @@ from tests.support.older_generation import Arrays, Trainer, arrays_of, load, num
 from tests.support.small_federation import batches, network
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+OK, PARAMETERS = Status(Code.OK, ""), Parameters([], "")
 
 
 def app(**choices: Any) -> Any:
@@ -158,15 +169,19 @@ def test_where_flowers_two_averages_round_apart_the_statistics_do_not(examples: 
 
 
 def test_clients_come_in_the_order_of_their_numbers() -> None:
-    replies = [(SimpleNamespace(cid=cid), cid) for cid in ("10", "9", "8", "11")]
+    replies = [
+        (SimpleNamespace(cid=cid), FitRes(OK, PARAMETERS, 1, {"cid": cid}))
+        for cid in ("10", "9", "8", "11")
+    ]
     selection, accepted, _ = select_results(
         1,
         replies,  # type: ignore[arg-type]
         [],
         check=lambda _, result: CheckedReply(result, Update({}, {}, 1.0), None),
+        log=DroppedReplyLog(),
     )
     assert list(selection.usable) == ["8", "9", "10", "11"]
-    assert [content for _, content in accepted] == ["8", "9", "10", "11"]
+    assert [content.metrics["cid"] for _, content in accepted] == ["8", "9", "10", "11"]
 
 
 def test_the_order_of_arrival_does_not_matter() -> None:
@@ -246,8 +261,12 @@ def test_a_momentum_blob_that_cannot_be_read_is_dropped(caplog: pytest.LogCaptur
     [
         ("first.weight", lambda a: a * np.nan, "holds NaN or infinity"),
         ("norm.running_var", lambda a: a * 0 - 1, "below zero"),
-        ("first.bias", lambda a: a[:-1], "was sent as float32 (5,)"),
-        ("norm.num_batches_tracked", lambda a: a.astype(np.float64), "is float64 ()"),
+        ("first.bias", lambda a: a[:-1], "was sent with (5,)"),
+        (
+            "norm.num_batches_tracked",
+            lambda a: a.astype(np.float64),
+            "type float64 and was sent as int64",
+        ),
     ],
 )
 def test_a_bad_reply_is_dropped_and_named(
