@@ -1,9 +1,9 @@
-"""The yardstick: the same model trained on all the data in one place, without a federation.
+"""Centralized training: the same model on all the data in one place, as a baseline.
 
-It takes as many optimiser steps as one client of the federation does, and in each it sees as many
-images as all clients of a round together do in one of theirs, so both have seen equally many in the
-end. Batch normalisation stays as it is, momentum is never reset, and the learning rate follows the
-same schedule without the calibration's factor.
+It takes as many optimizer steps as one client of the federation. Each step uses as many images as
+one step of all clients of a round together, so both see equally many images. Batch normalization is
+unchanged, momentum is never reset, and the learning rate follows the same schedule without the
+calibration factor.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 
+from fixbn_flwr.app.batches import batches_by_steps
 from fixbn_flwr.app.client.numpy_client import workbench_of
 from fixbn_flwr.app.config.settings import Settings
+from fixbn_flwr.app.runs.creation import create_run_folder
 from fixbn_flwr.app.runs.summary import RoundMetrics, round_line, summary_table
-from fixbn_flwr.app.runs.writer import RunFolder
-from fixbn_flwr.app.training import batches_by_steps, evaluate, seed_of, train
+from fixbn_flwr.app.training import evaluate, seed_of, train
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method.schedule import Phase
 from fixbn_flwr.tasks import get_task, load_splits
@@ -27,28 +28,32 @@ METHOD = "centralised"
 
 
 def train_centrally(settings: Settings, clients: int) -> Path:
-    """Train by a run config as if its ``clients`` had put their data together.
+    """Train by a run config on the data of all clients together.
+
+    Args:
+        settings: The run config.
+        clients: The number of clients of the federation to compare with.
 
     Returns:
-        The run folder; its rounds are those of the federation, which end with an evaluation.
+        The run folder. It has as many rounds as the federation's.
 
     Raises:
-        ConfigError: data, device or model are not there, or the run folder cannot be made.
+        ConfigError: If data, device or model do not exist, or the folder cannot be created.
     """
-    settings = replace(settings, freeze_after=1.0)  # nothing is frozen here: there is no T*
+    settings = replace(settings, freeze_after=1.0)  # nothing is frozen
     task = get_task(settings.task)
-    bench = workbench_of(task, settings)  # fails first where there is no such model
+    bench = workbench_of(task, settings)  # fails before the data is loaded
     data, test = load_splits(task, settings.data_path)
     together = settings.clients_per_round(clients)
     if settings.batch_size * together > len(data):
         raise ConfigError(
-            f"batch-size = {settings.batch_size}: {together} clients a round take "
-            f"{settings.batch_size * together} images a step, and there are {len(data)}; use a "
-            "smaller batch-size, fewer clients or a smaller fraction-train."
+            f"batch-size = {settings.batch_size}: {together} clients per round use "
+            f"{settings.batch_size * together} images per step, more than the {len(data)} "
+            "available; use a smaller batch-size, fewer clients or a smaller fraction-train."
         )
-    folder = RunFolder.create(settings, method=METHOD, clients=clients)
+    folder = create_run_folder(settings, method=METHOD, clients=clients)
     print(f"Run folder: {folder.path}")
-    torch.manual_seed(settings.seed)  # the initial model is the federation's
+    torch.manual_seed(settings.seed)  # for the same initial model as the federation
     bench.model.load_state_dict(task.models[settings.model](settings.norm).state_dict())
     bench.optimizer.state.clear()
     steps = settings.local_steps or settings.local_epochs * -(

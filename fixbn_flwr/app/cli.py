@@ -1,10 +1,10 @@
-"""The command line: train with FixBN, beside plain BN, or on all the data in one place.
+"""Train with FixBN, compare it with plain BN, or train on all the data in one place.
 
 fixbn run                                 # FixBN on scikit-learn's digits, 10 clients
-fixbn run task=cifar10 data-dir=~/data    # any key of the run config, see the README
-fixbn compare                             # the same, and plain BN beside it
-fixbn centralised                         # the yardstick: no federation, as many steps
-fixbn run resume=runs/20260101-120000-digits-FixBN      # go on with a run that was stopped
+fixbn run task=cifar10 data-dir=~/data    # any key of the run config, see the documentation
+fixbn compare                             # FixBN, then plain BN
+fixbn centralised                         # the baseline: no federation, as many steps
+fixbn run resume=runs/20260101-120000-digits-FixBN      # resume a stopped run
 fixbn delete runs/20260101-120000-digits-FixBN
 """
 
@@ -40,7 +40,7 @@ APP = Path(__file__).resolve().parents[2]  # the directory with pyproject.toml, 
 
 _DEFAULTS = Settings().as_run_config()
 _RECORD = re.compile(
-    r"(\x1b\[36m\(ClientAppActor.*?\)\x1b\[0m )?"  # what a client logs
+    r"(\x1b\[36m\(ClientAppActor.*?\)\x1b\[0m )?"  # Ray's prefix of a client's line
     r"\x1b\[\d+m(?P<level>[A-Z]+) *\x1b\[0m: *(?P<text>.*)"
 )
 _HARMLESS = (
@@ -49,22 +49,26 @@ _HARMLESS = (
     "Manually terminating ClientAppActor",
 )
 
-_HELP = __doc__.replace("\n\n", "\n\n\b\n")  # \b: the lines of the examples stay as they are
+_HELP = __doc__.replace("\n\n", "\n\n\b\n")  # \b: do not rewrap the examples
 cli = typer.Typer(help=_HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Run config, such as task=cifar10."),
+    typer.Argument(metavar="[KEY=VALUE]...", help="Run config, for example task=cifar10."),
 ]
 Clients = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Simulated clients, one partition each; default: 10, resumed: as many as were."
+        min=1,
+        help="Number of simulated clients, each with one partition. Default: 10; with resume, "
+        "the previous number.",
     ),
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, help="Clients trained at a time, one CPU core each; default: all cores."),
+    typer.Option(
+        min=1, help="Number of clients trained at a time, one CPU core each. Default: all cores."
+    ),
 ]
 
 
@@ -80,12 +84,12 @@ def run(overrides: Overrides = None, clients: Clients = None, workers: Workers =
 
 @cli.command()
 def compare(overrides: Overrides = None, clients: Clients = None, workers: Workers = None) -> None:
-    """Simulate a federation with FixBN, then the same with plain BN, and show both."""
+    """Simulate a federation with FixBN, then with plain BN, and compare them."""
     fixbn, clients = _new(_settings(overrides)), clients or CLIENTS
     if fixbn.method != "FixBN":
         raise ConfigError(
-            f"these settings are {fixbn.method} already: compare needs norm=bn and a freeze-after "
-            "before the last round."
+            f"the method of these settings is {fixbn.method}, not FixBN: compare needs norm=bn and "
+            "a freeze-after before the last round."
         )
     plain = _variant(fixbn, {"freeze-after": 1.0, "run-name": f"{fixbn.run_name}-beside-BN"})
     folders: dict[str, Path] = {}
@@ -105,34 +109,34 @@ def compare(overrides: Overrides = None, clients: Clients = None, workers: Worke
 
 @cli.command()
 def centralised(overrides: Overrides = None, clients: Clients = None) -> None:
-    """Train on all the data in one place: the same model, steps and images a step."""
+    """Train on all the data in one place: the same model, steps and images per step."""
     train_centrally(_new(_settings(overrides, label=METHOD)), clients or CLIENTS)
 
 
 @cli.command()
 def delete(
-    folder: Annotated[Path, typer.Argument(help="The run's folder.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    folder: Annotated[Path, typer.Argument(help="The run folder.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Delete a run, and the momentum that its clients have kept on this machine."""
+    """Delete a run, and its clients' momentum files on this machine."""
     path = Path(_absolute("folder", str(folder)))
-    if yes or typer.confirm(f"Delete {path} and what its clients kept?"):
-        for gone in delete_run(path):
-            print(f"Deleted {gone}")
+    if yes or typer.confirm(f"Delete {path} and its clients' momentum files?"):
+        for deleted in delete_run(path):
+            print(f"Deleted {deleted}")
 
 
 def main() -> None:
-    """Run the command line; an error of ours is a message and exit code 1, not a traceback."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: ends what was started
+    """Run the command line."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: stop all processes
     run_commands(cli)
 
 
 def run_commands(commands: typer.Typer, words: Sequence[str] | None = None) -> None:
-    """Run a command line of this project; an error of ours is a message and exit code 1.
+    """Run a command line of this project; print a FixBNError as a message and exit with code 1.
 
     Args:
-        commands: what there is.
-        words: what was typed after the program's name; None: what really was.
+        commands: The commands.
+        words: The arguments after the program's name. Default: those of this process.
     """
     try:
         commands(words)
@@ -142,13 +146,13 @@ def run_commands(commands: typer.Typer, words: Sequence[str] | None = None) -> N
 
 
 def _settings(overrides: list[str] | None, label: str | None = None) -> Settings:
-    """Read KEY=VALUE arguments and settle what the app would choose later: folders and name."""
+    """Read KEY=VALUE arguments; make paths absolute, and choose the output folder and run name."""
     given: dict[str, Value] = dict(map(_key_and_value, overrides or []))
     for key in ("resume", "data-dir", "state-dir", "output-dir"):
         if given.get(key):
             given[key] = _absolute(key, str(given[key]))
     if resumed := given.get("resume"):
-        # The run that it was: only what differs need be said again.
+        # The config of the stopped run: only differing keys need be given again.
         before: dict[str, Value] = read_config(Path(str(resumed)))["run_config"]
         return Settings.from_run_config({**before, "may-change": "", **given})
     given["output-dir"] = given.get("output-dir") or _absolute("output-dir", "runs")
@@ -162,7 +166,7 @@ def _settings(overrides: list[str] | None, label: str | None = None) -> Settings
 
 def _new(settings: Settings) -> Settings:
     if settings.resume:
-        raise ConfigError("resume: only `fixbn run` goes on with a run; leave it out here.")
+        raise ConfigError("resume: only `fixbn run` can resume a run; remove it here.")
     return settings
 
 
@@ -171,7 +175,7 @@ def _absolute(key: str, path: str) -> str:
         return str(Path(path).expanduser().absolute())
     except RuntimeError as error:
         raise ConfigError(
-            f"{key} = {path!r}: {error} Write the whole path, or ~/ for your own home."
+            f"{key} = {path!r}: {error} Write an absolute path, or ~/ for your own home."
         ) from error
 
 
@@ -183,10 +187,10 @@ def _key_and_value(argument: str) -> tuple[str, Value]:
     key, equals, text = argument.partition("=")
     if not equals:
         raise ConfigError(f"{argument!r} is not a setting: write KEY=VALUE, such as task=cifar10.")
-    value: Value = text  # a word, as in task=cifar10
+    value: Value = text
     with suppress(ValueError):
-        value = float(text)  # also .5, which TOML does not know
-    with suppress(ValueError, RecursionError):  # no TOML, thousands of digits or of brackets
+        value = float(text)  # also .5, which is not TOML
+    with suppress(ValueError, RecursionError):  # not TOML, or thousands of digits or brackets
         value = tomllib.loads(f"value = {text}")["value"]
     if isinstance(_DEFAULTS.get(key), str) and not isinstance(value, str):
         value = text  # a name, as in run-name=2026
@@ -194,10 +198,10 @@ def _key_and_value(argument: str) -> tuple[str, Value]:
 
 
 def _federate(link: SuperLink, settings: Settings, clients: int, workers: int | None) -> Path:
-    """Run a federation through `flwr run`; return its run folder."""
+    """Run a federation with `flwr run`; return its run folder."""
     if not (APP / "pyproject.toml").is_file():
         raise ConfigError(
-            f"{APP} is no Flower app (it has no pyproject.toml): run this command from a clone of "
+            f"{APP} is not a Flower app (it has no pyproject.toml): run this command in a clone of "
             "the repository, installed with `pip install -e .`."
         )
     cores = workers or len(os.sched_getaffinity(0))
@@ -207,27 +211,27 @@ def _federate(link: SuperLink, settings: Settings, clients: int, workers: int | 
         "init-args-num-cpus": cores,
     }
     if torch.cuda.is_available() and settings.device != "cpu":
-        # Ray knows parts of a GPU, and whole ones, but no one and a half.
+        # Ray accepts a fraction of a GPU or whole GPUs, but not 1.5.
         federation["client-resources-num-gpus"] = min(1.0, torch.cuda.device_count() / cores)
     changed = {k: v for k, v in settings.as_run_config().items() if v != _DEFAULTS[k]}
     log = _Log()
     failure = link.run(APP, changed, federation, log.show)
     if failure is not None:
         if not any(line.startswith("fixbn_flwr.") for line in log.errors):
-            print(*log.errors, sep="\n")  # no error of ours, whose message says it all
+            print(*log.errors, sep="\n")  # not a FixBNError, whose message is enough
         raise FixBNError(f"the run failed: {failure}")
     return Path(settings.resume or f"{settings.output_dir}/{settings.run_name}")
 
 
 class _Log:
-    """Shows of a run's log the app's own lines, one a round, and warnings; keeps the errors."""
+    """Prints the app's own lines and warnings of a run's log; keeps the errors."""
 
     def __init__(self) -> None:
         self.errors: deque[str] = deque(maxlen=60)
         self._in_error = False
 
     def show(self, line: str) -> None:
-        """Print a line, unless Flower says it in every run or it belongs to a traceback."""
+        """Print a line, unless it is Flower's routine output or part of an error."""
         record = _RECORD.match(line)
         if record:
             self._in_error = record["level"] == "ERROR"

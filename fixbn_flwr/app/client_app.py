@@ -1,7 +1,7 @@
-"""The client's half of the Flower app: a NumPyClient for the images that the node was given.
+"""The app's ClientApp: a NumPyClient that trains on its node's images.
 
-Between machines Flower imports this in a new process for every message, which only forwards it:
-whatever imports torch is imported where a client is really made.
+In a deployment, Flower imports this module in a new process for each message, which only forwards
+the message. So imports that need torch are inside ``client_fn``.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from fixbn_flwr.transport.packed_grid import flat_arrays_mod
 
 
 def client_fn(context: Context) -> Client:
-    """Make the client of a node, see ``node_client``."""
-    from fixbn_flwr.app.client.node_client import make_client
+    """Return the client of a node."""
+    from fixbn_flwr.app.client.numpy_client import make_client
 
     return make_client(context)
 

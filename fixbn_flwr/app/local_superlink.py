@@ -1,8 +1,8 @@
-"""A SuperLink of our own for simulations on this machine, for as long as a ``with`` block lasts.
+"""A private SuperLink for simulations on this machine, for the duration of a ``with`` block.
 
-`flwr run` on its own starts a SuperLink that stays, with the environment, the packages and the
-working directory of whoever ran it first, and it answers 0 when the app has failed. This one has
-its own home, port and neutral directory, ends with the block, and tells how each run ended.
+By default, `flwr run` starts a SuperLink that stays alive, with the environment, packages and
+working directory of the first run, and it exits with 0 if the app fails. This SuperLink has its own
+home, port and working directory, ends with the block, and reports how each run ended.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _NAME = "simulation"
 
 
 class SuperLinkError(FixBNError):
-    """The SuperLink did not start, or did not take the run."""
+    """The SuperLink did not start, or did not accept the run."""
 
 
 @contextmanager
 def local_superlink() -> Iterator[SuperLink]:
-    """Start a SuperLink with a home of its own, and stop it and all that it started.
+    """Start a SuperLink with its own home; stop it and all its processes afterwards.
 
     Raises:
-        SuperLinkError: it did not start; the message ends with what it said.
+        SuperLinkError: If it does not start. The message ends with its log.
     """
     with tempfile.TemporaryDirectory(prefix="fixbn-", ignore_cleanup_errors=True) as home:
         link = SuperLink(Path(home), free_port())
@@ -64,16 +64,16 @@ class SuperLink:
             "FLWR_HOME": str(home),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
-            # Every client's lines, not "repeated 9x across cluster".
+            # Show every client's lines, not "repeated 9x across cluster".
             "RAY_DEDUP_LOGS": "0",
-            # A Ray cluster of its own, also where another one runs.
+            # Start a Ray cluster even if another one is running.
             "RAY_ADDRESS": "local",
-            # Ray's notice of a default that will change; nothing here depends on it.
+            # Silence Ray's notice about a default that will change; nothing depends on it.
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         }
 
     def start(self) -> None:
-        """Start the process and wait until it answers."""
+        """Start the process and wait until it responds."""
         (self._home / "config.toml").write_text(
             f'[superlink]\ndefault = "{_NAME}"\n\n'
             f'[superlink.{_NAME}]\naddress = "127.0.0.1:{self._port}"\ninsecure = true\n'
@@ -85,7 +85,7 @@ class SuperLink:
             "--isolation=subprocess",
             "--host=127.0.0.1",
             f"--port={self._port}",
-            # The environment that runs this has all that the app needs.
+            # The current environment has all that the app needs.
             "--disable-runtime-dependency-installation",
         ]
         with self._log.open("wb") as log:
@@ -98,18 +98,18 @@ class SuperLink:
                 start_new_session=True,
             )
         end = time.monotonic() + _START
-        while not self._answers():
+        while not self._responds():
             if self._process.poll() is not None or time.monotonic() > end:
                 self.stop()
                 raise SuperLinkError(f"the SuperLink did not start:\n{self._log.read_text()}")
             time.sleep(0.1)
 
     def stop(self) -> None:
-        """End the SuperLink and every process that it started."""
+        """Stop the SuperLink and every process that it started."""
         if self._process is None:
             return
         self._process.terminate()
-        # SuperExec, simulation and Ray have sessions of their own, and outlive a run cut short.
+        # SuperExec, simulation and Ray have their own sessions, and outlive an interrupted run.
         for number in (signal.SIGTERM, signal.SIGKILL):
             for process in _processes_with(self._home):
                 with suppress(ProcessLookupError):
@@ -128,20 +128,20 @@ class SuperLink:
         federation: Mapping[str, Value],
         show: Callable[[str], None],
     ) -> str | None:
-        """Run an app and wait for its end.
+        """Run an app and wait for it to end.
 
         Args:
-            app: the directory with the app's pyproject.toml.
-            run_config: what differs from that file's run config.
-            federation: Flower's simulation settings, such as ``num-supernodes``; none for real
+            app: The directory with the app's pyproject.toml.
+            run_config: The values that differ from that file's run config.
+            federation: Flower's simulation settings, such as ``num-supernodes``; empty for real
                 SuperNodes.
-            show: is given every line of the run's log, and first the ``flwr run`` line itself.
+            show: Called with the ``flwr run`` command, then with each line of the run's log.
 
         Returns:
-            None when the run completed, else why it did not.
+            None if the run completed, else the reason of its failure.
 
         Raises:
-            SuperLinkError: the run was not even started.
+            SuperLinkError: If the run did not start.
         """
         command = ["flwr", "run", str(app), _NAME, "--stream"]
         if federation:
@@ -165,11 +165,11 @@ class SuperLink:
                 if started := re.match(r"Successfully started run (\d+)", line):
                     run_id = started[1]
         if run_id is None:
-            raise SuperLinkError("the run was not started:\n" + "\n".join(lines))
+            raise SuperLinkError("the run did not start:\n" + "\n".join(lines))
         return self._failure(run_id)
 
     def _failure(self, run_id: str) -> str | None:
-        """Ask how a run ended: `flwr run` itself answers 0 in any case."""
+        """Return how a run failed, or None; `flwr run` itself always exits with 0."""
         listing = subprocess.run(
             ["flwr", "ls", _NAME, "--run-id", run_id, "--format", "json"],
             env=self._environment,
@@ -185,7 +185,7 @@ class SuperLink:
         details = str(run["status-details"]).removeprefix("Simulation failed with exception: ")
         return details or str(run["status"])
 
-    def _answers(self) -> bool:
+    def _responds(self) -> bool:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/health", timeout=1):
                 return True
@@ -194,22 +194,22 @@ class SuperLink:
 
 
 def _toml(values: Mapping[str, Value]) -> str:
-    """Write values as Flower's command line takes them: `key=value` with TOML values."""
+    """Return values as Flower's command line takes them: `key=value` with TOML values."""
     return " ".join(f"{key}={json.dumps(value)}" for key, value in values.items())
 
 
 def free_port() -> int:
-    """Return a port of loopback that nothing listens on."""
+    """Return a port of the loopback interface that is not in use."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def _processes_with(home: Path) -> list[int]:
-    """Return the processes whose environment has this home: all that its SuperLink has started."""
+    """Return the processes whose environment has this home: those that its SuperLink started."""
     entry, found = f"FLWR_HOME={home}".encode(), []
     for environment in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):  # it has ended meanwhile, or is another user's
+        with suppress(OSError):  # it has ended, or belongs to another user
             if entry in environment.read_bytes().split(b"\0"):
                 found.append(int(environment.parent.name))
     return found

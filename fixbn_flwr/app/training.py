@@ -1,9 +1,9 @@
-"""Local training and evaluation in plain PyTorch: what a client does between receiving and sending.
+"""Local training and evaluation in plain PyTorch, without Flower or FixBN.
 
-Fast by four means, none of which changes the numbers that float32 training gives: the data set is
-one uint8 tensor that all clients of a process share (or stays in its files, if it is too large),
-batches are gathered and augmented whole, the model keeps channels-last memory, and model and
-optimiser are built once a process (see :class:`Workbench`). Knows nothing of Flower or of FixBN.
+Four things make it fast, and none changes the results of float32 training: all clients of a process
+share the data set as one uint8 tensor (a large one stays in its files), batches are gathered and
+augmented whole, the model uses channels-last memory, and a process builds its model and optimizer
+once (see :class:`Workbench`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,17 +22,19 @@ from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method.averaging import Array
 from fixbn_flwr.tasks import Split, Task, normalise
 
-EVALUATION_BATCH = 500  # images; the result does not depend on it, memory does
+EVALUATION_BATCH = 500  # images; affects memory, not the result
+
+Precision = Literal["float32", "bfloat16"]
 
 
 class Workbench:
-    """A model and its SGD optimiser, used again and again by all clients of a process.
+    """A model and its SGD optimizer, shared by all clients of a process.
 
-    Whoever takes it loads arrays, and sets learning rate and momentum buffers before training.
+    Load arrays, and set the learning rate and the momentum buffers, before each training.
 
     Args:
-        model: the model, on its device already.
-        device: that device.
+        model: The model, on its device.
+        device: The model's device.
         momentum: SGD's momentum coefficient.
         weight_decay: SGD's L2 penalty.
     """
@@ -46,7 +49,7 @@ class Workbench:
 
     @cached_property
     def optimizer(self) -> SGD:
-        """The optimiser; a process that only evaluates is spared torch's 4 s of imports for it."""
+        """The optimizer, made on first use: its imports take 4 s, which evaluation can save."""
         return SGD(
             self.model.parameters(),
             lr=0.0,
@@ -55,11 +58,11 @@ class Workbench:
         )
 
     def load(self, arrays: dict[str, Array]) -> None:
-        """Load a whole state dict given as numpy arrays."""
+        """Load a whole state dict of numpy arrays."""
         self.model.load_state_dict({name: torch.from_numpy(a) for name, a in arrays.items()})
 
     def arrays(self) -> dict[str, Array]:
-        """Return the state dict as contiguous numpy arrays that later training leaves alone."""
+        """Return a copy of the state dict as contiguous numpy arrays."""
         return {
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format).numpy()
             for name, tensor in self.model.state_dict().items()
@@ -75,32 +78,32 @@ class Workbench:
 def workbench(
     task: Task, model: str, norm: str, momentum: float, weight_decay: float, device: str
 ) -> Workbench:
-    """Build a workbench, or return the one that this process has already built.
+    """Build a workbench, or return the process's last one if the arguments are the same.
 
     Args:
-        task: the task whose model to build.
-        model: a name among ``task.models``.
-        norm: the normalisation's name, see :func:`fixbn_flwr.models.norm.normaliser`.
+        task: The task of the model.
+        model: A name in ``task.models``.
+        norm: The name of the normalization, see :func:`fixbn_flwr.models.norm.normaliser`.
         momentum: SGD's momentum coefficient.
         weight_decay: SGD's L2 penalty.
-        device: "auto" (CUDA where there is some, else the CPU), "cpu", "cuda" or "cuda:N".
+        device: "auto" (CUDA if available, else the CPU), "cpu", "cuda" or "cuda:N".
 
     Raises:
-        ConfigError: the device is not there.
+        ConfigError: If this machine has no such device.
     """
     place = find_device(device)
-    # cuDNN tries its algorithms and takes the fastest, so bits differ from run to run on a GPU, as
-    # they do with its atomic additions; on the CPU they do not.
+    # cuDNN chooses the fastest algorithm by trial. On a GPU, bits differ from run to run anyway,
+    # because of atomic additions.
     torch.backends.cudnn.benchmark = place.type == "cuda"
     network = task.models[model](norm).to(place).to(memory_format=torch.channels_last)
     return Workbench(network, place, momentum, weight_decay)
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device called ``name``; "auto" is CUDA where there is some.
+    """Return the device with this name; "auto" is CUDA if available, else the CPU.
 
     Raises:
-        ConfigError: this machine has no such device.
+        ConfigError: If this machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -108,36 +111,10 @@ def find_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"device={name!r}: this machine has {torch.cuda.device_count()} CUDA devices that "
-            'this process may use. Choose device="auto" or "cpu", or give simulated clients a '
+            'this process can use. Choose device="auto" or "cpu", or give simulated clients a '
             "share of a GPU (client-resources-num-gpus)."
         )
     return device
-
-
-def batches_by_steps(
-    indices: Tensor, size: int, steps: int, random: torch.Generator
-) -> Iterator[Tensor]:
-    """Draw ``steps`` batches of exactly ``size`` indices, going through all of them in turn.
-
-    Every pass over the indices has a new random order; a batch may end one pass and begin the next.
-    """
-    passes = -(-steps * size // len(indices))
-    order = torch.cat([torch.randperm(len(indices), generator=random) for _ in range(passes)])
-    for step in range(steps):
-        yield indices[order[step * size : (step + 1) * size]]
-
-
-def batches_by_epochs(
-    indices: Tensor, size: int, epochs: int, random: torch.Generator
-) -> Iterator[Tensor]:
-    """Go ``epochs`` times through all indices, each time in a new order, in nearly equal batches.
-
-    The batches of an epoch are as equal as can be and no larger than ``size``: nothing is left out,
-    and no batch of one or two images is left over, which batch normalisation could not bear.
-    """
-    for _ in range(epochs):
-        order = torch.randperm(len(indices), generator=random)
-        yield from indices[order].tensor_split(-(-len(indices) // size))
 
 
 def train(
@@ -146,9 +123,18 @@ def train(
     data: Split,
     batches: Iterator[Tensor],
     random: torch.Generator,
-    precision: str = "float32",
+    precision: Precision = "float32",
 ) -> float:
-    """Take one SGD step a batch of indices into ``data``, and return the mean training loss."""
+    """Take one SGD step per batch, and return the mean training loss.
+
+    Args:
+        bench: The model and its optimizer.
+        task: Gives the loss and the augmentation.
+        data: The training images.
+        batches: The batches, each of indices into ``data``, int64 ``[n]``.
+        random: The generator of the augmentation.
+        precision: "bfloat16" runs the forward pass in autocast. Default: "float32".
+    """
     model, optimizer = bench.model, bench.optimizer
     model.train()
     dtype = next(model.parameters()).dtype
@@ -173,15 +159,15 @@ def augmented_batch(
     dtype: torch.dtype,
     random: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Return images and targets as a model is shown them in training.
+    """Return normalized and augmented images, with their targets.
 
     Args:
-        task: normalises and augments them.
-        data: the stored images.
-        indices: which of them, int64 ``[n]``.
-        device: where to put them.
-        dtype: the floating type of the images.
-        random: what the augmentation draws from.
+        task: Gives the normalization and the augmentation.
+        data: The stored images.
+        indices: The indices of the batch, int64 ``[n]``.
+        device: The device of the result.
+        dtype: The floating type of the images.
+        random: The generator of the augmentation.
     """
     images = normalise(task, data.images[indices].to(device), dtype)
     targets = data.targets[indices].to(device)
@@ -196,13 +182,13 @@ def augmented_batch(
 def evaluate(
     bench: Workbench, task: Task, data: Split, indices: Tensor | None = None
 ) -> tuple[float, float]:
-    """Return mean loss and metric of the model, with its global statistics, in float32.
+    """Return the model's mean loss and metric in evaluation mode, in float32.
 
     Args:
-        bench: the model.
-        task: gives loss and metric.
-        data: the images.
-        indices: which of them to evaluate on; None for all.
+        bench: The model.
+        task: Gives the loss and the metric.
+        data: The images.
+        indices: The images to evaluate on, int64 ``[n]``. Default: all.
     """
     model = bench.model
     model.eval()
@@ -234,11 +220,11 @@ def _evaluation_batches(
 
 
 def seed_of(*parts: int) -> int:
-    """Mix whole numbers (seed, round, partition) into one seed for a random generator."""
+    """Return one seed for a random generator from several numbers (seed, round, partition)."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _arithmetic(precision: str, device: torch.device) -> AbstractContextManager[object]:
+def _arithmetic(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     if precision == "bfloat16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()

@@ -43,7 +43,7 @@ ADDED = (
         "mods=[numpy_client_mod]",
     ),
     (
-        "fixbn_flwr/app/server_app.py",
+        "fixbn_flwr/app/server/prepared_run.py",
         "reached = flat_in_deployment(grid)",
         "reached = grid",
     ),

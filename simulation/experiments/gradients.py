@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fixbn_flwr.app.training import Workbench, augmented_batch, batches_by_steps, seed_of, train
+from fixbn_flwr.app.batches import batches_by_steps
+from fixbn_flwr.app.training import Workbench, augmented_batch, seed_of, train
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method.batch_norm import freeze_statistics
 from fixbn_flwr.tasks import Split, Task

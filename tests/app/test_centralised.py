@@ -1,4 +1,4 @@
-"""The yardstick: one model, all the data, as many steps and images as the federation."""
+"""Centralized training: one model, all the data, as many steps and images as the federation."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     return sizes
 
 
-def test_a_step_is_as_large_as_all_clients_steps_together(
+def test_a_step_has_the_images_of_all_clients_steps_together(
     tmp_path: Path, batches: list[list[int]]
 ) -> None:
     folder = train_centrally(settings(tmp_path), clients=10)
     assert batches == [[5 * 8] * 2] * 3  # half of 10 clients, batches of 8, 2 local steps
     rounds = rounds_of(folder)
     assert [line["phase"] for line in rounds] == ["exploration"] * 3
-    assert [line["learning_rate"] for line in rounds] == [0.05] * 3  # no factor of calibration
+    assert [line["learning_rate"] for line in rounds] == [0.05] * 3  # no calibration factor
     assert {(line["clients"], line["bytes_sent"], line["dropped"]) for line in rounds} == {
         (5, 0, 0)
     }
@@ -55,32 +55,32 @@ def test_a_step_is_as_large_as_all_clients_steps_together(
     assert (folder / "final.safetensors").is_file()
 
 
-def test_it_begins_with_the_model_of_the_federation(
+def test_it_starts_with_the_initial_model_of_the_federation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun: list[dict[str, Any]] = []
+    initial: list[dict[str, Any]] = []
 
     def spy(bench: Any, *_: Any) -> float:
-        begun.append(bench.arrays())
+        initial.append(bench.arrays())
         return 1.0
 
     monkeypatch.setattr(centralised, "train", spy)
     train_centrally(settings(tmp_path, seed=3), clients=4)
     torch.manual_seed(3)
     for name, tensor in get_task("digits").models["small-resnet"]("bn").state_dict().items():
-        assert begun[0][name].tobytes() == tensor.numpy().tobytes(), name
+        assert initial[0][name].tobytes() == tensor.numpy().tobytes(), name
 
 
-def test_an_epoch_is_as_many_steps_as_a_client_of_average_size_takes(
+def test_an_epoch_has_the_steps_of_an_average_client(
     tmp_path: Path, batches: list[list[int]]
 ) -> None:
     config = {"local_steps": 0, "local_epochs": 2, "fraction_train": 1.0, "batch_size": 16}
     train_centrally(settings(tmp_path, num_server_rounds=3, **config), clients=10)
-    # 1437 images are 143.7 a client, 9 batches of 16 each, twice.
+    # 1437 images are 143.7 per client: 9 batches of 16, twice.
     assert batches == [[160] * 18] * 3
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_one_others(tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path: Path) -> None:
     models = [
         train_centrally(settings(tmp_path, seed=seed, run_name=name), clients=4)
         for seed, name in [(0, "a"), (0, "b"), (1, "c")]
@@ -90,7 +90,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_others(tmp_path: Path
     assert first != other
 
 
-def test_momentum_lasts_over_the_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_momentum_lasts_for_the_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     buffers: list[int] = []
     step = SGD.step
 
@@ -99,12 +99,12 @@ def test_momentum_lasts_over_the_rounds(tmp_path: Path, monkeypatch: pytest.Monk
         return step(self, *arguments)
 
     monkeypatch.setattr(SGD, "step", spy)
-    for name in ("a", "b"):  # and not over the runs of a process
+    for name in ("a", "b"):  # and not from run to run
         train_centrally(settings(tmp_path, momentum="reset", run_name=name), clients=4)
     assert [count > 0 for count in buffers] == ([False] + [True] * 5) * 2
 
 
-def test_what_is_not_there_is_said_before_a_folder_is_made(
+def test_a_missing_device_or_data_is_refused_before_the_folder_is_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = tmp_path / "runs"
@@ -120,7 +120,7 @@ def test_what_is_not_there_is_said_before_a_folder_is_made(
     assert not runs.exists()
 
 
-def test_groups_that_do_not_divide_the_network_are_refused_before_any_data_is_read(
+def test_groups_that_do_not_divide_the_channels_are_refused_before_data_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(centralised, "load_splits", lambda *_: pytest.fail("read data"))

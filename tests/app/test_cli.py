@@ -1,4 +1,4 @@
-"""The command line: what it passes on, what it shows, and how it says what is wrong."""
+"""The command line: the run config it passes on, its output and its errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIXBN = [sys.executable, "-W", "ignore", "-m", "fixbn_flwr.app.cli"]
 
 
 class Link:
-    """A SuperLink that only notes what it is asked to run, and answers as it is told."""
+    """Stands for a SuperLink: records each run, and returns a given log and failure."""
 
     def __init__(self) -> None:
         self.runs: list[tuple[Path, Mapping[str, Value], Mapping[str, Value]]] = []
@@ -60,17 +60,15 @@ def invoke(*arguments: str) -> str:
     return result.output
 
 
-def asked(link: Link) -> tuple[dict[str, Value], dict[str, Value]]:
+def recorded_run(link: Link) -> tuple[dict[str, Value], dict[str, Value]]:
     ((app, run_config, federation),) = link.runs
     assert (app / "pyproject.toml").is_file()
     return dict(run_config), dict(federation)
 
 
-def test_a_run_passes_on_what_differs_from_the_defaults_and_where_it_goes(
-    link: Link, tmp_path: Path
-) -> None:
+def test_run_passes_on_changed_values_and_the_output_folder(link: Link, tmp_path: Path) -> None:
     invoke("run", "task=cifar10", "seed=7", "norm=bn", "--clients=3", "--workers=2")
-    run_config, federation = asked(link)
+    run_config, federation = recorded_run(link)
     name = str(run_config.pop("run-name"))
     assert name.endswith("-cifar10-FixBN")
     assert run_config == {
@@ -86,13 +84,11 @@ def test_a_run_passes_on_what_differs_from_the_defaults_and_where_it_goes(
     }
 
 
-def test_paths_are_made_absolute_for_processes_that_run_elsewhere(
-    link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_paths_become_absolute(link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "data").mkdir()
     invoke("run", "output-dir=out", "data-dir=data", "state-dir=~/state", "run-name=mine")
-    run_config, _ = asked(link)
+    run_config, _ = recorded_run(link)
     assert run_config["output-dir"] == str(tmp_path / "out")
     assert run_config["data-dir"] == str(tmp_path / "data")
     assert run_config["state-dir"] == str(tmp_path / "home" / "state")
@@ -100,11 +96,11 @@ def test_paths_are_made_absolute_for_processes_that_run_elsewhere(
 
 
 @pytest.mark.parametrize("words", [[], ["output-dir="]])
-def test_without_an_output_dir_runs_are_made_in_runs_here(
+def test_the_default_output_dir_is_runs_in_the_working_directory(
     words: list[str], link: Link, tmp_path: Path
 ) -> None:
     invoke("run", *words)
-    run_config, _ = asked(link)
+    run_config, _ = recorded_run(link)
     assert run_config["output-dir"] == str(tmp_path / "runs")
 
 
@@ -124,21 +120,19 @@ def test_without_an_output_dir_runs_are_made_in_runs_here(
         ("data-dir=/a path/with = in it", "data-dir", "/a path/with = in it"),
     ],
 )
-def test_values_have_the_type_that_their_key_asks_for(
-    argument: str, key: str, value: object
-) -> None:
+def test_values_get_the_type_of_their_key(argument: str, key: str, value: object) -> None:
     read = cli._key_and_value(argument)
     assert read == (key, value)
     assert type(read[1]) is type(value)
 
 
 @pytest.mark.parametrize("argument", ["task", "", "--clients 3"])
-def test_what_is_no_setting_is_named(argument: str) -> None:
+def test_an_argument_without_equals_sign_is_refused(argument: str) -> None:
     with pytest.raises(ConfigError, match="is not a setting: write KEY=VALUE, such as task=cifar"):
         cli._key_and_value(argument)
 
 
-def test_every_mistake_is_in_one_message_and_starts_nothing(link: Link) -> None:
+def test_all_mistakes_are_in_one_message_and_nothing_starts(link: Link) -> None:
     with pytest.raises(ConfigError) as caught:
         invoke("run", "tsak=digits", "batch-size=x", "norm=GN", "data-dir=/no/such/place")
     assert str(caught.value) == (
@@ -146,8 +140,8 @@ def test_every_mistake_is_in_one_message_and_starts_nothing(link: Link) -> None:
         '  tsak = "digits": unknown key; did you mean task?\n'
         '  batch-size = "x": must be a whole number; write it in digits, without quotes\n'
         '  norm = "GN": unknown word; did you mean gn?\n'
-        '  data-dir = "/no/such/place": there is no directory /no/such/place; create it, or name '
-        "one that exists, absolute"
+        '  data-dir = "/no/such/place": there is no directory /no/such/place; create it, or write '
+        "the absolute path of an existing one"
     )
     assert link.runs == []
 
@@ -171,7 +165,7 @@ FLOWER = [
 ]
 
 
-def test_the_screen_shows_the_apps_lines_and_real_warnings_only(link: Link) -> None:
+def test_the_output_is_the_apps_lines_and_real_warnings(link: Link) -> None:
     link.log = FLOWER
     assert invoke("run").splitlines() == [
         FLOWER[0],
@@ -182,7 +176,7 @@ def test_the_screen_shows_the_apps_lines_and_real_warnings_only(link: Link) -> N
     ]
 
 
-def test_an_error_of_ours_ends_with_its_message_alone(
+def test_a_fixbn_error_is_printed_without_traceback(
     link: Link, capsys: pytest.CaptureFixture[str]
 ) -> None:
     link.log, link.failure = FLOWER[6:10], "what is wrong"
@@ -192,7 +186,7 @@ def test_an_error_of_ours_ends_with_its_message_alone(
     assert capsys.readouterr().out == ""
 
 
-def test_an_error_that_is_not_ours_is_shown_with_its_traceback(link: Link) -> None:
+def test_another_error_is_printed_with_its_traceback(link: Link) -> None:
     link.log = [*FLOWER[6:9], "ZeroDivisionError: division by zero"]
     link.failure = "division by zero"
     result = CliRunner().invoke(cli.cli, ["run"])
@@ -200,11 +194,11 @@ def test_an_error_that_is_not_ours_is_shown_with_its_traceback(link: Link) -> No
     assert result.output.splitlines()[-4:] == link.log
 
 
-def test_compare_runs_both_and_draws_them_over_each_other(
+def test_compare_runs_both_methods_and_draws_them_in_one_figure(
     link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(app: Path, run_config: Any, federation: Any, show: Any) -> None:
-        """As the real thing, but in this process."""
+        """Run the app in this process."""
         link.runs.append((app, run_config, federation))
         folder = tmp_path / "elsewhere" / str(len(link.runs))
         made = run_app(folder, 2, {**run_config, "output-dir": str(folder)})
@@ -224,7 +218,7 @@ def test_compare_runs_both_and_draws_them_over_each_other(
     assert [line.split()[1] for line in table.splitlines()[-4:-2]] == ["FixBN", "BN"]
 
 
-def test_the_yardstick_runs_here_and_is_named_so(link: Link, tmp_path: Path) -> None:
+def test_centralized_training_needs_no_superlink(link: Link, tmp_path: Path) -> None:
     output = invoke("centralised", "num-server-rounds=2", "freeze-after=1", "--clients=4")
     assert link.runs == []
     (folder,) = (tmp_path / "runs").iterdir()
@@ -236,24 +230,24 @@ def test_the_yardstick_runs_here_and_is_named_so(link: Link, tmp_path: Path) -> 
     ("arguments", "method"),
     [(["freeze-after=1.0"], "BN"), (["norm=gn", "freeze-after=1.0"], "GN")],
 )
-def test_compare_refuses_to_compare_a_method_with_itself(
+def test_compare_refuses_settings_that_are_not_fixbn(
     link: Link, arguments: list[str], method: str
 ) -> None:
-    with pytest.raises(ConfigError, match=f"these settings are {method} already: compare needs"):
+    with pytest.raises(ConfigError, match=f"the method of these settings is {method}, not FixBN"):
         invoke("compare", *arguments)
     assert link.runs == []
 
 
-def test_outside_of_a_clone_it_says_where_to_run_it(
+def test_run_outside_of_a_clone_is_refused(
     link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cli, "APP", tmp_path)
-    with pytest.raises(ConfigError, match=r"is no Flower app .*: run this command from a clone"):
+    with pytest.raises(ConfigError, match=r"is not a Flower app .*: run this command in a clone"):
         invoke("run")
     assert link.runs == []
 
 
-def test_help_keeps_the_lines_of_its_examples() -> None:
+def test_help_does_not_rewrap_its_examples() -> None:
     output = invoke("--help")
     assert cli.__doc__
     for line in cli.__doc__.splitlines():
@@ -262,7 +256,7 @@ def test_help_keeps_the_lines_of_its_examples() -> None:
 
 
 def test_an_error_is_a_message_and_exit_code_1(tmp_path: Path) -> None:
-    """As a user sees it, in a process of its own."""
+    """Run the installed program in its own process."""
     program = Path(sys.executable).parent / "fixbn"
     answer = subprocess.run(
         [str(program), "run", "seed=x"], cwd=tmp_path, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""The client app: a node's config becomes its partition; what is missing is said."""
+"""The client app: the images that a node config gives, and errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def client(own: int, partitions: int, **run_config: Any) -> FixBNClient:
     return numpy_client
 
 
-def test_the_clients_of_a_run_hold_all_images_and_each_one_once() -> None:
+def test_each_image_belongs_to_exactly_one_client() -> None:
     clients = [client(own, 5) for own in range(5)]
-    held = np.concatenate([one.partition for one in clients])
-    assert sorted(held.tolist()) == list(range(1437))
+    images = np.concatenate([one.partition for one in clients])
+    assert sorted(images.tolist()) == list(range(1437))
     targets = load_splits(get_task("digits"))[0].targets.numpy()
     assert [len(set(targets[one.partition])) for one in clients] == [2] * 5
 
@@ -47,60 +47,60 @@ def test_partition_and_seed_come_from_the_run_config() -> None:
     assert len(part(partition="iid")) in (359, 360)
 
 
-def test_natural_clients_hold_the_groups_of_the_data(shared_data: Path) -> None:
+def test_natural_partitions_are_the_groups_of_the_data(shared_data: Path) -> None:
     groups = load_splits(get_task("pacs"), shared_data)[0].groups
     assert groups is not None
     for own in range(4):
-        held = client(own, 4, task="pacs", partition="natural", **{"data-dir": str(shared_data)})
-        assert torch.equal(groups[held.partition], torch.full((350,), own))
+        one = client(own, 4, task="pacs", partition="natural", **{"data-dir": str(shared_data)})
+        assert torch.equal(groups[one.partition], torch.full((350,), own))
 
 
-def test_data_without_groups_has_no_natural_clients() -> None:
+def test_data_without_groups_has_no_natural_partition() -> None:
     with pytest.raises(ConfigError, match=r"partition is 'natural', .* choose iid or dirichlet or"):
         client(0, 2, partition="natural")
 
 
 @pytest.mark.parametrize(
-    ("node_config", "has"),
+    ("node_config", "found"),
     [
         ({}, "neither data-dir nor partition-id"),
-        ({"partition-id": 0}, "partition-id alone"),
-        ({"num-partitions": 2, "data-dir": "/"}, "num-partitions alone"),
+        ({"partition-id": 0}, "only partition-id"),
+        ({"num-partitions": 2, "data-dir": "/"}, "only num-partitions"),
     ],
 )
-def test_a_node_without_data_is_told_how_to_get_some(node_config: dict[str, Any], has: str) -> None:
+def test_a_node_config_without_data_is_refused(node_config: dict[str, Any], found: str) -> None:
     with pytest.raises(ConfigError) as caught:
         client_fn(context(node_config))
     assert str(caught.value) == (
-        f"this node's config has {has}: start the SuperNode with --node-config "
-        "'data-dir=\"/its/own/data\"' for all data of its own, or 'partition-id=0 "
-        "num-partitions=2', numbered from 0, for a part of data that every node has."
+        f"the node config has {found}: start the SuperNode with --node-config "
+        "'data-dir=\"/its/own/data\"' to train on its own data, or 'partition-id=0 "
+        "num-partitions=2', numbered from 0, to train on a partition of data that every node has."
     )
 
 
 def own_data(data_dir: Path | str, **node_config: Any) -> FixBNClient:
-    """The client of a node with data of its own; the run config's data-dir is the server's."""
-    on_the_node = {"data-dir": str(data_dir), **node_config}
-    made = client_fn(context(on_the_node, **{"data-dir": "/only/at/the/server"}))
+    """Return the client of a node with its own data; the run config's data-dir is the server's."""
+    node_config = {"data-dir": str(data_dir), **node_config}
+    made = client_fn(context(node_config, **{"data-dir": "/only/at/the/server"}))
     numpy_client = made.numpy_client  # type: ignore[attr-defined]
     assert isinstance(numpy_client, FixBNClient)
     return numpy_client
 
 
-def test_a_node_with_data_of_its_own_trains_on_all_of_it(tmp_path: Path) -> None:
+def test_a_node_with_its_own_data_trains_on_all_of_it(tmp_path: Path) -> None:
     one = own_data(tmp_path, name="hospital-a")
     assert one.partition.tolist() == list(range(1437))
     assert one.settings.data_dir == str(tmp_path)
     assert one.get_properties({}) == {"examples": 1437, "name": "hospital-a"}
 
 
-def test_a_partition_may_be_of_data_that_lies_elsewhere_on_every_node(tmp_path: Path) -> None:
+def test_each_node_may_have_the_shared_data_in_another_directory(tmp_path: Path) -> None:
     one = own_data(tmp_path, **{"partition-id": 1, "num-partitions": 3})
     assert len(one.partition) < 1437
     assert one.settings.data_dir == str(tmp_path)
 
 
-def test_a_nodes_random_choices_come_from_its_name_else_from_its_number(tmp_path: Path) -> None:
+def test_a_nodes_seed_comes_from_its_name_or_else_its_node_id(tmp_path: Path) -> None:
     def number(node_id: int, **node_config: Any) -> int:
         node_config["data-dir"] = str(tmp_path)
         return Node.of(Context(1, node_id, node_config, RecordDict(), {})).number
@@ -109,36 +109,36 @@ def test_a_nodes_random_choices_come_from_its_name_else_from_its_number(tmp_path
     assert (number(5), number(6)) == (5, 6)
 
 
-def test_a_nodes_own_device_and_precision_win_over_the_run_config(tmp_path: Path) -> None:
+def test_a_nodes_device_and_precision_override_the_run_config(tmp_path: Path) -> None:
     settings = own_data(tmp_path, precision="bfloat16", device="cpu").settings
     assert (settings.precision, settings.device) == ("bfloat16", "cpu")
     with pytest.raises(ConfigError, match="device='cuda:98': this machine has"):
         own_data(tmp_path, device="cuda:98")
 
 
-def test_a_wrong_path_is_said_with_the_nodes_name() -> None:
+def test_a_wrong_path_is_reported_with_the_nodes_name() -> None:
     with pytest.raises(ConfigError) as caught:
         own_data("/no/such/place", name="hospital-a")
     assert str(caught.value) == (
         "hospital-a: the run config cannot be used:\n"
-        '  data-dir = "/no/such/place": there is no directory /no/such/place; create it, or name '
-        "one that exists, absolute"
+        '  data-dir = "/no/such/place": there is no directory /no/such/place; create it, or write '
+        "the absolute path of an existing one"
     )
 
 
-def test_a_folder_without_the_data_is_said_with_the_nodes_name(tmp_path: Path) -> None:
+def test_missing_data_are_reported_with_the_nodes_name(tmp_path: Path) -> None:
     node_config = {"data-dir": str(tmp_path), "name": "hospital-a"}
     with pytest.raises(ConfigError, match=f"^hospital-a: {tmp_path} holds no folder femnist-small"):
         client_fn(context(node_config, task="femnist", partition="iid"))
 
 
 @pytest.mark.parametrize("own", [-1, 2])
-def test_a_partition_that_is_not_one_of_them_is_refused(own: int) -> None:
-    with pytest.raises(ConfigError, match=f"partition-id={own} is not one of 0 to 1"):
+def test_a_partition_out_of_range_is_refused(own: int) -> None:
+    with pytest.raises(ConfigError, match=f"partition-id={own} is not between 0 and 1"):
         client(own, 2)
 
 
-def test_a_config_or_a_device_that_cannot_work_here_is_refused_before_training() -> None:
+def test_an_invalid_config_or_device_is_refused_before_training() -> None:
     with pytest.raises(ConfigError, match='task = "digit": unknown word; did you mean digits'):
         client(0, 2, task="digit")
     with pytest.raises(ConfigError, match="device='cuda:99': this machine has"):

@@ -1,4 +1,4 @@
-"""The whole app in memory: what a run writes is true, and a run that cannot work writes nothing."""
+"""The whole app in one process: the results of a run, and runs that fail."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fixbn_flwr.app.training import evaluate, workbench
 from fixbn_flwr.errors import ClientsMissingError, ConfigError, RoundsFailedError
 from fixbn_flwr.method.averaging import Kind, kind_of
 from fixbn_flwr.tasks import get_task, load_splits
-from fixbn_flwr.testing import FIRST_NODE_ID, InMemoryGrid
+from fixbn_flwr.testing import FIRST_NODE_ID, SerializingGrid
 from tests.support.whole_app import SMALL, rounds_of, run_app, serve, weight_of
 
 DIGITS = get_task("digits")
@@ -35,7 +35,7 @@ def accuracy_of(model: Path) -> tuple[float, float]:
     return evaluate(bench, DIGITS, load_splits(DIGITS)[1])
 
 
-def test_every_round_is_a_line_and_every_number_in_it_is_true(tmp_path: Path) -> None:
+def test_each_round_is_a_line_of_metrics(tmp_path: Path) -> None:
     folder = run_app(tmp_path, 4, {})
     rounds = rounds_of(folder)
     assert [set(line) for line in rounds] == [
@@ -55,18 +55,18 @@ def test_every_round_is_a_line_and_every_number_in_it_is_true(tmp_path: Path) ->
     assert [line["bytes_received"] for line in rounds] == [2 * weight] * 3
 
 
-def test_both_models_load_back_and_are_as_good_as_the_run_says(
+def test_both_saved_models_have_the_accuracy_of_their_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit = FixBNClient.fit
 
-    def turned_at_last(self: Any, parameters: Any, config: Any) -> Any:
+    def fit_and_invert_in_round_3(self: Any, parameters: Any, config: Any) -> Any:
         arrays, examples, metrics = fit(self, parameters, config)
-        if config["server-round"] == 3:  # the likeliest class becomes the least likely
+        if config["server-round"] == 3:  # the most likely class becomes the least likely
             arrays[-2:] = [-array for array in arrays[-2:]]
         return arrays, examples, metrics
 
-    monkeypatch.setattr(FixBNClient, "fit", turned_at_last)
+    monkeypatch.setattr(FixBNClient, "fit", fit_and_invert_in_round_3)
     folder = run_app(tmp_path, 2, {"partition": "iid", "local-steps": 30})
     rounds = rounds_of(folder)
     summary = json.loads((folder / "summary.json").read_text())
@@ -86,7 +86,7 @@ def test_both_models_load_back_and_are_as_good_as_the_run_says(
     )
 
 
-def test_evaluate_every_leaves_rounds_out_but_never_the_freeze_nor_the_last(tmp_path: Path) -> None:
+def test_evaluate_every_skips_rounds_but_not_t_star_or_the_last(tmp_path: Path) -> None:
     config = {"num-server-rounds": 7, "freeze-after": 3, "evaluate-every": 2, "local-steps": 1}
     rounds = rounds_of(run_app(tmp_path, 2, config))
     evaluated = [line["round"] for line in rounds if line["test_accuracy"] is not None]
@@ -105,7 +105,7 @@ def test_evaluate_every_leaves_rounds_out_but_never_the_freeze_nor_the_last(tmp_
     ],
     ids=lambda config: " ".join(f"{key}={value}" for key, value in config.items()),
 )
-def test_the_same_seed_gives_the_same_bits_in_whatever_order_replies_arrive(
+def test_the_same_seed_gives_the_same_bits_in_any_order_of_replies(
     tmp_path: Path, config: dict[str, Any]
 ) -> None:
     runs = [
@@ -124,7 +124,7 @@ def test_the_same_seed_gives_the_same_bits_in_whatever_order_replies_arrive(
 
 @pytest.mark.parametrize("momentum", ["local", "global", "reset"])
 @pytest.mark.parametrize("statistics", ["mean", "pooled"])
-def test_after_the_freeze_the_statistics_keep_their_bits_and_parameters_move(
+def test_after_t_star_the_statistics_keep_their_bits_and_parameters_change(
     tmp_path: Path, momentum: str, statistics: str
 ) -> None:
     config = {"momentum": momentum, "statistics": statistics, "local-steps": 1}
@@ -132,12 +132,12 @@ def test_after_the_freeze_the_statistics_keep_their_bits_and_parameters_move(
     to_the_freeze = run_app(tmp_path / "b", 3, config | {"num-server-rounds": 2})
     at_freeze = load_file(to_the_freeze / "final.safetensors")
     for name, array in load_file(to_the_end / "final.safetensors").items():
-        moved = array.tobytes() != at_freeze[name].tobytes()
-        assert moved == (kind_of(name) is Kind.PARAMETER), name
+        changed = array.tobytes() != at_freeze[name].tobytes()
+        assert changed == (kind_of(name) is Kind.PARAMETER), name
 
 
-class WatchedGrid(InMemoryGrid):
-    """Notes which partitions train in each round, and can lose clients."""
+class WatchedGrid(SerializingGrid):
+    """Records which partitions train in each round, and can disconnect clients."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -162,19 +162,19 @@ def watched(tmp_path: Path, clients: int, **config: Any) -> tuple[WatchedGrid, d
     return WatchedGrid(client_app.app, clients, run_config=run_config), run_config
 
 
-def sampled(tmp_path: Path, seed: int, *, backwards: bool = False) -> list[list[int]]:
+def sampled(tmp_path: Path, seed: int, *, reverse: bool = False) -> list[list[int]]:
     grid, config = watched(tmp_path, 8, **{"local-steps": 1, "seed": seed, "fraction-train": 0.4})
-    if backwards:
+    if reverse:
         grid.connected = lambda _: reversed(list(grid.contexts))
     serve(grid, config)
     return grid.trained
 
 
-def test_a_seed_samples_the_same_partitions_and_each_round_others(tmp_path: Path) -> None:
+def test_a_seed_samples_the_same_partitions_and_each_round_different_ones(tmp_path: Path) -> None:
     first = sampled(tmp_path, seed=0)
     assert [len(partitions) for partitions in first] == [3] * 3  # 0.4 of 8 is 3.2
     assert len({tuple(partitions) for partitions in first}) == 3
-    assert sampled(tmp_path, seed=0, backwards=True) == first
+    assert sampled(tmp_path, seed=0, reverse=True) == first
     assert sampled(tmp_path, seed=1) != first
 
 
@@ -183,18 +183,18 @@ def test_a_client_that_diverges_is_dropped_and_counted(
 ) -> None:
     fit = FixBNClient.fit
 
-    def spoiled(self: Any, parameters: Any, config: Any) -> Any:
+    def fit_to_nan(self: Any, parameters: Any, config: Any) -> Any:
         arrays, examples, metrics = fit(self, parameters, config)
         if self.context.node_config["partition-id"] == 1 and config["server-round"] == 2:
             arrays[0] = np.full_like(arrays[0], np.nan)
         return arrays, examples, metrics
 
-    monkeypatch.setattr(FixBNClient, "fit", spoiled)
+    monkeypatch.setattr(FixBNClient, "fit", fit_to_nan)
     rounds = rounds_of(run_app(tmp_path, 3, {"fraction-train": 1.0}))
     assert [(line["clients"], line["dropped"]) for line in rounds] == [(3, 0), (2, 1), (3, 0)]
 
 
-def test_a_run_whose_clients_all_diverge_fails_with_each_reason(tmp_path: Path) -> None:
+def test_a_run_fails_with_each_reason_if_all_clients_diverge(tmp_path: Path) -> None:
     with pytest.raises(RoundsFailedError) as caught:
         run_app(tmp_path, 2, {"learning-rate": 1e30, "fraction-train": 1.0})
     assert str(caught.value).count("holds NaN or infinity: its training diverged") == 2
@@ -212,7 +212,7 @@ def test_a_run_whose_clients_all_diverge_fails_with_each_reason(tmp_path: Path) 
         ({"device": "cuda:99"}, "device='cuda:99': this machine has"),
     ],
 )
-def test_what_cannot_work_fails_before_there_is_a_run_folder(
+def test_an_invalid_run_fails_before_its_folder_is_created(
     tmp_path: Path, config: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -220,7 +220,7 @@ def test_what_cannot_work_fails_before_there_is_a_run_folder(
     assert not (tmp_path / "runs").exists()
 
 
-def test_clients_that_leave_end_the_run_instead_of_stopping_it(
+def test_a_run_without_enough_clients_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fixbn_flwr.app.server.client_registry_grid.PATIENCE", 0.0)
@@ -231,14 +231,14 @@ def test_clients_that_leave_end_the_run_instead_of_stopping_it(
     assert len(grid.trained) == 2
 
 
-def test_a_run_that_diverges_at_t_star_is_told_so_once(
+def test_divergence_after_t_star_is_warned_of_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with contextlib.suppress(RoundsFailedError):  # it may go on to NaN
+    with contextlib.suppress(RoundsFailedError):  # it may diverge to NaN
         run_app(tmp_path / "too fast", 4, {"num-server-rounds": 5, "learning-rate-factor": 1000.0})
     assert caplog.text.count("the run diverges in calibration") == 1
     assert "at T* = 2: the run diverges" in caplog.text
-    assert "such as 100: remove what is later than T* from" in caplog.text
+    assert "such as 100: delete the checkpoints after T* from" in caplog.text
     caplog.clear()
     run_app(tmp_path / "slow", 4, {"num-server-rounds": 5, "learning-rate-factor": 0.1})
     assert "diverges" not in caplog.text

@@ -1,4 +1,4 @@
-"""Local training and evaluation: exact batches, exact steps, exact means."""
+"""Local training and evaluation: exact batches, steps and means."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fixbn_flwr.app import training
+from fixbn_flwr.app.batches import batches_by_epochs, batches_by_steps
 from fixbn_flwr.app.training import (
     Workbench,
-    batches_by_epochs,
-    batches_by_steps,
     evaluate,
     find_device,
     seed_of,
@@ -36,14 +35,14 @@ def generator(seed: int = 0) -> torch.Generator:
 @pytest.mark.parametrize(
     ("images", "size", "steps"), [(10, 4, 5), (10, 10, 3), (3, 8, 4), (7, 1, 7)]
 )
-def test_steps_are_full_batches_that_go_through_all_images_in_turn(
+def test_steps_are_full_batches_in_passes_over_all_images(
     images: int, size: int, steps: int
 ) -> None:
     indices = torch.arange(100, 100 + images)
     batches = list(batches_by_steps(indices, size, steps, generator()))
     assert [len(batch) for batch in batches] == [size] * steps
     drawn = torch.cat(batches).tolist()
-    for start in range(0, len(drawn), images):  # one pass after the other, across the batches
+    for start in range(0, len(drawn), images):  # one pass after the other
         one_pass = drawn[start : start + images]
         assert len(set(one_pass)) == len(one_pass)
         assert set(one_pass) <= set(indices.tolist())
@@ -53,7 +52,7 @@ def test_steps_are_full_batches_that_go_through_all_images_in_turn(
     ("images", "size", "sizes"),
     [(10, 4, [4, 3, 3]), (9, 4, [3, 3, 3]), (33, 16, [11, 11, 11]), (8, 4, [4, 4]), (3, 8, [3])],
 )
-def test_epochs_leave_no_image_out_and_no_tiny_batch(
+def test_epochs_leave_out_no_image_and_have_no_tiny_batch(
     images: int, size: int, sizes: list[int]
 ) -> None:
     indices = torch.arange(100, 100 + images)
@@ -65,7 +64,7 @@ def test_epochs_leave_no_image_out_and_no_tiny_batch(
 
 
 @pytest.mark.parametrize("batches", [batches_by_steps, batches_by_epochs])
-def test_the_generator_alone_decides_on_the_order(batches: Any) -> None:
+def test_the_order_depends_only_on_the_generator(batches: Any) -> None:
     indices = torch.arange(20)
 
     def drawn(seed: int) -> list[int]:
@@ -76,7 +75,7 @@ def test_the_generator_alone_decides_on_the_order(batches: Any) -> None:
 
 
 class Line(nn.Module):
-    """`slope * pixel`, from images of one pixel; a dropout tells train from eval mode."""
+    """`slope * pixel`, for images of one pixel; records train and eval mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +88,7 @@ class Line(nn.Module):
 
 
 class MeanOutput:
-    """The mean of the outputs, as a metric."""
+    """A metric: the mean of the outputs."""
 
     def __init__(self) -> None:
         self.outputs: list[Tensor] = []
@@ -126,13 +125,13 @@ def line_bench(momentum: float = 0.0, learning_rate: float = 0.5) -> tuple[Workb
     return bench, bench.model
 
 
-# Pixels 6, 10 and 2 are 1, 2 and 0 when normalised.
+# Pixels 6, 10 and 2 are 1, 2 and 0 after normalization.
 LINE = Split(
     torch.tensor([6, 10, 2], dtype=torch.uint8).view(3, 1, 1, 1), torch.tensor([0.0, 1.0, 4.0])
 )
 
 
-def test_a_step_is_sgd_on_normalised_pixels() -> None:
+def test_a_step_is_sgd_on_normalized_pixels() -> None:
     bench, line = line_bench(momentum=0.5)
     batches = iter([torch.tensor([0]), torch.tensor([0, 1])])
     loss = train(bench, line_task(), LINE, batches, generator())
@@ -143,7 +142,7 @@ def test_a_step_is_sgd_on_normalised_pixels() -> None:
     assert line.modes == [True, True]
 
 
-def test_augmentation_gets_the_normalised_batch_and_the_generator() -> None:
+def test_augmentation_gets_the_normalized_batch_and_the_generator() -> None:
     seen: list[Tensor] = []
 
     def augment(images: Tensor, random: torch.Generator) -> Tensor:
@@ -170,7 +169,7 @@ def test_evaluation_is_the_mean_over_the_images_in_eval_mode(
     assert set(line.modes) == {False}
 
 
-def test_evaluation_leaves_model_and_statistics_alone() -> None:
+def test_evaluation_does_not_change_the_model() -> None:
     task = get_task("digits")
     bench = workbench(task, "small-resnet", "bn", 0.9, 0.0, "cpu")
     before = bench.arrays()
@@ -182,7 +181,7 @@ def test_evaluation_leaves_model_and_statistics_alone() -> None:
         assert array.tobytes() == before[name].tobytes(), name
 
 
-def test_bfloat16_is_autocast_of_the_forward_pass_and_float32_is_not() -> None:
+def test_bfloat16_runs_the_forward_pass_in_autocast() -> None:
     types: list[torch.dtype] = []
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -200,7 +199,7 @@ def test_bfloat16_is_autocast_of_the_forward_pass_and_float32_is_not() -> None:
     }  # fmt: skip
 
 
-def test_arrays_come_out_contiguous_and_go_in_again_whatever_the_memory_format() -> None:
+def test_arrays_are_contiguous_and_load_into_any_memory_format() -> None:
     task = get_task("digits")
     bench = workbench(task, "small-resnet", "bn", 0.9, 0.0, "cpu")
     weights = [p for p in bench.model.parameters() if p.dim() == 4 and p.shape[1] > 1]
@@ -212,10 +211,10 @@ def test_arrays_come_out_contiguous_and_go_in_again_whatever_the_memory_format()
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
     for name, array in bench.arrays().items():
         assert np.array_equal(array, changed[name]), name
-        assert not np.array_equal(array, arrays[name]), name  # what was given out stays
+        assert not np.array_equal(array, arrays[name]), name  # the returned arrays do not change
 
 
-def test_a_process_builds_one_workbench_and_another_only_for_other_settings() -> None:
+def test_a_workbench_is_built_again_only_for_other_settings() -> None:
     task = get_task("digits")
     first = workbench(task, "small-resnet", "bn", 0.9, 0.0, "cpu")
     assert workbench(task, "small-resnet", "bn", 0.9, 0.0, "cpu") is first
@@ -226,14 +225,16 @@ def test_a_process_builds_one_workbench_and_another_only_for_other_settings() ->
     assert group["lr"] == 0.125
 
 
-def test_cudnn_does_not_choose_by_speed_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cudnn_benchmark_is_off_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     workbench.cache_clear()
     workbench(get_task("digits"), "small-resnet", "bn", 0.9, 0.0, "cpu")
     assert not torch.backends.cudnn.benchmark
 
 
-def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_device_returns_existing_devices_and_refuses_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert find_device("auto") == find_device("cpu") == CPU
@@ -248,7 +249,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         find_device("cuda:2")
 
 
-def test_seeds_depend_on_every_part_and_fit_a_generator() -> None:
+def test_seeds_depend_on_each_part_and_fit_a_generator() -> None:
     parts = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (0, 1, 3), (0, 2, 2), (1, 1, 2)]
     seeds = {seed_of(*part) for part in parts}
     assert len(seeds) == len(parts)

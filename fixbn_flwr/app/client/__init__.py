@@ -1,1 +1,1 @@
-"""The app's client and the configuration of its node."""
+"""The app's client and its node's config."""

@@ -1,9 +1,8 @@
-"""What a node's own config says: which images it trains on, how it is called, on which device.
+"""The node config: which images a node trains on, its name and its device.
 
-A SuperNode gets it from `--node-config`, a simulated node from Flower. Either the node has a part
-of data that every node has (`partition-id`, `num-partitions`), or data of its own: all that is in
-its `data-dir`. Who runs a node knows its machine better than who writes the run config: `data-dir`,
-`device` and `precision` given here win.
+A SuperNode gets it from `--node-config`, a simulated node from Flower. A node trains either on one
+partition of data that every node has (`partition-id`, `num-partitions`), or on its own data: all
+images in its `data-dir`. A node's `data-dir`, `device` and `precision` override the run config's.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.errors import ConfigError
 
 OWN_KEYS = ("data-dir", "device", "precision")
-"""The keys of the run config that a node config may give instead."""
+"""The keys of the run config that a node config may override."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """Which client a node is.
+    """A node's identity.
 
     Attributes:
-        name: how logs call it, `name` in the node config; empty when it has none.
-        partition: the part of the shared data that it trains on, from 0; None: on its own data.
-        partitions: the number of parts; 0 with data of its own.
-        number: seeds its random choices, the same in every round, and in every run for a node with
-            a partition, a name or a registered key.
+        name: Its name in logs, `name` in the node config; empty if it has none.
+        partition: The partition it trains on, from 0; None if it trains on its own data.
+        partitions: The number of partitions; 0 if it trains on its own data.
+        number: The seed of its random choices. It is the same in every round, and in every run if
+            the node has a partition, a name or a registered key.
     """
 
     name: str
@@ -39,20 +38,21 @@ class Node:
 
     @classmethod
     def of(cls, context: Context) -> Node:
-        """Read a node's config.
+        """Read the node config.
 
         Raises:
-            ConfigError: it names neither a partition nor data, or a partition that cannot be.
+            ConfigError: If it has neither a valid partition nor a data directory.
         """
         config = context.node_config
         name = str(config.get("name", ""))
         given = [key for key in ("partition-id", "num-partitions") if key in config]
         if len(given) == 1 or not (given or "data-dir" in config):
-            says = f"{given[0]} alone" if given else "neither data-dir nor partition-id"
+            found = f"only {given[0]}" if given else "neither data-dir nor partition-id"
             raise ConfigError(
-                f"this node's config has {says}: start the SuperNode with --node-config "
-                "'data-dir=\"/its/own/data\"' for all data of its own, or 'partition-id=0 "
-                "num-partitions=2', numbered from 0, for a part of data that every node has."
+                f"the node config has {found}: start the SuperNode with --node-config "
+                "'data-dir=\"/its/own/data\"' to train on its own data, or 'partition-id=0 "
+                "num-partitions=2', numbered from 0, to train on a partition of data that every "
+                "node has."
             )
         if not given:
             digest = hashlib.sha256(name.encode()).digest()
@@ -61,8 +61,8 @@ class Node:
         own, partitions = (_whole(key, config[key]) for key in ("partition-id", "num-partitions"))
         if not 0 <= own < partitions:
             raise ConfigError(
-                f"partition-id={own} is not one of 0 to {partitions - 1}: number the SuperNodes "
-                "from 0 in --node-config, and give all the same num-partitions."
+                f"partition-id={own} is not between 0 and {partitions - 1}: number the SuperNodes "
+                "from 0 in --node-config, with the same num-partitions for all."
             )
         return cls(name, own, partitions, own)
 
@@ -73,15 +73,15 @@ def _whole(key: str, value: object) -> int:
     except ValueError as error:
         raise ConfigError(
             f"{key}={value!r} is not a whole number: number the SuperNodes from 0 in "
-            "--node-config, and give all the same num-partitions."
+            "--node-config, with the same num-partitions for all."
         ) from error
 
 
 def settings_of(context: Context) -> Settings:
-    """Return the run config as this node runs it: with what its own config gives instead.
+    """Return the run config with the node config's overrides.
 
     Raises:
-        ConfigError: a value cannot work here.
+        ConfigError: If it cannot be used on this node.
     """
     own = {key: context.node_config[key] for key in OWN_KEYS if key in context.node_config}
     return Settings.from_run_config({**context.run_config, **own})

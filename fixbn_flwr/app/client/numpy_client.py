@@ -1,7 +1,7 @@
-"""The app's client: a NumPyClient, as Flower documents it, with FixBN added by one ``with``.
+"""The app's client: a NumPyClient with FixBN.
 
-It is an example as much as a product: all that FixBN needs of a client is the ``local_training``
-block in ``FixBNClient.fit``.
+It is also an example: the ``local_training`` block in ``FixBNClient.fit`` is all that FixBN needs
+in a client.
 """
 
 from __future__ import annotations
@@ -12,30 +12,52 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from flwr.app import Context
-from flwr.client import NumPyClient
+from flwr.client import Client, NumPyClient
 from flwr.common import Config, NDArrays, Scalar
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixbn_flwr.app.client.node_config import Node
+from fixbn_flwr.app.batches import batches_by_epochs, batches_by_steps
+from fixbn_flwr.app.client.node_config import Node, settings_of
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.training import (
     Workbench,
-    batches_by_epochs,
-    batches_by_steps,
     evaluate,
+    find_device,
     seed_of,
     train,
     workbench,
 )
 from fixbn_flwr.client.local_training import local_training
+from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method.round_config import ROUND
-from fixbn_flwr.tasks import Split, Task, load_splits
+from fixbn_flwr.tasks import Split, Task, get_task, load_splits
 from fixbn_flwr.tasks.partition import partition
 
 
+def make_client(context: Context) -> Client:
+    """Return the client of a node. A process loads data, model and partition once.
+
+    Raises:
+        ConfigError: If the run config, the node config or the data cannot be used. The message
+            starts with the node's name if it has one.
+    """
+    try:
+        node, settings = Node.of(context), settings_of(context)
+        find_device(settings.device)
+        task = get_task(settings.task)
+        train, _ = load_splits(task, settings.data_path)
+        images: NDArray[np.int64] = np.arange(len(train))
+        if node.partition is not None:
+            images = partitions_of(settings, train, node.partitions)[node.partition]
+    except ConfigError as error:
+        name = context.node_config.get("name")
+        raise ConfigError(f"{name}: {error}" if name else str(error)) from error
+    return FixBNClient(task, images, settings, context).to_client()
+
+
 def workbench_of(task: Task, settings: Settings) -> Workbench:
-    """Return this process's model and optimiser for a run config."""
+    """Return this process's model and optimizer for a run config."""
     return workbench(
         task,
         settings.model,
@@ -47,7 +69,7 @@ def workbench_of(task: Task, settings: Settings) -> Workbench:
 
 
 def partitions_of(settings: Settings, train: Split, clients: int) -> list[NDArray[np.int64]]:
-    """Return the indices of each client's images among the training images."""
+    """Return the indices of each client's images in the training split, int64 ``[n]`` each."""
     return partition(
         train.labels,
         clients,
@@ -60,12 +82,12 @@ def partitions_of(settings: Settings, train: Split, clients: int) -> list[NDArra
 
 
 class FixBNClient(NumPyClient):
-    """One client of the app: trains a task's model on the images that it holds.
+    """A client that trains a task's model on its own images.
 
     Args:
-        task: data, model, loss and metric.
-        partition: indices of this client's images among the task's training images, int64 ``[n]``.
-        settings: the validated run config.
+        task: The data, model, loss and metric.
+        partition: The indices of this client's images in the training split, int64 ``[n]``.
+        settings: The validated run config.
         context: Flower's context of this client; its state keeps the momentum buffers.
     """
 
@@ -79,7 +101,7 @@ class FixBNClient(NumPyClient):
         self.node = Node.of(context)
 
     def get_properties(self, config: Config) -> dict[str, Scalar]:
-        """Tell the server which images this client trains on, how many, and what it is called."""
+        """Return the client's partition, number of images and name."""
         properties: dict[str, Scalar] = {"examples": len(self.partition), "name": self.node.name}
         if self.node.partition is not None:
             properties["partition-id"] = self.node.partition
@@ -87,13 +109,13 @@ class FixBNClient(NumPyClient):
         return properties
 
     def fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, dict[str, Scalar]]:
-        """Train for a round; return all arrays, the number of images, training loss and seconds."""
+        """Train for a round; return all arrays, the number of images, and loss and seconds."""
         settings, server_round = self.settings, int(config[ROUND])
         bench = self._bench(parameters)
-        # What the process's last client left there; local_training brings this client's own.
+        # The buffers are those of the process's last client; local_training loads this client's.
         bench.optimizer.state.clear()
         bench.set_learning_rate(settings.learning_rate_at(server_round))
-        # The same numbers whichever process trains this client, and in whatever order.
+        # The result does not depend on the process, or on the order of the clients.
         seed = seed_of(settings.seed, server_round, self.node.number)
         torch.manual_seed(seed)  # dropout draws from the global generator
         random = torch.Generator().manual_seed(seed)
@@ -113,7 +135,7 @@ class FixBNClient(NumPyClient):
     def evaluate(
         self, parameters: NDArrays, config: Config
     ) -> tuple[float, int, dict[str, Scalar]]:
-        """Evaluate the global model on this client's own images."""
+        """Evaluate the global model on this client's images."""
         own = torch.from_numpy(self.partition)
         loss, accuracy = evaluate(self._bench(parameters), self.task, self._data, own)
         return loss, len(own), {"accuracy": accuracy}

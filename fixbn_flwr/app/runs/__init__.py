@@ -1,1 +1,1 @@
-"""The folder of a run: its files, summary and figure."""
+"""The folder of a run: creation, files, summary and figure."""

@@ -1,4 +1,4 @@
-"""On what a run ran: versions of the software, and the hardware."""
+"""The software versions and the hardware that a run used."""
 
 import contextlib
 import importlib.metadata
@@ -11,7 +11,7 @@ import torch
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of this package and of what it is built on."""
+    """Return the versions of this package, Flower, torch and Python."""
     return {
         "fixbn_flwr": _own_version(),
         "flwr": importlib.metadata.version("flwr"),
@@ -21,7 +21,7 @@ def versions() -> dict[str, str]:
 
 
 def _own_version() -> str:
-    # `flwr run` runs a copy that is not installed, but it has its pyproject.toml beside it.
+    # `flwr run` runs a copy that is not installed, but has its pyproject.toml.
     project = Path(__file__).parents[3] / "pyproject.toml"
     if project.is_file():
         return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
@@ -29,9 +29,9 @@ def _own_version() -> str:
 
 
 def hardware() -> dict[str, str | int | None]:
-    """This machine's processor, its cores, and its GPU or None."""
+    """Return this machine's processor, its number of cores, and its GPU or None."""
     cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):  # only Linux has it, and names the model there
+    with contextlib.suppress(OSError):  # only Linux has it
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 cpu = line.partition(":")[2].strip()

@@ -1,7 +1,7 @@
-"""The figure of a run, or of several laid over each other: accuracy and loss by round.
+"""Draw the figure of one or more runs: accuracy and loss by round.
 
-Colours are Okabe and Ito's, which colour-blind readers tell apart; every run has a line style and
-a marker of its own as well, so that the figure reads in grey print.
+The colors are Okabe and Ito's, which color-blind readers can distinguish. Each run also has its own
+line style and marker, so the figure works in grayscale.
 """
 
 import math
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fixbn_flwr.app.config.settings import Settings
     from fixbn_flwr.app.runs.summary import RoundMetrics
 
-# Colour, line style, marker: by the order of the runs.
+# Color, line style and marker, in the order of the runs.
 STYLES = (
     ("#0072B2", "-", "o"),
     ("#D55E00", "--", "s"),
@@ -27,12 +27,12 @@ STYLES = (
     ("#E69F00", "--", "P"),
     ("#000000", "-.", "X"),
 )
-_MARKERS_A_LINE = 12
+_MARKERS_PER_LINE = 12
 _LOG_FROM_RATIO = 100.0
 
 
 def figure_title(settings: "Settings", clients: int) -> str:
-    """What a figure shows, such as "digits, 10 clients, 2 classes each"."""
+    """Return a figure's title, such as "digits, 10 clients, 2 classes each"."""
     partition = {
         "iid": "IID",
         "dirichlet": f"Dirichlet({settings.partition_alpha:g})",
@@ -50,12 +50,17 @@ def draw_curves(
     *,
     title: str,
 ) -> None:
-    """Draws test accuracy, training loss and test loss of every run into a PNG file at `path`.
+    """Draw test accuracy, training loss and test loss of each run into a PNG file.
 
-    The rounds after `freeze_round` (T*) are shaded as calibration; None or a T* that no run went
-    beyond marks nothing. Rounds without a value, or with one that is not finite, are left out.
+    Rounds without a finite value are left out.
+
+    Args:
+        runs: The rounds of each run, by label.
+        freeze_round: T*. The rounds after it are shaded as calibration. None shades nothing.
+        path: The file.
+        title: The figure's title.
     """
-    from matplotlib.figure import Figure  # its own canvas is Agg: no display, no global state
+    from matplotlib.figure import Figure  # its canvas is Agg: no display, no global state
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8.0, 6.4), dpi=120, layout="constrained")
@@ -101,7 +106,7 @@ def draw_curves(
             ha="center",
             va="bottom",
         )
-    # Outside the plots, where it hides no curve.
+    # Outside the plots, where it covers no curve.
     figure.legend(handles=axes["accuracy"].lines[: len(runs)], loc="outside lower center", ncols=4)
     figure.suptitle(title)
     figure.savefig(path, format="png")
@@ -110,10 +115,10 @@ def draw_curves(
 def _line(
     ax: "Axes", style: int, label: str, points: Sequence[tuple[int, float | None, float]]
 ) -> None:
-    """One run's curve through the rounds that have a finite value, each times its scale."""
+    """Draw a run's curve through the rounds that have a finite value, each times its scale."""
     known = [(x, y * scale) for x, y, scale in points if y is not None and math.isfinite(y)]
     color, dashes, marker = STYLES[style]
-    step = max(1, len(known) // _MARKERS_A_LINE)
+    step = max(1, len(known) // _MARKERS_PER_LINE)
     ax.plot(
         [x for x, _ in known],
         [y for _, y in known],
@@ -122,7 +127,7 @@ def _line(
         linewidth=1.6,
         marker=marker,
         markersize=4.5,
-        # Each run's markers begin elsewhere, so that of two equal curves both are seen.
+        # Each run's markers start at another round, so both of two equal curves are visible.
         markevery=(style % step, step),
         label=label,
     )

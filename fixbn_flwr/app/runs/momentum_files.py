@@ -1,27 +1,26 @@
-"""What clients keep on this machine between rounds: how much it is, and its end with its run.
+"""The momentum files that clients keep on this machine: their size, and their deletion with a run.
 
-Only with `state-dir`, see :mod:`fixbn_flwr.client.momentum_store`. On real machines each node keeps its own, where
-the server cannot see it: `deploy/README.md` says how to remove that.
+Clients keep files only with `state-dir`, see :mod:`fixbn_flwr.client.momentum_store`. On real
+machines each node keeps its own, out of the server's reach; `deploy/README.md` says how to remove
+them.
 """
 
 from __future__ import annotations
 
-import logging
 import shutil
 import tempfile
 from pathlib import Path
 
 from fixbn_flwr.app.config.rules import problem
 from fixbn_flwr.app.config.settings import Settings
+from fixbn_flwr.app.runs.lock import locked
 from fixbn_flwr.app.runs.reader import CONFIG, read_config
-from fixbn_flwr.app.runs.writer import locked
 from fixbn_flwr.errors import ConfigError
-
-_logger = logging.getLogger("flwr.fixbn")
+from fixbn_flwr.log import logger
 
 
 def folder_of(settings: Settings, run: int) -> Path | None:
-    """Return the folder of all clients' files of a run, by Flower's number of it, if it is here."""
+    """Return the folder with all clients' files of a run, by Flower's run id; None if not here."""
     return _folder(settings.state_dir, run) if settings.momentum == "local" else None
 
 
@@ -30,11 +29,11 @@ def _folder(state_dir: str, run: int) -> Path | None:
     return folder if state_dir and folder.is_dir() else None
 
 
-def check_place(settings: Settings) -> None:
-    """Make the directory for what clients keep, where they run on this machine.
+def make_state_dir(settings: Settings) -> None:
+    """Create `state-dir`, if set, on the machine where the clients run.
 
     Raises:
-        ConfigError: it cannot be made or written.
+        ConfigError: If it cannot be created or written.
     """
     if settings.momentum != "local" or not settings.state_dir:
         return
@@ -44,66 +43,66 @@ def check_place(settings: Settings) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        text = f"cannot be written ({error}); name a directory that can, with room on its disk"
+        text = f"cannot be written ({error}); name a writable directory on a disk with free space"
         raise ConfigError(problem("state-dir", settings.state_dir, text)) from error
 
 
 def size_of(folder: Path) -> int:
-    """Return how many bytes the files below a folder hold."""
+    """Return the size of all files in a folder and its subfolders, in bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def report(folder: Path) -> str:
-    """Return a line on what a run's clients keep."""
+    """Return a line with the number and the size of a run's momentum files."""
     clients = sum(1 for _ in folder.iterdir())
     return f"Momentum of {clients} clients: {size_of(folder) / 1e6:.1f} MB in {folder}"
 
 
 def warn_of_full_disk(folder: Path, clients: int, files: int) -> None:
-    """Warn when a disk will be too small once all clients have trained.
+    """Warn if the disk is too small for the momentum files of all clients.
 
     Args:
-        folder: of the run's clients, some of which have trained.
-        clients: how many there are.
-        files: how many files each may come to keep.
+        folder: The folder with the clients' files, after some clients have trained.
+        clients: The number of clients.
+        files: The most files that a client keeps at a time.
     """
     largest = max((path.stat().st_size for path in folder.rglob("*.safetensors")), default=0)
-    needed, there = largest * clients * files, size_of(folder)
+    needed, used = largest * clients * files, size_of(folder)
     free = shutil.disk_usage(folder).free
-    if needed - there > free:
-        _logger.warning(
-            "the momentum of %s clients will need %.1f GB in %s, and %.1f GB are free there: name "
-            "a larger disk as state-dir, or use momentum=reset",
+    if needed - used > free:
+        logger.warning(
+            "the momentum of %s clients needs %.1f GB in %s, and %.1f GB are free there: set "
+            "state-dir to a larger disk, or use momentum=reset",
             clients, needed / 1e9, folder, free / 1e9,
         )  # fmt: skip
 
 
 def delete_run(path: Path) -> list[Path]:
-    """Delete a run's folder, and what its clients have kept on this machine.
+    """Delete a run's folder, and its clients' momentum files on this machine.
 
     Returns:
-        What was deleted.
+        The deleted folders.
 
     Raises:
-        ConfigError: this is not the folder of a run, or it cannot be deleted.
-        CheckpointError: the run is still running.
+        ConfigError: If this is not the folder of a run, or it cannot be deleted.
+        CheckpointError: If the run is still running.
     """
     config = read_config(path)
     with locked(path):
         state = _folder(str(config["run_config"].get("state-dir", "")), config["run"])
-        gone = [path, *([state] if state else [])]
-        for folder in reversed(gone):
+        folders = [path, *([state] if state else [])]
+        for folder in reversed(folders):
             try:
                 _remove(folder)
             except OSError as error:
                 raise ConfigError(
-                    f"{folder} cannot be deleted ({error}): mend that and delete the run again"
+                    f"{folder} cannot be deleted ({error}): fix the cause and delete the run again"
                 ) from error
-    return gone
+    return folders
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder; what says that it is a run's comes last, for a kill may come before."""
+    """Remove a folder, config.json last: after a kill it is still recognized as a run's."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

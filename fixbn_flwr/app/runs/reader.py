@@ -1,6 +1,6 @@
-"""The files of a run folder read back: its config, and a line of metrics a round.
+"""Read the files of a run folder: its config and its rounds' metrics.
 
-Beside :mod:`fixbn_flwr.app.runs.writer`, which writes them.
+:mod:`fixbn_flwr.app.runs.writer` writes them.
 """
 
 from __future__ import annotations
@@ -20,27 +20,35 @@ CHECKPOINTS = "checkpoints"
 
 
 def is_finished(path: Path) -> bool:
-    """Whether the run of this folder has come to its end."""
+    """Return whether the run of this folder is complete."""
     return (path / SUMMARY).is_file()
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """What config.json says; `ConfigError` when this is not the folder of a run."""
+    """Return the content of config.json.
+
+    Raises:
+        ConfigError: If this is not the folder of a run.
+    """
     try:
         config: dict[str, Any] = json.loads((path / CONFIG).read_text(encoding="utf-8"))
         if not isinstance(config["run_config"], dict):
-            raise TypeError("run_config is no table")
+            raise TypeError("run_config is not a table")
         config |= {key: int(config[key]) for key in ("clients", "freeze_round", "run")}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
-            f"{path} is not the folder of a run: cannot read {CONFIG} ({error}); name the folder "
-            "that a run printed as its own"
+            f"{path} is not the folder of a run: cannot read {CONFIG} ({error}); name a folder "
+            "that a run printed as its run folder"
         ) from error
     return config
 
 
 def read_metrics(folder: Path) -> list[RoundMetrics]:
-    """The rounds of a run folder; `ConfigError` when it has none or a line is damaged."""
+    """Return the metrics of a run folder's rounds.
+
+    Raises:
+        ConfigError: If there is no metrics.jsonl, or a line of it is damaged.
+    """
     path = folder / METRICS
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -58,8 +66,8 @@ def read_metrics(folder: Path) -> list[RoundMetrics]:
 
 
 def line_of(metrics: RoundMetrics) -> str:
-    """The line of metrics.jsonl for a round."""
-    # JSON has no NaN: a run that diverged writes "nan" or "inf" as text, which any reader takes.
+    """Return a round's line of metrics.jsonl."""
+    # JSON has no NaN: a run that diverged writes "nan" or "inf" as text.
     fields = {
         key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in dataclasses.asdict(metrics).items()

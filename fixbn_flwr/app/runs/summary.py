@@ -1,4 +1,4 @@
-"""What a run gave: the metrics of its rounds, its summary, and both as text for the console."""
+"""The metrics of a run's rounds, its summary, and both as text for the console."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,22 @@ from fixbn_flwr.method.schedule import Phase
 
 @dataclass(frozen=True)
 class RoundMetrics:
-    """What one round gave; a line of a run folder's metrics.jsonl.
+    """The metrics of one round; a line of a run folder's metrics.jsonl.
 
-    Losses are mean cross-entropies in nats, accuracies are shares in [0, 1], of segmentation the
-    mean intersection over union; a test value is None in a round without evaluation. Traffic is the
-    server's, in bytes; time in seconds, `train_seconds` of it the slowest client's training.
-    `clients` counts the replies that were averaged, `dropped` those that were not.
+    Attributes:
+        round: The round, counted from 1.
+        phase: Exploration or calibration.
+        learning_rate: The clients' learning rate, with the calibration factor.
+        train_loss: The mean training loss, a cross-entropy in nats; None without a usable reply.
+        test_loss: The global model's test loss; None in a round without evaluation.
+        test_accuracy: Its accuracy in [0, 1] (for segmentation, the mean intersection over union);
+            None in a round without evaluation.
+        bytes_sent: The arrays that the server sent, in bytes.
+        bytes_received: The arrays that it received, in bytes.
+        seconds: The duration of the round.
+        clients: The number of averaged replies.
+        dropped: The number of sampled clients without a usable reply.
+        train_seconds: The slowest client's training time; None if no client reported it.
     """
 
     round: int
@@ -34,10 +44,16 @@ class RoundMetrics:
 
 @dataclass(frozen=True)
 class Summary:
-    """A run in a line: shares in [0, 1], megabytes of 10^6 bytes; None: was never evaluated.
+    """The summary of a run. Values are None if no round was evaluated.
 
-    `accuracy_at_freeze` is that of round T*, None also when nothing was frozen; `best_round` is
-    the first round that reached `best_accuracy`.
+    Attributes:
+        accuracy_at_freeze: The accuracy after round T*, in [0, 1]; None if nothing was frozen.
+        final_accuracy: The accuracy after the last round.
+        best_accuracy: The highest accuracy.
+        best_round: The first round with that accuracy.
+        seconds: The duration of all rounds.
+        megabytes_sent: The arrays that the server sent, in units of 10^6 bytes.
+        megabytes_received: The arrays that it received.
     """
 
     accuracy_at_freeze: float | None
@@ -50,7 +66,7 @@ class Summary:
 
 
 def summarize(metrics: Sequence[RoundMetrics], settings: Settings) -> Summary:
-    """The summary of a run's rounds so far."""
+    """Return the summary of a run's rounds so far."""
     freezes = settings.freeze_round < settings.num_server_rounds
     at_freeze = [m for m in metrics if freezes and m.round == settings.freeze_round]
     best = best_round(metrics)
@@ -66,13 +82,13 @@ def summarize(metrics: Sequence[RoundMetrics], settings: Settings) -> Summary:
 
 
 def best_round(metrics: Sequence[RoundMetrics]) -> RoundMetrics | None:
-    """The first of the rounds with the highest test accuracy."""
+    """Return the first round with the highest test accuracy; None if no round was evaluated."""
     tested = [m for m in metrics if m.test_accuracy is not None]
     return max(tested, key=lambda m: m.test_accuracy or 0.0, default=None)
 
 
 def round_line(metrics: RoundMetrics, rounds: int) -> str:
-    """One round as a line for the console."""
+    """Return a round as a line for the console."""
     parts = [
         f"round {metrics.round:>{len(str(rounds))}}/{rounds}",
         f"{metrics.phase:<11}",
@@ -86,7 +102,11 @@ def round_line(metrics: RoundMetrics, rounds: int) -> str:
 
 
 def summary_table(summaries: Mapping[str, Summary]) -> str:
-    """One row a run, by label: accuracies in %, time, traffic; ASCII, at most 80 columns."""
+    """Return a table in ASCII, at most 80 columns wide, with one row per run.
+
+    Args:
+        summaries: The summaries by label.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -1,1 +1,1 @@
-"""The server app's parts: clients by partition, recorded rounds, resumed runs."""
+"""The parts of the server app: the clients, the strategy, recorded rounds, resumed runs."""

@@ -1,218 +1,182 @@
-"""The clients of a run as the server app sees them: known by what they hold, in a lasting order.
+"""A Grid that knows the run's clients by their data, and lists them in a stable order.
 
-Flower numbers nodes at random in every run, so the same seed would sample other clients and sum the
-same floats in another order. This Grid asks every client once which partition it trains on and
-lists clients in that order; those with data of their own by name, then by node id, which lasts as
-long as a registered key. It also gives up waiting for clients that do not come, where Flower would
-wait for ever, says who has come, gone or not answered, and counts the bytes that pass.
+Flower assigns random node ids in every run. In their order, the same seed would sample other
+clients and add the same floats in another order. This Grid asks each client once what it trains on,
+and lists clients by partition; clients with their own data by name, then by node id, which is
+stable for a node with a registered key. It also
+
+- raises an error if clients are missing for too long, where Flower waits forever,
+- logs which clients connect, disconnect or do not reply,
+- counts the bytes of the arrays it sends and receives.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
-from flwr.app import ConfigRecord, Error, Message, RecordDict
-from flwr.common.constant import ErrorCode
+from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
+from fixbn_flwr.app.server.client_properties import ClientProperties, properties_request
 from fixbn_flwr.errors import ClientsMissingError, ConfigError
+from fixbn_flwr.flower_compat import ErrorCode
+from fixbn_flwr.log import logger
 from fixbn_flwr.transport.delegating_grid import GridAround
 
-PATIENCE = 120.0  # seconds that missing clients are waited for
-ANSWER = 600.0  # seconds for all clients to tell their partition: the first one loads the data
-MOST_CLIENTS = 1_000_000  # that a node may claim there are
-_POLL = 0.5  # seconds between two looks
-
-_logger = logging.getLogger("flwr.fixbn")
+PATIENCE = 120.0  # seconds to wait for missing clients
+ANSWER = 600.0  # seconds for all clients to report their properties: the first one loads the data
+_POLL = 0.5  # seconds between two looks at the connected nodes
 
 
-@dataclass(frozen=True, order=True)
-class Member:
-    """One client, in the order in which clients are listed.
-
-    Attributes:
-        partition: which part of the shared data it trains on; -1: on data of its own.
-        partitions: how many parts there are; 0 with data of its own.
-        examples: its number of images.
-        name: how its node is called; empty when it has no name.
-        node_id: Flower's number of it.
-    """
-
-    partition: int
-    partitions: int
-    examples: int = field(compare=False)
-    name: str = ""
-    node_id: int = 0
-
-
-class Federation(GridAround):
-    """A Grid whose clients come in a lasting order, see :class:`Member`.
+class ClientRegistryGrid(GridAround):
+    """A Grid that lists clients in the order of their :class:`ClientProperties`.
 
     Args:
-        grid: Flower's own.
-        patience: seconds to wait for missing clients, at the start and in every round.
+        grid: Flower's Grid.
+        patience: Seconds to wait for missing clients, at the start and in each round. Default: 120.
 
     Attributes:
-        bytes_sent: of all arrays in messages to clients so far.
-        bytes_received: of all arrays in their replies.
+        needed: The number of clients that a round needs. Default: 1.
+        bytes_sent: The size of all arrays sent to clients so far.
+        bytes_received: The size of all arrays received from them.
     """
 
     def __init__(self, grid: Grid, patience: float | None = None) -> None:
         super().__init__(grid)
-        self._patience = PATIENCE if patience is None else patience
-        self._members: dict[int, Member] = {}
-        self._assembled = False
-        self._unfit: set[int] = set()
-        self._connected: list[int] = []
-        self._needed = 1
-        self._short_since: float | None = None
+        self.needed = 1
         self.bytes_sent = 0
         self.bytes_received = 0
+        self._patience = PATIENCE if patience is None else patience
+        self._clients: dict[int, ClientProperties] = {}
+        self._assembled = False
+        self._rejected: set[int] = set()
+        self._connected: list[int] = []
+        self._short_since: float | None = None
 
-    def assemble(self, own_data: int = 1) -> list[Member]:
-        """Wait until every partition has its client, and return the members in their order.
+    def assemble(self, own_data: int = 1) -> list[ClientProperties]:
+        """Wait until each partition has its client, and return all clients in their order.
 
         Args:
-            own_data: how many clients to wait for where clients train on data of their own.
+            own_data: The number of clients to wait for if they train on their own data. Default: 1.
 
         Raises:
-            ClientsMissingError: some did not connect in time.
-            ConfigError: a client cannot start, or two train on the same partition.
+            ClientsMissingError: If some do not connect in time.
+            ConfigError: If a client cannot start, or two train on the same partition.
         """
         started = time.monotonic()
         while True:
-            present = [self._members[node_id] for node_id in self._meet_new_nodes()]
-            expected = max((member.partitions or own_data for member in present), default=1)
+            present = [self._clients[node_id] for node_id in self._meet_new_nodes()]
+            expected = max((client.partitions or own_data for client in present), default=1)
             if len(present) >= expected:
                 self._assembled = True
-                for member in sorted(present):
-                    if member.name:
-                        who = (member.node_id, member.name, member.examples)
-                        _logger.info("client %s is %s, with %s images", *who)
-                self._warn_of_namesakes(present)
+                for client in sorted(present):
+                    if client.name:
+                        who = (client.node_id, client.name, client.examples)
+                        logger.info("client %s is %s, with %s images", *who)
+                _warn_of_duplicate_names(present)
                 return sorted(present)
             if time.monotonic() - started > self._patience:
                 raise self._missing(len(present), expected)
             time.sleep(_POLL)
 
-    def _warn_of_namesakes(self, present: list[Member]) -> None:
-        for name, count in Counter(member.name for member in present if member.name).items():
-            if count > 1:
-                _logger.warning(
-                    "%s clients are called %s: nobody can tell them apart in this log, and on one "
-                    "machine they would share their momentum. Give each a --name, or a key, of "
-                    "its own",
-                    count, name,
-                )  # fmt: skip
-
-    def need(self, clients: int) -> None:
-        """Say how many clients a round needs; ``get_node_ids`` waits for no more than that."""
-        self._needed = clients
-
     def get_node_ids(self) -> list[int]:
         """Return the connected clients in their order.
 
         Raises:
-            ClientsMissingError: fewer than a round needs for longer than the patience.
+            ClientsMissingError: If fewer than ``needed`` are connected for too long.
         """
         connected = self._meet_new_nodes()
-        if len(connected) >= self._needed:
+        if len(connected) >= self.needed:
             self._short_since = None
         elif self._short_since is None:
             self._short_since = time.monotonic()
         elif time.monotonic() - self._short_since > self._patience:
-            raise self._missing(len(connected), self._needed)
-        return sorted(connected, key=lambda node_id: self._members[node_id])
+            raise self._missing(len(connected), self.needed)
+        return sorted(connected, key=lambda node_id: self._clients[node_id])
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
-        """Exchange messages for replies, as Flower does, and count the arrays' bytes."""
+        """Send messages, return the replies, and count the bytes of the arrays."""
         messages = list(messages)
         started = time.monotonic()
         self.bytes_sent += sum(_bytes_of(message) for message in messages)
         replies = self._exchange(messages, timeout)
         self.bytes_received += sum(_bytes_of(reply) for reply in replies)
-        answered = {reply.metadata.src_node_id for reply in replies}
+        replied = {reply.metadata.src_node_id for reply in replies}
         for message in messages:
-            if message.metadata.dst_node_id not in answered:
-                _logger.warning(
-                    "%s has not answered within %.0f seconds: the round ends without it, and what "
-                    "it sends later is not used",
-                    self._called(message.metadata.dst_node_id),
+            if message.metadata.dst_node_id not in replied:
+                logger.warning(
+                    "%s timed out after %.0f seconds: the round ends without it, and a later reply "
+                    "is ignored",
+                    self._label(message.metadata.dst_node_id),
                     time.monotonic() - started,
                 )
         return replies
 
     def _meet_new_nodes(self) -> list[int]:
-        """Ask nodes not seen before what they train on; return all connected members."""
+        """Ask new nodes for their properties; return all connected clients."""
         connected = list(self._grid.get_node_ids())
-        self._unfit.intersection_update(connected)  # a node that comes back is asked again
-        met = self._members.keys() | self._unfit
-        strangers = [node_id for node_id in connected if node_id not in met]
-        if not self._members:
-            # What stops one client mostly stops them all: it is heard once, not a thousand times.
-            self._meet(strangers[:1])
-            del strangers[:1]
-        self._meet(strangers)
-        known = self._distinct([node_id for node_id in connected if node_id in self._members])
+        self._rejected.intersection_update(connected)  # a node that reconnects is asked again
+        met = self._clients.keys() | self._rejected
+        new = [node_id for node_id in connected if node_id not in met]
+        if not self._clients:
+            # A cause that stops one client mostly stops all: report it once.
+            self._meet(new[:1])
+            del new[:1]
+        self._meet(new)
+        known = self._one_per_partition([n for n in connected if n in self._clients])
         if self._assembled:
             for node_id in set(self._connected) - set(known):
-                _logger.warning("%s has gone", self._called(node_id))
+                logger.warning("%s disconnected", self._label(node_id))
             for node_id in set(known) - set(self._connected):
-                _logger.info("%s takes part from now on", self._called(node_id))
+                logger.info("%s joined the run", self._label(node_id))
         self._connected = known
         return known
 
-    def _meet(self, strangers: list[int]) -> None:
-        question = RecordDict({"getpropertiesins.config": ConfigRecord()})
-        asked = [
-            Message(question, dst_node_id=node_id, message_type="get_properties")
-            for node_id in strangers
-        ]
-        answers = self._exchange(asked, PATIENCE if self._assembled else ANSWER)
-        if self._assembled:  # one that says nothing must not hold up every round
-            self._unfit.update({*strangers} - {a.metadata.src_node_id for a in answers})
-        for answer in answers:
-            node_id = answer.metadata.src_node_id
-            if answer.has_error() and answer.error.code == ErrorCode.NODE_UNAVAILABLE:
-                continue  # it has gone meanwhile
+    def _meet(self, node_ids: list[int]) -> None:
+        requests = [properties_request(node_id) for node_id in node_ids]
+        replies = self._exchange(requests, PATIENCE if self._assembled else ANSWER)
+        if self._assembled:  # a node that does not reply must not delay every round
+            self._rejected.update({*node_ids} - {r.metadata.src_node_id for r in replies})
+        for reply in replies:
+            node_id = reply.metadata.src_node_id
+            if reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE:
+                continue  # it has disconnected since
             try:
-                self._members[node_id] = _member(answer)
+                self._clients[node_id] = ClientProperties.from_reply(reply)
             except ConfigError as error:
                 problem = f"client {node_id} cannot start: {error}"
                 if not self._assembled:
                     raise ConfigError(problem) from error
-                _logger.warning("%s; the run goes on without it", problem)
-                self._unfit.add(node_id)
+                logger.warning("%s; the run continues without it", problem)
+                self._rejected.add(node_id)
 
     def _exchange(self, messages: list[Message], timeout: float | None) -> list[Message]:
         replies = list(self._grid.send_and_receive(messages, timeout=timeout)) if messages else []
-        asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+        sent = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
         for reply in replies:
             if reply.has_error():
-                # The SuperLink answers as node 1 for a node that is gone.
-                node_id = asked.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
+                # For a node that is gone, the SuperLink replies as node 1.
+                node_id = sent.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
                 reply.metadata.__dict__["_src_node_id"] = node_id
-                words = _last_words(reply.error.reason or "")
-                name = self._members[node_id].name if node_id in self._members else ""
-                reply.error = Error(reply.error.code, f"{name}: {words}" if name else words)
+                reason = _message_of_exception(reply.error.reason or "")
+                name = self._clients[node_id].name if node_id in self._clients else ""
+                reply.error = Error(reply.error.code, f"{name}: {reason}" if name else reason)
         return replies
 
-    def _distinct(self, node_ids: list[int]) -> list[int]:
-        """Return the nodes, the newest of those that train on one partition.
+    def _one_per_partition(self, node_ids: list[int]) -> list[int]:
+        """Return the nodes, but only the newest one of each partition.
 
-        Two of one partition are a mistake at the start; later, a node that was restarted under
-        another number while Flower still counts the old one as connected.
+        Two nodes with one partition are a mistake at the start of a run. Later, the older one is a
+        node that has restarted with another id, while Flower still lists the old id.
         """
         holders: dict[int, int] = {}
         connected = set(node_ids)
-        for node_id in (met for met in self._members if met in connected):  # the oldest first
-            partition = self._members[node_id].partition
+        for node_id in (met for met in self._clients if met in connected):  # the oldest first
+            partition = self._clients[node_id].partition
             if partition in holders and not self._assembled:
                 raise ConfigError(
                     f"clients {holders[partition]} and {node_id} both train on partition "
@@ -221,54 +185,32 @@ class Federation(GridAround):
                 )
             if partition >= 0:
                 holders[partition] = node_id
-        return [
-            node_id
-            for node_id in node_ids
-            if holders.get(self._members[node_id].partition, node_id) == node_id
-        ]
+        return [n for n in node_ids if holders.get(self._clients[n].partition, n) == n]
 
-    def _called(self, node_id: int) -> str:
-        name = self._members[node_id].name if node_id in self._members else ""
+    def _label(self, node_id: int) -> str:
+        name = self._clients[node_id].name if node_id in self._clients else ""
         return f"client {node_id} ({name})" if name else f"client {node_id}"
 
     def _missing(self, connected: int, needed: int) -> ClientsMissingError:
         return ClientsMissingError(
             f"{connected} of {needed} clients are connected after {self._patience:.0f} seconds. "
-            "Start the missing SuperNodes, or ask for fewer: num-partitions in their "
-            "--node-config, min-clients where they have data of their own, or a smaller "
-            "fraction-train."
+            "Start the missing SuperNodes, or require fewer: num-partitions in their "
+            "--node-config, min-clients if they have their own data, or a smaller fraction-train."
         )
 
 
-def _member(answer: Message) -> Member:
-    """Return who a client says it is.
-
-    Raises:
-        ConfigError: it says why it cannot start, or nothing that can be understood.
-    """
-    if answer.has_error():
-        raise ConfigError(answer.error.reason)
-    try:
-        properties = answer.content.config_records["getpropertiesres.properties"]
-        member = Member(
-            partition=int(str(properties.get("partition-id", -1))),
-            partitions=int(str(properties.get("num-partitions", 0))),
-            examples=int(str(properties["examples"])),
-            name=str(properties.get("name", ""))[:100],
-            node_id=answer.metadata.src_node_id,
-        )
-        if not -1 <= member.partition < max(member.partitions, 1) <= MOST_CLIENTS:
-            raise ValueError(f"partition {member.partition} of {member.partitions}")
-        return member
-    except (KeyError, ValueError) as error:
-        raise ConfigError(
-            f"its get_properties says nothing that can be understood ({error!r}): install the same "
-            "version of fixbn-flwr on server and clients."
-        ) from error
+def _warn_of_duplicate_names(clients: list[ClientProperties]) -> None:
+    for name, count in Counter(client.name for client in clients if client.name).items():
+        if count > 1:
+            logger.warning(
+                "%s clients have the name %s: this log cannot tell them apart, and on one machine "
+                "they would share their momentum. Give each its own --name or key.",
+                count, name,
+            )  # fmt: skip
 
 
-def _last_words(reason: str) -> str:
-    """What a client's exception said, without the class, and traceback, that Flower puts first."""
+def _message_of_exception(reason: str) -> str:
+    """Return the message of a client's exception, without the class and traceback around it."""
     return reason.rpartition("Message: ")[2].rpartition(":<'")[2].removesuffix("'>").strip()
 
 

@@ -1,8 +1,8 @@
-"""Going on with a run that was stopped: what it was, what may differ, and where it goes on.
+"""Resume a stopped run: find it, check its config, and load its newest checkpoint.
 
-A resumed run is the run that it was: the same config, but for what only says where it writes and
-how long it waits. Whoever wants to change more names it in `may-change`. T* is settled when a run
-begins: with more rounds, a share of them would be another round.
+A resumed run has the config that it began with, except for keys that do not affect its results.
+`may-change` names other keys that may differ. T* stays the round that it was when the run began,
+even if the number of rounds changes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from flwr.app import ArrayRecord
 
 from fixbn_flwr.app.config.rules import Value, did_you_mean, problem
 from fixbn_flwr.app.config.settings import Settings
+from fixbn_flwr.app.runs.lock import locked
 from fixbn_flwr.app.runs.reader import CHECKPOINTS, is_finished, read_config
-from fixbn_flwr.app.runs.writer import RunFolder, locked
+from fixbn_flwr.app.runs.reopening import reopen_run_folder
+from fixbn_flwr.app.runs.writer import RunFolder
 from fixbn_flwr.array_records import arrays_of
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method.averaging import Arrays
@@ -30,22 +32,22 @@ FREE = (
     "resume", "may-change", "output-dir", "run-name", "checkpoint-every", "keep-checkpoints",
     "round-timeout",
 )  # fmt: skip
-"""Keys that change nothing in what a run computes."""
+"""Keys that do not affect a run's results."""
 
 CLIENTS = "clients"
-"""May stand in `may-change` as well: the number of clients, which is no key of the run config."""
+"""Also allowed in `may-change`: the number of clients, which is not a key of the run config."""
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """A run to go on with.
+class ResumedRun:
+    """A stopped run to resume.
 
     Attributes:
-        path: its folder, absolute.
-        server_round: the last round that its checkpoint has done.
-        checkpoint: what the checkpoint holds.
-        settings: as given, with the T* that the run began with.
-        clients: how many it had; None: as many as there may be.
+        path: The run folder, absolute.
+        server_round: The last round of its newest checkpoint.
+        checkpoint: The content of the checkpoint.
+        settings: The run config as given, with the T* that the run began with.
+        clients: The number of its clients; None if it may change.
     """
 
     path: Path
@@ -57,31 +59,31 @@ class Earlier:
     _lock: ExitStack
 
     @classmethod
-    def find(cls, settings: Settings) -> Earlier:
-        """Find the run that `resume` names, keep others from it, and check that it can go on.
+    def find(cls, settings: Settings) -> ResumedRun:
+        """Find the run that `resume` names, lock its folder, and check that it can resume.
 
         Raises:
-            ConfigError: there is no such run, it was another one, or nothing of it is left to do.
-            CheckpointError: it has no checkpoint that is whole, or another process runs it.
+            ConfigError: If there is no such run, its config differs, or it has no rounds left.
+            CheckpointError: If it has no intact checkpoint, or another process is running it.
         """
         path = Path(settings.resume).expanduser().absolute()
         lock = ExitStack()
         try:
             read_config(path)
-            lock.enter_context(locked(path))  # from here on nobody else changes it
+            lock.enter_context(locked(path))  # nobody else changes it from here on
             config = read_config(path)
         except ConfigError as error:
             raise ConfigError(problem("resume", settings.resume, str(error))) from error
         changeable = _may_change(settings)
-        _check_same(config["run_config"], settings, changeable)
-        settled = settings
+        _check_same_config(config["run_config"], settings, changeable)
+        fixed = settings
         is_share = isinstance(settings.freeze_after, float) and settings.freeze_after < 1.0
         if is_share and "freeze-after" not in changeable:
-            settled = replace(settings, freeze_after=config["freeze_round"])
+            fixed = replace(settings, freeze_after=config["freeze_round"])
         server_round, checkpoint = Checkpoints(path / CHECKPOINTS).newest()
-        _check_something_is_left(path, server_round, checkpoint["phase"], settled)
+        _check_rounds_left(path, server_round, checkpoint["phase"], fixed)
         clients = None if CLIENTS in changeable else config["clients"]
-        return cls(path, server_round, checkpoint, settled, clients, settings, lock)
+        return cls(path, server_round, checkpoint, fixed, clients, settings, lock)
 
     @property
     def arrays(self) -> ArrayRecord:
@@ -91,34 +93,34 @@ class Earlier:
 
     @property
     def best(self) -> Arrays | None:
-        """The best model until then, by name; None: none was tested."""
+        """The best model until that round, by name; None if no round was tested."""
         best: Arrays | Literal[True] | None = self.checkpoint["best"]
         return arrays_of(self.arrays) if best is True else best
 
     def open(self, clients: int, *, own_data: bool) -> RunFolder:
-        """Take the run's folder, put back to where the checkpoint was.
+        """Reopen the run's folder, rolled back to the checkpoint.
 
         Args:
-            clients: how many there are now.
-            own_data: whether they train on data of their own, which another number leaves as it is.
+            clients: The number of clients now.
+            own_data: Whether they train on their own data. Their number may then differ.
 
         Raises:
-            ConfigError: there are more or fewer than there were, and each would have other images.
-            CheckpointError: the folder cannot be written.
+            ConfigError: If the number of clients differs, so that each would have other images.
+            CheckpointError: If the folder cannot be written.
         """
         if self.clients is not None and clients != self.clients and not own_data:
             raise ConfigError(
-                f"resume: {self.path} had {self.clients} clients and here are {clients}: "
-                "each would have other images. Start as many, or write may-change="
-                f"{json.dumps(CLIENTS)}"
+                f"resume: {self.path} had {self.clients} clients, and {clients} are connected: "
+                "each client would have other images. Start as many as before, or write "
+                f"may-change={json.dumps(CLIENTS)}"
             )
-        return RunFolder.reopen(
+        return reopen_run_folder(
             self.path,
             self.settings,
-            clients,
-            self.server_round,
             given=self._given,
-            metrics=self.checkpoint["metrics"],
+            clients=clients,
+            server_round=self.server_round,
+            lines=self.checkpoint["metrics"],
             best=self.best,
             lock=self._lock,
         )
@@ -129,34 +131,35 @@ def _may_change(settings: Settings) -> frozenset[str]:
     named = [word.strip() for word in settings.may_change.split(",") if word.strip()]
     for word in named:
         if word not in keys:
-            text = f"{json.dumps(word)} is no key; {did_you_mean(word, keys, 'see the README')}"
+            remedy = did_you_mean(word, keys, "see the table of keys in the documentation")
+            text = f"{json.dumps(word)} is not a key; {remedy}"
             raise ConfigError(problem("may-change", settings.may_change, text))
     return frozenset(named)
 
 
-def _check_something_is_left(path: Path, done: int, phase: str, settings: Settings) -> None:
+def _check_rounds_left(path: Path, done: int, phase: str, settings: Settings) -> None:
     rounds = settings.num_server_rounds
     if done > rounds:
-        text = f"{done} rounds are done already; use more, or start a new run"
+        text = f"{done} rounds are already done; use more, or start a new run"
         raise ConfigError(problem("num-server-rounds", rounds, text))
     if done == rounds and is_finished(path):
         raise ConfigError(
-            f"resume: all {done} rounds of {path} are done; for more, write "
-            'may-change="num-server-rounds" and more num-server-rounds'
+            f"resume: all {done} rounds of {path} are done; to add rounds, write "
+            'may-change="num-server-rounds" and a larger num-server-rounds'
         )
     if phase == "calibration" and settings.freeze_round >= done:
         text = (
-            f"the statistics have been frozen before round {done}, and T* cannot be later than "
-            "they were; use what it was, or start a new run"
+            f"the statistics were frozen before round {done}, and T* cannot move to a later round; "
+            "use the previous value, or start a new run"
         )
         raise ConfigError(problem("freeze-after", settings.freeze_after, text))
 
 
-def _check_same(
+def _check_same_config(
     before: Mapping[str, Value], settings: Settings, changeable: frozenset[str]
 ) -> None:
     now = settings.as_run_config()
-    # A key that is newer than the run had its default's effect then.
+    # A key that was added after the run began had the effect of its default.
     was = {**Settings().as_run_config(), **before}
     was["model"] = was["model"] or now["model"]
     differing = [k for k in now if was[k] != now[k] and k not in FREE and k not in changeable]
@@ -166,10 +169,10 @@ def _check_same(
         raise ConfigError(
             "\n  ".join(
                 [
-                    f"resume: {settings.resume} was a run with another config:",
+                    f"resume: {settings.resume} was started with another config:",
                     *lines,
-                    f"give the config that it had, by --run-config '{as_it_was} ...' (`fixbn run` "
-                    "does so by itself), or name what may change: "
+                    f"use the previous config, with --run-config '{as_it_was} ...' (`fixbn run` "
+                    "does so automatically), or name the keys that may change: "
                     f"may-change={json.dumps(','.join(differing))}",
                 ]
             )

@@ -1,7 +1,7 @@
 """The state of this process's random generators: Python's, numpy's and torch's on the CPU.
 
-The app draws from seeds of its own, made of the run's seed and the round; a strategy, and noise for
-privacy, may draw from these.
+The app's own random choices depend on the run's seed and the round. A strategy, or noise for
+privacy, may draw from these generators.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fixbn_flwr.persistence.safetensors_tree import Tree
 
 
 def random_state() -> Tree:
-    """Return the state of all three, as a checkpoint holds it."""
+    """Return the state of all three, for a checkpoint."""
     return {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
@@ -24,7 +24,7 @@ def random_state() -> Tree:
 
 
 def restore_random_state(state: Tree) -> None:
-    """Set all three to what ``random_state`` returned."""
+    """Restore the state of all three."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(torch.from_numpy(state["torch"]))

@@ -1,8 +1,7 @@
-"""What the server app writes down after every round: metrics, the best model, a checkpoint."""
+"""Record each round of the server app: metrics, the best model and checkpoints."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Iterator
 from typing import cast
@@ -15,10 +14,11 @@ from fixbn_flwr.app.runs.momentum_files import folder_of, warn_of_full_disk
 from fixbn_flwr.app.runs.reader import CHECKPOINTS
 from fixbn_flwr.app.runs.summary import RoundMetrics, round_line
 from fixbn_flwr.app.runs.writer import RunFolder
-from fixbn_flwr.app.server.client_registry_grid import Federation
+from fixbn_flwr.app.server.client_registry_grid import ClientRegistryGrid
 from fixbn_flwr.app.server.rng_state import random_state
 from fixbn_flwr.app.training import evaluate
 from fixbn_flwr.array_records import arrays_of
+from fixbn_flwr.log import logger
 from fixbn_flwr.method.averaging import Arrays
 from fixbn_flwr.method.schedule import Phase
 from fixbn_flwr.persistence.checkpoints import Checkpoints
@@ -26,22 +26,25 @@ from fixbn_flwr.persistence.safetensors_tree import Tree
 from fixbn_flwr.server.strategy import FixBN
 from fixbn_flwr.tasks import Split, Task
 
-DIVERGED = 5.0  # times the test loss at T*: one that only learns slowly stays well below
-BY_CHANCE = 1.2  # times the accuracy of guessing: who has fallen that low knows nothing any more
-
-_logger = logging.getLogger("flwr.fixbn")
+DIVERGED = 5.0  # times the test loss at T*; a model that learns slowly stays well below
+BY_CHANCE = 1.2  # times the accuracy of guessing; a model that falls below it is lost
 
 
 class RecordedFixBN(FixBN):
-    """FixBN that remembers what the clients of the last round reported."""
+    """FixBN that keeps what the clients reported in the last round.
+
+    Attributes:
+        reported: The averaged metrics; None before the first round.
+        train_seconds: The slowest client's training time; None if no client reported it.
+    """
 
     reported: MetricRecord | None = None
-    train_seconds: float | None = None  # of the slowest client
+    train_seconds: float | None = None
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """End a round, see ``FixBN``."""
+        """Aggregate a round, and keep what the clients reported."""
         replies = list(replies)
         self.train_seconds = max(_train_seconds(replies), default=None)
         arrays, self.reported = super().aggregate_train(server_round, replies)
@@ -49,12 +52,12 @@ class RecordedFixBN(FixBN):
 
 
 def _train_seconds(replies: Iterable[Message]) -> Iterator[float]:
-    """Yield the seconds that each client says it trained."""
+    """Yield the training time that each client reported."""
     for reply in replies:
         records = reply.content.metric_records.values() if reply.has_content() else ()
         for record in records:
             seconds = record.get("train-seconds")
-            # Not yet checked: a client may say anything.
+            # The replies are not checked yet.
             if isinstance(seconds, int | float) and 0 <= seconds < 1e9:
                 yield float(seconds)
 
@@ -63,14 +66,14 @@ class Recorder:
     """The ``evaluate_fn`` of ``Strategy.start``: tests the global model and records the round.
 
     Args:
-        settings: the validated run config.
-        task: gives model, loss and metric.
-        test: the images to evaluate on.
-        federation: counts the bytes.
-        strategy: knows what the clients reported, and what it must have to go on.
-        folder: where everything is written.
-        rounds_before: how many rounds were done when this run began; above 0 in a resumed one.
-        best: the best model of them, by name.
+        settings: The validated run config.
+        task: The model, loss and metric.
+        test: The images to test on.
+        grid: Counts the bytes.
+        strategy: Has what the clients reported, and its state for checkpoints.
+        folder: The run folder.
+        rounds_before: The number of rounds done before; above 0 in a resumed run. Default: 0.
+        best: The best model of them, by name. Default: none.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class Recorder:
         settings: Settings,
         task: Task,
         test: Split,
-        federation: Federation,
+        grid: ClientRegistryGrid,
         strategy: RecordedFixBN,
         folder: RunFolder,
         rounds_before: int = 0,
@@ -87,7 +90,7 @@ class Recorder:
         self._settings = settings
         self._task = task
         self._test = test
-        self._federation = federation
+        self._grid = grid
         self._strategy = strategy
         self._folder = folder
         self._rounds_before = rounds_before
@@ -99,18 +102,18 @@ class Recorder:
         self._at_freeze = folder.metrics_of(settings.freeze_round)
         self._started = time.monotonic()
         self._bytes = (0, 0)
-        self._tell_checkpoints()
+        self._announce_checkpoints()
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        """Record a round; the call before the first one to run starts the clock."""
+        """Record a round; the call before the first round starts the clock."""
         if server_round == self._rounds_before:
             self._started = time.monotonic()
-            self._bytes = (self._federation.bytes_sent, self._federation.bytes_received)
+            self._bytes = (self._grid.bytes_sent, self._grid.bytes_received)
             return None
         if server_round == self._rounds_before + 1:
             state = folder_of(self._settings, self._folder.run)
             if state is not None:
-                files = self._settings.keep_checkpoints + 3  # T*, the round before, the newest
+                files = self._settings.keep_checkpoints + 3  # T*, the round before, and the newest
                 warn_of_full_disk(state, self._folder.clients, files)
         evaluated = self._settings.evaluates(server_round)
         loss, accuracy = self._evaluate(arrays) if evaluated else (None, None)
@@ -125,16 +128,16 @@ class Recorder:
             self._last = (server_round, self._checkpoint(server_round, arrays, is_best))
         if self._settings.keeps_checkpoint(server_round):
             self.save_checkpoint()
-        self._tell_checkpoints()
+        self._announce_checkpoints()
         if loss is None or accuracy is None:
             return None
         return MetricRecord({"loss": loss, "accuracy": accuracy})
 
     def save_checkpoint(self) -> None:
-        """Write a checkpoint of the last round that has ended, if there is not one already.
+        """Write a checkpoint of the last round that has ended, unless there is one.
 
         Raises:
-            CheckpointError: it cannot be written.
+            CheckpointError: If it cannot be written.
         """
         if self._last is None:
             return
@@ -142,28 +145,28 @@ class Recorder:
         self._checkpoints.save(server_round, checkpoint)
 
     def _checkpoint(self, server_round: int, arrays: ArrayRecord, is_best: bool) -> Tree:
-        """Return what :class:`fixbn_flwr.app.server.resumed_run.Earlier` goes on from."""
+        """Return what :class:`fixbn_flwr.app.server.resumed_run.ResumedRun` needs."""
         return {
             "phase": str(self._settings.phase(server_round)),
             "model": arrays,
-            "best": True if is_best else self._best,  # the model need not be there twice
+            "best": True if is_best else self._best,  # do not store the model twice
             "strategy": self._strategy.state(),
             "metrics": list(self._folder.lines),
             "random": random_state(),
         }
 
     def _warn_of_divergence(self, metrics: RoundMetrics) -> None:
-        """Say, once, that the frozen statistics do not bear the learning rate."""
+        """Warn once if the run diverges with frozen statistics."""
         if metrics.round == self._settings.freeze_round:
             self._at_freeze = metrics
         if metrics.phase is Phase.EXPLORATION or self._at_freeze is None:
             return
         if _has_diverged(metrics, self._at_freeze, chance=1 / self._task.classes):
-            _logger.warning(
-                "round %s: the test loss is %.3g, the accuracy %.1f %%, and they were %.3g and "
-                "%.1f %% at T* = %s: the run diverges in calibration. A smaller "
-                "learning-rate-factor helps, such as %g: remove what is later than T* from %s and "
-                'resume the run with may-change="learning-rate-factor", or start it again',
+            logger.warning(
+                "round %s: test loss %.3g, accuracy %.1f %%; they were %.3g and %.1f %% at "
+                "T* = %s: the run diverges in calibration. Use a smaller learning-rate-factor, "
+                "such as %g: delete the checkpoints after T* from %s and resume the run with "
+                'may-change="learning-rate-factor", or start a new run.',
                 metrics.round, metrics.test_loss, 100 * (metrics.test_accuracy or 0),
                 self._at_freeze.test_loss, 100 * (self._at_freeze.test_accuracy or 0),
                 self._settings.freeze_round, self._settings.learning_rate_factor / 10,
@@ -171,22 +174,22 @@ class Recorder:
             )  # fmt: skip
             self._at_freeze = None
 
-    def _tell_checkpoints(self) -> None:
-        """Let clients that keep momentum in files keep what they would need to go back."""
+    def _announce_checkpoints(self) -> None:
+        """Announce the checkpoint rounds, so that clients keep the momentum to roll back to."""
         if self._settings.momentum == "local":
-            # Of the last round that has ended, too: should the next one fail, it is written.
+            # The last round gets a checkpoint, too, if the next one fails.
             ended = [self._last[0]] if self._last else []
             self._strategy.checkpoints = [*self._checkpoints.rounds(), *ended]
 
     def _metrics(
         self, server_round: int, loss: float | None, accuracy: float | None
     ) -> RoundMetrics:
-        """Put the round's line together; the next round's seconds and bytes count from here."""
+        """Return the round's metrics, and start to count the next round's seconds and bytes."""
         reported = cast(dict[str, float], self._strategy.reported or {})
         train_loss: object = reported.get("train-loss")
         started, self._started = self._started, time.monotonic()
         sent, received = self._bytes
-        self._bytes = (self._federation.bytes_sent, self._federation.bytes_received)
+        self._bytes = (self._grid.bytes_sent, self._grid.bytes_received)
         return RoundMetrics(
             round=server_round,
             phase=self._settings.phase(server_round),
@@ -209,15 +212,15 @@ class Recorder:
 
 
 def _has_diverged(now: RoundMetrics, at_freeze: RoundMetrics, chance: float) -> bool:
-    """Tell whether a test after T* shows that the model is lost.
+    """Return whether the model is lost, by a test after T*.
 
     Args:
-        now: the round's metrics.
-        at_freeze: those of T*.
-        chance: the accuracy of guessing.
+        now: The round's metrics.
+        at_freeze: The metrics of round T*.
+        chance: The accuracy of guessing.
     """
     if now.test_loss is None or at_freeze.test_loss is None:
         return False
     accuracy, before = now.test_accuracy or 0.0, at_freeze.test_accuracy or 0.0
     fell = before > 2 * BY_CHANCE * chance and accuracy <= BY_CHANCE * chance
-    return fell or not now.test_loss <= DIVERGED * at_freeze.test_loss  # NaN is no number
+    return fell or not now.test_loss <= DIVERGED * at_freeze.test_loss  # also if NaN

@@ -1,1 +1,1 @@
-"""A process per node that outlives Flower's process per message."""
+"""One worker process per node, which outlives Flower's processes per message."""

@@ -1,15 +1,26 @@
-"""From the process that Flower starts for every message to the worker that stays alive.
+"""Forward messages from Flower's short-lived client processes to a worker that stays alive.
 
-Between machines Flower runs each message in a new `flwr-clientapp` process, which would import
-torch, read the data and build the model every time, for some seconds of training. Here that process
-only passes the message and Flower's context to a worker of the node (``fixbn_flwr.app.worker.process``),
-starts it where there is none, and takes reply and context back. In a simulation, whose processes
-stay alive anyway, the client runs where the message is, and so it does where Flower installs the
-app's dependencies for every message anew and removes them after it.
+In a deployment, Flower runs each message in a new `flwr-clientapp` process. It would have to import
+torch, load the data and build the model each time. Instead, this module runs there and sends the
+message and Flower's context to the node's worker (``fixbn_flwr.app.worker.process``), starts a
+worker if there is none, and returns its reply.
 
-Who a node is, tells the process that starts those of Flower's: its SuperExec. Two SuperNodes on one
-machine have one each, hence two workers, and a SuperNode that ends takes its own along. The socket
-stands in a directory that only this user may enter.
+Two cases need no worker, and the client runs in the current process: a simulation, whose processes
+stay alive, and a node where Flower installs the app's dependencies for each message and removes
+them afterwards.
+
+A node is identified by its SuperExec, the parent of Flower's per-message processes. Two SuperNodes
+on one machine therefore have two workers, and a worker ends with its SuperNode. The socket is in a
+directory that only the current user can enter.
+
+The two processes exchange bytes over a ``multiprocessing.connection.Connection``, never pickles:
+
+    forwarder → worker   the task: the run of the message, and the directory of the app's code
+    worker → forwarder   the same task; a worker for another task ends instead
+    forwarder → worker   message, context
+    worker → forwarder   reply, context
+
+Messages and contexts are Flower's protocol buffers, which are at most 2 GiB.
 """
 
 from __future__ import annotations
@@ -23,30 +34,39 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Client, Connection
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context, Message
-from flwr.clientapp.typing import ClientAppCallable
 
-from fixbn_flwr.app.worker.protocol import receive_frame, receive_pair, send_frame, send_pair
 from fixbn_flwr.errors import ConfigError, FixBNError
+from fixbn_flwr.flower_compat import (
+    ClientAppCallable,
+    context_from_bytes,
+    context_to_bytes,
+    message_from_bytes,
+    message_to_bytes,
+)
 
 IDLE = 1800.0  # seconds without a message after which a worker ends
-CODE = str(Path(__file__).resolve().parents[3])  # Flower unpacks every version into its own
+MAX_BYTES = 2**31  # of a message or a context
+CODE = str(Path(__file__).resolve().parents[3])  # Flower unpacks each version of the app elsewhere
 _PROCESS_PER_MESSAGE = "flwr-clientapp"
 _INSTALLED_PER_MESSAGE = "runtime-envs"
 
 
 class WorkerError(FixBNError):
-    """The process that trains on this node does not start, or ended in the middle of a message."""
+    """The worker process of this node did not start, or ended while it handled a message."""
 
 
 def worker_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Let the node's worker answer a message, where each would otherwise have a new process.
+    """Let the node's worker answer a message where Flower starts a process for each message.
 
     Raises:
-        WorkerError: the worker ended over this message; Flower makes it an error reply.
-        ConfigError: there is no private directory for the socket.
+        WorkerError: If the worker ends while it handles the message. Flower turns it into an error
+            reply.
+        ConfigError: If there is no private directory for the socket.
     """
     node = NodeProcess.of_this_process()
     if node is None:
@@ -56,10 +76,13 @@ def worker_mod(message: Message, context: Context, call_next: ClientAppCallable)
 
 @dataclass(frozen=True)
 class NodeProcess:
-    """The process that starts those of a node: its number, and when it started.
+    """The process that starts a node's per-message processes.
 
-    A number is used again when its process has ended; with the start, in ticks since that of the
-    machine, it is not.
+    The start time tells it apart from a later process with the same id.
+
+    Attributes:
+        process: Its process id.
+        started: Its start time, in clock ticks since the machine booted.
     """
 
     process: int
@@ -67,7 +90,7 @@ class NodeProcess:
 
     @classmethod
     def of_this_process(cls) -> NodeProcess | None:
-        """Return this process's node; None where messages have no processes of their own."""
+        """Return this process's node; None where the client runs in the current process."""
         if Path(sys.argv[0]).name != _PROCESS_PER_MESSAGE:
             return None
         if any(_INSTALLED_PER_MESSAGE in Path(entry).parts for entry in sys.path):
@@ -77,22 +100,22 @@ class NodeProcess:
 
 
 def started_at(process: int) -> int | None:
-    """Return when a process started, in ticks since the machine's start; None if it is gone."""
+    """Return a process's start time in clock ticks since boot; None if it has ended."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] == "Z" else int(fields[19])  # it has ended, and nobody has looked
+    return None if fields[0] == "Z" else int(fields[19])  # a zombie has ended
 
 
 class Forwarder:
-    """Passes messages to a node's worker.
+    """Sends messages to a node's worker.
 
     Args:
-        directory: where its socket is, private to this user.
-        node: whose worker.
-        code: directory with the code that the worker must run.
-        idle: seconds without a message after which a worker started from here ends.
+        directory: The directory of the socket, private to this user.
+        node: The node of the worker.
+        code: The directory with the code that the worker must run. Default: this package's.
+        idle: Seconds without a message after which a worker started from here ends. Default: 1800.
     """
 
     def __init__(
@@ -104,51 +127,58 @@ class Forwarder:
         self._idle = idle
 
     def answer(self, message: Message, context: Context) -> Message:
-        """Return the worker's reply; the context's state becomes what the client made of it.
+        """Return the worker's reply, and update the context's state to the worker's.
 
         Raises:
-            WorkerError: the worker did not start, or ended over this message.
+            WorkerError: If the worker does not start, or ends while it handles the message.
         """
         with self._connection(f"run {message.metadata.run_id} of {self._code}") as connection:
             try:
-                send_pair(connection, message, context)
-                reply, afterwards = receive_pair(connection)
-            except OSError as error:
+                connection.send_bytes(message_to_bytes(message))
+                connection.send_bytes(context_to_bytes(context))
+                reply = message_from_bytes(connection.recv_bytes(MAX_BYTES))
+                context.state = context_from_bytes(connection.recv_bytes(MAX_BYTES)).state
+            except (OSError, EOFError) as error:
                 raise WorkerError(
-                    f"the worker process that trains on this node ended in the middle of a message "
-                    f"({error}): it was killed, or memory was short; its last lines are in the "
-                    "node's log. The next message starts another one."
+                    f"the worker process of this node ended while it handled a message ({error!r})."
+                    " It was killed, or the machine ran out of memory; the node's log has its last "
+                    "lines. The next message starts a new worker."
                 ) from error
-        context.state = afterwards.state
         return reply
 
-    def _connection(self, task: str) -> socket.socket:
-        """Connect to the worker for a task, code and run; a new one where there is none for it."""
-        with _one_at_a_time(self._path.with_suffix(".lock")):
+    def _connection(self, task: str) -> Connection[Any, Any]:
+        """Connect to the worker for a task; start a new worker if there is none for it."""
+        with _exclusive(self._path.with_suffix(".lock")):
             connection = self._try_to_connect(task)
             if connection is None:
                 self._start(task)
                 connection = self._try_to_connect(task)
         if connection is None:
             raise WorkerError(
-                f"the worker process of this node ({sys.executable} -m fixbn_flwr.app.worker.process) "
-                "ended before it could take a message; why is in the node's log, just above this."
+                f"the worker process of this node ({sys.executable} -m "
+                "fixbn_flwr.app.worker.process) ended before it could take a message; the node's "
+                "log says why, just above this line."
             )
         return connection
 
-    def _try_to_connect(self, task: str) -> socket.socket | None:
-        connection = socket.socket(socket.AF_UNIX)
+    def _try_to_connect(self, task: str) -> Connection[Any, Any] | None:
         try:
-            connection.connect(str(self._path))
-            send_frame(connection, task.encode())
-            receive_frame(connection)
+            connection = Client(str(self._path))
         except (FileNotFoundError, ConnectionError):
-            connection.close()  # none is there, or it ended while we knocked
+            return None
+        try:
+            connection.send_bytes(task.encode())
+            connection.recv_bytes(MAX_BYTES)
+        except (EOFError, ConnectionError):  # the worker has ended, or is for another task
+            connection.close()
             return None
         return connection
 
     def _start(self, task: str) -> None:
-        """Start a worker on a socket that listens already, so that nobody need wait for it."""
+        """Start a worker with a socket that is listening already, so connecting need not wait.
+
+        The worker's output goes to this process's stdout and stderr, which is the node's log.
+        """
         with suppress(FileNotFoundError):
             self._path.unlink()
         with socket.socket(socket.AF_UNIX) as listener:
@@ -159,20 +189,19 @@ class Forwarder:
             command += [str(self._idle), task]
             path = os.pathsep.join([self._code, *(entry for entry in sys.path if entry)])
             listener.set_inheritable(True)
-            # No subprocess.Popen, which expects to see the end of what it starts. What the worker
-            # prints goes where this process's lines go: into the node's log.
+            # Not subprocess.Popen, which warns when its process outlives it.
             os.posix_spawn(
                 sys.executable,
                 command,
                 os.environ | {"PYTHONPATH": path},
                 file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)],
-                setsid=True,  # Flower may end all of the message's own session
+                setsid=True,  # Flower may end every process of the message's session
             )
 
 
 @contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Keep other processes out: two that found no worker would each start one."""
+def _exclusive(path: Path) -> Iterator[None]:
+    """Hold a file lock, so that two processes do not both start a worker."""
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -182,10 +211,10 @@ def _one_at_a_time(path: Path) -> Iterator[None]:
 
 
 def _socket_directory() -> Path:
-    """Return a directory that this user alone can enter, made where it is not there.
+    """Return a directory that only this user can enter; create it if needed.
 
     Raises:
-        ConfigError: something else stands in its place.
+        ConfigError: If its path exists and is not such a directory.
     """
     path = Path(tempfile.gettempdir()) / f"fixbn-{os.geteuid()}"
     with suppress(FileExistsError):
@@ -194,8 +223,8 @@ def _socket_directory() -> Path:
     private = stat.S_ISDIR(found.st_mode) and stat.S_IMODE(found.st_mode) & 0o077 == 0
     if not private or found.st_uid != os.geteuid():
         raise ConfigError(
-            f"{path} must be a directory of user {os.geteuid()} with mode 0700, and is not: "
-            "somebody else may have made it. Remove it, or set TMPDIR to another directory, with a "
-            "short name, where the SuperNode is started."
+            f"{path} is not a directory of user {os.geteuid()} with mode 0700: another user may "
+            "have created it. Remove it, or start the SuperNode with TMPDIR set to another "
+            "directory with a short path."
         )
     return path

@@ -1,45 +1,51 @@
-"""The process that stays alive on a node, with torch, data and model loaded, between messages.
+"""The worker process: it keeps torch, data and model loaded between a node's messages.
 
-``fixbn_flwr.app.worker.forwarder`` starts it, as `python -m fixbn_flwr.app.worker.process` with a listening
-socket, and talks to it in ``fixbn_flwr.app.worker.protocol``. It ends by itself when no message has come for
-some time, when its node is gone, when a message is for other code or another run (whose data may
-have changed meanwhile), and when one that it works on is taken back (`flwr stop`): Flower has ended
-the process that waits for the reply then.
+``fixbn_flwr.app.worker.forwarder`` starts it as `python -m fixbn_flwr.app.worker.process` with a
+listening socket; its docstring describes what they exchange. The worker ends when
+
+- no message has arrived for some time,
+- its SuperNode has ended,
+- a message is for other code or another run, whose data may have changed,
+- the message it works on is cancelled (`flwr stop`): Flower has then ended the forwarder.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import sys
 import threading
 import time
 from contextlib import suppress
-from typing import NoReturn
+from multiprocessing.connection import Connection
+from typing import Any, NoReturn
 
 from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 
 from fixbn_flwr.app.client_app import app
-from fixbn_flwr.app.worker.forwarder import NodeProcess, started_at
-from fixbn_flwr.app.worker.protocol import receive_frame, receive_pair, send_frame, send_pair
+from fixbn_flwr.app.worker.forwarder import MAX_BYTES, NodeProcess, started_at
+from fixbn_flwr.flower_compat import (
+    ErrorCode,
+    context_from_bytes,
+    context_to_bytes,
+    message_from_bytes,
+    message_to_bytes,
+)
+from fixbn_flwr.log import logger
 
-_LOOK = 0.5  # seconds between two looks at the node and the connection
-
-_logger = logging.getLogger("flwr.fixbn")
+_POLL = 0.5  # seconds between two checks of the node and the connection
 
 
 class Worker:
-    """Answers the messages that come through a socket, one after the other.
+    """Answers the messages that arrive on a socket, one after the other.
 
     Args:
-        app: the client app.
-        listener: a Unix socket that listens.
-        node: ends this process when it is gone.
-        idle: seconds without a message after which it ends.
-        task: which code and run it is for, as forwarders say it.
+        app: The client app.
+        listener: A listening Unix socket.
+        node: The node; the worker ends with it.
+        idle: Seconds without a message after which the worker ends.
+        task: The run and the code that it is for, as the forwarder names them.
     """
 
     def __init__(
@@ -56,56 +62,67 @@ class Worker:
         self._idle = idle
         self._task = task
         self._socket = os.stat(listener.getsockname()).st_ino
-        self._busy: socket.socket | None = None
+        self._busy: Connection[Any, Any] | None = None  # with the message in work
 
     def serve(self) -> None:
-        """Answer messages until there is reason to end."""
+        """Answer messages until the worker has a reason to end."""
         threading.Thread(target=self._watch, daemon=True).start()
         self._listener.settimeout(self._idle)
         while True:
             try:
-                connection, _ = self._listener.accept()
+                accepted, _ = self._listener.accept()
             except TimeoutError:
                 self._end(f"no message for {self._idle:.0f} s")
+            connection: Connection[Any, Any] = Connection(accepted.detach())
             with connection:
-                connection.settimeout(None)
                 try:
                     self._answer(connection)
-                except OSError as error:
-                    _logger.warning("a message was taken back (%s)", error)
+                except (OSError, EOFError) as error:
+                    logger.warning("a message was cancelled (%r)", error)
 
-    def _answer(self, connection: socket.socket) -> None:
-        task = receive_frame(connection)
+    def _answer(self, connection: Connection[Any, Any]) -> None:
+        task = connection.recv_bytes(MAX_BYTES)
         if task.decode() != self._task:
-            self._end(f"messages are for {task.decode()}, it is for {self._task}")
-        send_frame(connection, task)
-        message, context = receive_pair(connection)
-        _logger.info("worker %s answers: %s", os.getpid(), message.metadata.message_type)
+            self._end(f"it is for {self._task}, and the message is for {task.decode()}")
+        connection.send_bytes(task)
+        message = message_from_bytes(connection.recv_bytes(MAX_BYTES))
+        context = context_from_bytes(connection.recv_bytes(MAX_BYTES))
+        logger.info("worker %s answers: %s", os.getpid(), message.metadata.message_type)
         self._busy = connection
         try:
             reply = self._app(message, context)
         except Exception as error:
-            _logger.exception("the client app raised an exception")
-            # In the words of the process that this one stands in for.
-            reason = f"{type(error)}:<'{error}'>"
+            logger.exception("the client app raised an exception")
+            reason = f"{type(error)}:<'{error}'>"  # as Flower's process writes it
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
         self._busy = None
-        sys.stdout.flush()  # what the client has printed, into the node's log
-        send_pair(connection, reply, context)
+        sys.stdout.flush()  # the client's output, into the node's log
+        connection.send_bytes(message_to_bytes(reply))
+        connection.send_bytes(context_to_bytes(context))
 
     def _watch(self) -> None:
         while True:
-            time.sleep(_LOOK)
+            time.sleep(_POLL)
             if started_at(self._node.process) != self._node.started:
-                self._end("the SuperNode is gone")
-            busy = self._busy  # the main thread may end the message meanwhile
-            if busy is not None and _closed(busy):
-                self._end("the message in work was taken back")
+                self._end("the SuperNode has ended")
+            if self._is_cancelled():
+                self._end("its message was cancelled")
+
+    def _is_cancelled(self) -> bool:
+        """Return whether the forwarder of the message in work has closed the connection."""
+        connection = self._busy
+        if connection is None:
+            return False
+        try:
+            closed = connection.poll()  # the forwarder has nothing more to send: it is end of file
+        except OSError:  # the main thread has closed it
+            return False
+        return closed and self._busy is connection
 
     def _end(self, why: str) -> NoReturn:
-        """End this process, from whatever thread, also out of the middle of a training."""
-        _logger.info("worker %s ends: %s", os.getpid(), why)
-        # While the socket still listens: once it does not, another may stand in its place.
+        """End this process, from any thread, also during training."""
+        logger.info("worker %s ends: %s", os.getpid(), why)
+        # While the socket still listens: afterwards a new worker may have its own at this path.
         with suppress(FileNotFoundError):
             path = self._listener.getsockname()
             if os.stat(path).st_ino == self._socket:
@@ -114,18 +131,8 @@ class Worker:
         os._exit(0)
 
 
-def _closed(connection: socket.socket) -> bool:
-    """Tell whether the other side of a connection, which has no more to say, has hung up."""
-    try:
-        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-
-
 def main() -> None:
-    """Serve on the socket that was handed down: its number, the node's two, idle time and task."""
+    """Serve on the inherited socket that the command line names, with node, idle time and task."""
     listener, process, started, idle, task = sys.argv[1:]
     with socket.socket(fileno=int(listener)) as inherited:
         node = NodeProcess(int(process), int(started))

@@ -1,4 +1,4 @@
-"""The app's client: its round depends on seed, round and partition, and on nobody before it."""
+"""The app's client: its result depends on seed, round and partition, not on earlier clients."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DIGITS = get_task("digits")
 @pytest.fixture(autouse=True)
 def _fresh_workbench() -> Iterator[None]:
     workbench.cache_clear()
-    torch.manual_seed(7)  # of the initial model
+    torch.manual_seed(7)  # for the initial model
     yield
     workbench.cache_clear()
 
@@ -64,7 +64,7 @@ def bits(arrays: NDArrays) -> bytes:
     return b"".join(array.tobytes() for array in arrays)
 
 
-def test_a_round_gives_arrays_examples_and_loss() -> None:
+def test_fit_returns_arrays_examples_and_metrics() -> None:
     arrays, examples, metrics = client().fit(initial(), config())
     assert [(a.shape, a.dtype) for a in arrays] == [(a.shape, a.dtype) for a in initial()]
     assert bits(arrays) != bits(initial())
@@ -75,57 +75,57 @@ def test_a_round_gives_arrays_examples_and_loss() -> None:
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "received",
     [config(momentum="reset"), config(momentum="local"), {"server-round": 1}],
     ids=["reset", "local", "a server without FixBN"],
 )
-def test_whoever_trained_before_in_the_process_changes_nothing(asked: dict[str, Any]) -> None:
-    alone = bits(client(0).fit(initial(), asked)[0])
+def test_earlier_clients_of_the_process_change_nothing(received: dict[str, Any]) -> None:
+    alone = bits(client(0).fit(initial(), received)[0])
     workbench.cache_clear()
-    # Another client leaves weights, momentum, a learning rate, frozen layers and random numbers.
+    # Another client leaves weights, momentum, a learning rate, frozen layers and a random state.
     client(1, learning_rate_schedule="cosine").fit(initial(), config(9, "calibration", factor=0.5))
     client(2).evaluate(initial(), config())
-    assert bits(client(0).fit(initial(), asked)[0]) == alone
+    assert bits(client(0).fit(initial(), received)[0]) == alone
 
 
-def test_a_training_that_failed_leaves_nothing_to_the_next_client() -> None:
+def test_a_failed_training_does_not_affect_the_next_client() -> None:
     alone = bits(client(0).fit(initial(), config())[0])
-    spoiled = client(1)
-    spoiled.partition = np.array([10**6])  # no such image: it raises in the midst
+    failing = client(1)
+    failing.partition = np.array([10**6])  # there is no such image
     with pytest.raises(IndexError):
-        spoiled.fit(initial(), config(2, "calibration"))
+        failing.fit(initial(), config(2, "calibration"))
     assert bits(client(0).fit(initial(), config())[0]) == alone
 
 
-def test_a_client_goes_on_from_its_own_momentum_and_only_from_it() -> None:
+def test_a_client_continues_with_its_own_momentum() -> None:
     one = client(0)
     one.fit(initial(), config(1))
-    onwards = bits(one.fit(initial(), config(2))[0])
-    assert onwards != bits(client(0).fit(initial(), config(2))[0])  # it has none yet
+    second = bits(one.fit(initial(), config(2))[0])
+    assert second != bits(client(0).fit(initial(), config(2))[0])  # it has none yet
     again = client(0)
     again.fit(initial(), config(1))
     client(1).fit(initial(), config(1))
-    assert bits(again.fit(initial(), config(2))[0]) == onwards
+    assert bits(again.fit(initial(), config(2))[0]) == second
 
 
-def test_seed_round_and_partition_each_choose_other_batches() -> None:
-    def drawn(one: FixBNClient, server_round: int) -> str:
+def test_seed_round_and_partition_each_change_the_batches() -> None:
+    def loss(one: FixBNClient, server_round: int) -> str:
         return str(one.fit(initial(), config(server_round))[2]["train-loss"])
 
-    same = [drawn(client(0), 1), drawn(client(0), 1)]
+    same = [loss(client(0), 1), loss(client(0), 1)]
     assert same[0] == same[1]
     twin = client(1)
-    twin.partition = client(0).partition  # the same images, so the order tells them apart
-    others = [drawn(client(0), 2), drawn(twin, 1), drawn(client(0, seed=1), 1)]
+    twin.partition = client(0).partition  # the same images in another order
+    others = [loss(client(0), 2), loss(twin, 1), loss(client(0, seed=1), 1)]
     assert len({same[0], *others}) == 4
 
 
-def test_calibration_keeps_the_statistics_and_takes_the_factor() -> None:
+def test_calibration_keeps_the_statistics_and_applies_the_factor() -> None:
     names = list(DIGITS.models["small-resnet"]("bn").state_dict())
 
     def trained(factor: float) -> dict[str, Any]:
-        asked = config(2, "calibration", factor=factor)
-        return dict(zip(names, client(local_steps=1).fit(initial(), asked)[0], strict=True))
+        received = config(2, "calibration", factor=factor)
+        return dict(zip(names, client(local_steps=1).fit(initial(), received)[0], strict=True))
 
     before = dict(zip(names, initial(), strict=True))
     whole, tenth = trained(1.0), trained(0.1)
@@ -138,7 +138,7 @@ def test_calibration_keeps_the_statistics_and_takes_the_factor() -> None:
             assert np.allclose(tenth[name] - before[name], 0.1 * step, atol=1e-7), name
 
 
-def test_epochs_see_every_image_of_the_client_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epoch_uses_each_image_of_the_client_once(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     forward = nn.Module.__call__
 
@@ -152,13 +152,13 @@ def test_epochs_see_every_image_of_the_client_once(monkeypatch: pytest.MonkeyPat
     assert seen == [14, 13, 13] * 2
 
 
-def test_the_properties_tell_the_server_who_this_is() -> None:
+def test_properties_are_partition_examples_and_name() -> None:
     assert client(3).get_properties({}) == {
         "partition-id": 3, "num-partitions": 4, "examples": 40, "name": ""
     }  # fmt: skip
 
 
-def test_evaluation_is_on_the_clients_own_images() -> None:
+def test_evaluation_uses_the_clients_own_images() -> None:
     loss, examples, metrics = client(2).evaluate(initial(), config())
     train_split = load_splits(DIGITS)[0]
     bench = workbench(DIGITS, "small-resnet", "bn", 0.9, settings().weight_decay, "cpu")

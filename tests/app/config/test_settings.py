@@ -1,4 +1,4 @@
-"""The run config: every mistake gets its own line with the remedy; good ones mean exact numbers."""
+"""The run config: a line with the remedy for each mistake, and exact values derived from it."""
 
 import math
 import subprocess
@@ -12,7 +12,7 @@ from fixbn_flwr.app.config.settings import Settings, table
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method.schedule import Phase
 
-# What the numbers below rest on, whatever the app's own defaults are.
+# The tests below do not depend on the app's defaults.
 BASE: dict[str, Any] = {
     "num-server-rounds": 40,
     "freeze-after": 0.5,
@@ -30,7 +30,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     # unknown keys and words
     ({"batch_size": 8}, "batch_size = 8: unknown key; did you mean batch-size?"),
     ({"learning-rat": 0.1}, "learning-rat = 0.1: unknown key; did you mean learning-rate?"),
-    ({"zzz": 1}, "zzz = 1: unknown key; see the README's table"),
+    ({"zzz": 1}, "zzz = 1: unknown key; see the table of keys in"),
     ({"task": "digit"}, 'task = "digit": unknown word; did you mean digits?'),
     ({"task": "mnist"}, 'task = "mnist": unknown word; did you mean femnist?'),
     ({"task": "audio"}, "unknown word; use one of digits, cifar10"),
@@ -61,7 +61,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"freeze-after": True}, "freeze-after = true: must be a number"),
     ({"task": 1}, "task = 1: must be text; use one of digits, cifar10"),
     ({"run-name": 1}, "run-name = 1: must be text; write it in quotes"),
-    # not finite
+    # finite
     ({"learning-rate": math.nan}, "learning-rate = NaN: must be finite"),
     ({"weight-decay": math.inf}, "weight-decay = Infinity: must be finite"),
     ({"freeze-after": math.nan}, "must be finite"),
@@ -91,9 +91,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"freeze-after": 0.0}, "T* = 0 would freeze"),
     ({"freeze-after": -1}, "out of bounds; use a number at least 0"),
     ({"freeze-after": 41}, "T* is beyond the last of 40 rounds; use at most 40"),
-    ({"freeze-after": 2.0}, "a share of the rounds is at most 1.0; write a whole number"),
-    ({"freeze-after": 0.99}, "this share leaves none of 40 rounds to calibrate in"),
-    ({"num-server-rounds": 1}, "this share leaves none of 1 rounds to calibrate in"),
+    ({"freeze-after": 2.0}, "a share of the rounds is at most 1.0; for a number of rounds, write"),
+    ({"freeze-after": 0.99}, "this share leaves none of 40 rounds for calibration"),
+    ({"num-server-rounds": 1}, "this share leaves none of 1 rounds for calibration"),
     ({"norm": "gn"}, "freeze-after = 0.5: norm gn has no running statistics to freeze; write "),
     ({"norm": "gn", "freeze-after": 1}, "freeze-after = 1: norm gn has no running statistics"),
     ({"norm": "gn8"}, "freeze-after = 0.5: norm gn8 has no running statistics to freeze"),
@@ -109,12 +109,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     # paths
     ({"data-dir": "/no/such/place"}, "there is no directory /no/such/place; create it"),
     ({"data-dir": __file__}, "there is no directory /"),
-    ({"run-name": "../up"}, 'run-name = "../up": names a folder; use letters, digits'),
-    ({"run-name": "a/b"}, "names a folder"),
-    ({"run-name": ".hidden"}, "names a folder"),
-    ({"run-name": "a..b"}, "names a folder"),
-    ({"run-name": "a b"}, "names a folder"),
-    ({"run-name": "name\n"}, "names a folder"),
+    ({"run-name": "../up"}, 'run-name = "../up": is not a folder name; use letters, digits'),
+    ({"run-name": "a/b"}, "is not a folder name"),
+    ({"run-name": ".hidden"}, "is not a folder name"),
+    ({"run-name": "a..b"}, "is not a folder name"),
+    ({"run-name": "a b"}, "is not a folder name"),
+    ({"run-name": "name\n"}, "is not a folder name"),
 ]
 
 
@@ -131,26 +131,26 @@ def test_a_bad_config_gives_one_line_with_the_remedy(
     assert fragment in problems[0]
 
 
-def test_all_problems_are_listed_at_once_and_none_hides_another() -> None:
+def test_all_problems_are_listed_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         made({"norm": "BN", "freeze-after": 41, "x": 1, "batch-size": 0})
     keys = [line.split(" = ")[0].strip() for line in str(caught.value).splitlines()[1:]]
     assert keys == ["norm", "x", "batch-size", "freeze-after"]
 
 
-def test_a_wrong_value_is_reported_once_and_not_through_what_depends_on_it() -> None:
+def test_a_wrong_value_is_reported_once() -> None:
     with pytest.raises(ConfigError) as caught:
         made({"task": "digit", "model": "anything", "partition-classes": 99})
     assert len(str(caught.value).splitlines()) == 2
 
 
-def test_missing_keys_take_the_defaults_and_the_model_is_resolved() -> None:
+def test_missing_keys_get_the_defaults_and_the_tasks_model() -> None:
     settings = Settings.from_run_config({})
     assert settings == Settings(model="small-resnet")
     assert Settings.from_run_config({"task": "cifar10"}).model == "resnet20"
 
 
-def test_a_task_of_ones_own_brings_its_models_and_its_name() -> None:
+def test_a_users_own_task_has_its_own_models_and_name() -> None:
     own = "fixbn_flwr.tasks.cifar10:TASK"
     settings = made({"task": own})
     assert (settings.task, settings.task_name, settings.model) == (own, "cifar10", "resnet20")
@@ -158,7 +158,7 @@ def test_a_task_of_ones_own_brings_its_models_and_its_name() -> None:
         made({"task": own, "model": "vgg"})
 
 
-def test_the_saved_config_gives_the_same_settings_again(tmp_path: Path) -> None:
+def test_a_saved_config_gives_the_same_settings(tmp_path: Path) -> None:
     given = {
         "data-dir": str(tmp_path), "freeze-after": 3, "num-server-rounds": 9, "device": "cuda:1",
         "run-name": "Run_1.a-b", "momentum": "reset", "momentum-coefficient": 0, "seed": 2**32 - 1,
@@ -170,7 +170,7 @@ def test_the_saved_config_gives_the_same_settings_again(tmp_path: Path) -> None:
     assert Settings.from_run_config(saved) == settings
 
 
-def test_an_int_is_a_float_where_a_float_is_meant_but_not_in_freeze_after() -> None:
+def test_an_int_becomes_a_float_except_in_freeze_after() -> None:
     settings = made({"learning-rate": 1, "freeze-after": 1})
     assert (type(settings.learning_rate), settings.learning_rate) == (float, 1.0)
     assert (type(settings.freeze_after), settings.freeze_round) == (int, 1)
@@ -194,7 +194,7 @@ def test_an_int_is_a_float_where_a_float_is_meant_but_not_in_freeze_after() -> N
         ({"freeze-after": 1.0, "norm": "none"}, 40, "no norm"),
     ],
 )
-def test_the_round_of_the_freeze_and_the_method(
+def test_freeze_round_and_method(
     run_config: dict[str, Any], freeze_round: int, method: str
 ) -> None:
     settings = made(run_config)
@@ -210,20 +210,20 @@ def test_the_round_of_the_freeze_and_the_method(
         ("cosine", [0.8, 0.7695518, 0.6828427, 0.5530734, 0.4, 0.2469266, 0.1171573, 0.0304482]),
     ],
 )
-def test_the_learning_rate_of_every_round(schedule: str, rates: list[float]) -> None:
+def test_the_learning_rate_of_each_round(schedule: str, rates: list[float]) -> None:
     settings = made(
         {"learning-rate": 0.8, "learning-rate-schedule": schedule, "num-server-rounds": 8}
     )
     rounds = range(1, 9)
     assert [settings.learning_rate_at(t) for t in rounds] == pytest.approx(rates, abs=1e-7)
-    # T* is 4; the factor 0.1 holds from round 5 on.
+    # T* is 4, so the factor 0.1 applies from round 5.
     effective = [rate * (0.1 if t > 4 else 1) for t, rate in zip(rounds, rates, strict=True)]
     assert [settings.effective_learning_rate(t) for t in rounds] == pytest.approx(
         effective, abs=1e-7
     )
 
 
-def test_the_phase_changes_after_the_freeze_round() -> None:
+def test_the_phase_changes_after_t_star() -> None:
     settings = made({"freeze-after": 3})
     phases = [settings.phase(t) for t in (1, 3, 4, 40)]
     assert phases == [Phase.EXPLORATION] * 2 + [Phase.CALIBRATION] * 2
@@ -233,12 +233,14 @@ def test_the_phase_changes_after_the_freeze_round() -> None:
     ("fraction", "clients", "expected"),
     [(1.0, 10, 10), (0.5, 10, 5), (0.01, 10, 1), (0.25, 3, 1), (0.3, 9, 3), (0.01, 1000, 10)],
 )
-def test_clients_per_round(fraction: float, clients: int, expected: int) -> None:
+def test_clients_per_round_are_a_rounded_share_of_at_least_one(
+    fraction: float, clients: int, expected: int
+) -> None:
     settings = made({"fraction-train": fraction})
     assert settings.clients_per_round(clients) == expected
 
 
-def test_the_freeze_round_and_the_last_round_are_always_evaluated() -> None:
+def test_t_star_and_the_last_round_are_always_evaluated() -> None:
     settings = made({"evaluate-every": 4, "num-server-rounds": 10, "freeze-after": 5})
     assert [t for t in range(11) if settings.evaluates(t)] == [0, 4, 5, 8, 10]
 
@@ -272,13 +274,13 @@ def test_a_batch_larger_than_the_smallest_client_is_refused(
     assert str(caught.value) == message
 
 
-def test_the_table_has_a_whole_row_for_every_key() -> None:
+def test_the_table_has_a_complete_row_for_each_key() -> None:
     rows = table().splitlines()
     assert rows[0] == "| key | default | unit | meaning |"
     assert [row.split("`")[1] for row in rows[2:]] == list(Settings().as_run_config())
     assert {row.count("|") for row in rows} == {5}
     assert (
-        "| `seed` | `0` |  | seed of every random choice (at least 0 and at most 4294967295) |"
+        "| `seed` | `0` |  | seed of all random choices (at least 0 and at most 4294967295) |"
         in rows
     )
     assert rows[2].endswith("`, or `package.module:NAME` for your own) |")
@@ -291,9 +293,10 @@ def test_the_table_has_a_whole_row_for_every_key() -> None:
     ) in rows
 
 
-def test_reading_a_config_imports_neither_ray_nor_what_draws_or_loads_data() -> None:
+def test_reading_a_config_imports_neither_ray_nor_matplotlib_nor_sklearn() -> None:
     code = (
-        "import sys; from fixbn_flwr.app.config.settings import Settings; Settings.from_run_config({});"
+        "import sys; from fixbn_flwr.app.config.settings import Settings; "
+        "Settings.from_run_config({});"
         "print([name for name in ('ray', 'matplotlib', 'sklearn') if name in sys.modules])"
     )
     answer = subprocess.run(

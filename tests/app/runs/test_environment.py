@@ -1,4 +1,4 @@
-"""On what a run ran."""
+"""The recorded versions and hardware."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ from fixbn_flwr.app.runs import environment
 PROJECT = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
 
 
-def test_versions_name_this_package_and_what_it_is_built_on() -> None:
+def test_versions_name_this_package_and_its_main_dependencies() -> None:
     assert environment.versions() == {
         "fixbn_flwr": PROJECT["version"],
         "flwr": pytest.importorskip("flwr").__version__,
@@ -22,14 +22,14 @@ def test_versions_name_this_package_and_what_it_is_built_on() -> None:
     }
 
 
-def test_an_app_that_flower_unpacked_tells_its_own_version(
+def test_an_app_unpacked_by_flower_reports_its_own_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "pyproject.toml").write_text('[project]\nversion = "7.8.9"\n')
-    module = tmp_path / "fixbn_flwr" / "app" / "machine.py"
+    module = tmp_path / "fixbn_flwr" / "app" / "runs" / "environment.py"
     monkeypatch.setattr(environment, "__file__", str(module))
     assert environment.versions()["fixbn_flwr"] == "7.8.9"
-    (tmp_path / "pyproject.toml").unlink()  # as when installed from a wheel
+    (tmp_path / "pyproject.toml").unlink()  # as if installed from a wheel
     assert environment.versions()["fixbn_flwr"] == PROJECT["version"]
 
 

@@ -1,4 +1,4 @@
-"""The figure: the curves hold the rounds' own numbers, T* is marked, runs differ without colour."""
+"""The figure: its curves, the mark at T*, and runs that differ without color."""
 
 import math
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ RUN = [
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures saved during the test, to look into."""
+    """The figures saved during the test."""
     figures: list[Figure] = []
     save = Figure.savefig
 
@@ -49,7 +49,7 @@ def curves(figure: Figure, index: int, runs: int) -> list[tuple[list[float], lis
     return [(list(line.get_xdata()), list(line.get_ydata())) for line in lines]
 
 
-def test_the_curves_hold_the_finite_numbers_of_each_round(
+def test_the_curves_have_the_finite_values_of_each_round(
     tmp_path: Path, drawn: list[Figure]
 ) -> None:
     draw_curves({"FixBN": RUN}, 2, tmp_path / "curves.png", title="digits")
@@ -67,7 +67,7 @@ def test_the_curves_hold_the_finite_numbers_of_each_round(
     assert figure.get_suptitle() == "digits"
 
 
-def test_the_freeze_is_a_line_and_the_rest_is_shaded(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_t_star_is_a_line_and_calibration_is_shaded(tmp_path: Path, drawn: list[Figure]) -> None:
     draw_curves({"FixBN": RUN}, 2, tmp_path / "curves.png", title="")
     for ax in drawn[0].axes:
         line: Any = ax.lines[1]
@@ -80,7 +80,7 @@ def test_the_freeze_is_a_line_and_the_rest_is_shaded(tmp_path: Path, drawn: list
 
 
 @pytest.mark.parametrize("freeze_round", [None, 4])
-def test_without_a_freeze_nothing_is_marked(
+def test_nothing_is_marked_without_a_freeze(
     tmp_path: Path, drawn: list[Figure], freeze_round: int | None
 ) -> None:
     draw_curves({"BN": RUN}, freeze_round, tmp_path / "curves.png", title="")
@@ -89,9 +89,7 @@ def test_without_a_freeze_nothing_is_marked(
     )
 
 
-def test_runs_laid_over_each_other_differ_in_more_than_colour(
-    tmp_path: Path, drawn: list[Figure]
-) -> None:
+def test_several_runs_differ_in_more_than_color(tmp_path: Path, drawn: list[Figure]) -> None:
     names = ["FixBN", "BN", "GN", "LN"]
     draw_curves(dict.fromkeys(names, RUN), 2, tmp_path / "curves.png", title="")
     lines = drawn[0].axes[0].lines[:4]
@@ -103,7 +101,7 @@ def test_runs_laid_over_each_other_differ_in_more_than_colour(
 
 
 @pytest.mark.parametrize(("worst", "scale"), [(99.0, "linear"), (101.0, "log")])
-def test_losses_far_apart_get_a_log_scale(
+def test_a_wide_range_of_losses_gets_a_log_scale(
     tmp_path: Path, drawn: list[Figure], worst: float, scale: str
 ) -> None:
     runs = {"a": [metrics(1, 0.5, 1.0, worst)]}
@@ -111,7 +109,7 @@ def test_losses_far_apart_get_a_log_scale(
     assert [ax.get_yscale() for ax in drawn[0].axes] == ["linear", scale, scale]
 
 
-def test_runs_without_a_round_still_give_a_figure(tmp_path: Path) -> None:
+def test_a_run_without_rounds_still_gives_a_figure(tmp_path: Path) -> None:
     draw_curves({"BN": []}, 2, tmp_path / "curves.png", title="nothing yet")
     assert (tmp_path / "curves.png").stat().st_size > 0
 
@@ -132,5 +130,5 @@ def test_runs_without_a_round_still_give_a_figure(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_the_title_says_what_is_shown(run_config: dict[str, Any], title: str) -> None:
+def test_the_title_names_task_clients_and_partition(run_config: dict[str, Any], title: str) -> None:
     assert figure_title(Settings.from_run_config(run_config), 10) == title

@@ -1,4 +1,4 @@
-"""The run folder: what is in it, what it refuses, and that nothing half-made stays behind."""
+"""The run folder: its files, refused names and places, and no partial files after a failure."""
 
 import dataclasses
 import errno
@@ -15,9 +15,9 @@ import pytest
 import safetensors.numpy
 
 from fixbn_flwr.app.config.settings import Settings
+from fixbn_flwr.app.runs.creation import create_run_folder
 from fixbn_flwr.app.runs.reader import read_metrics
 from fixbn_flwr.app.runs.summary import RoundMetrics, Summary, summarize, summary_table
-from fixbn_flwr.app.runs.writer import RunFolder
 from fixbn_flwr.errors import CheckpointError, ConfigError
 from fixbn_flwr.method.schedule import Phase
 
@@ -39,9 +39,9 @@ def metrics(server_round: int, accuracy: float | None, **changes: Any) -> RoundM
     return dataclasses.replace(line, **changes)
 
 
-def test_config_json_holds_settings_versions_and_hardware(tmp_path: Path) -> None:
+def test_config_json_has_settings_versions_and_hardware(tmp_path: Path) -> None:
     given = settings(tmp_path, run_name="one")
-    folder = RunFolder.create(given, method="FixBN", clients=10, when=WHEN)
+    folder = create_run_folder(given, method="FixBN", clients=10, when=WHEN)
     assert folder.path == tmp_path / "one"
     config = json.loads((folder.path / "config.json").read_text())
     assert Settings.from_run_config(config["run_config"]) == given
@@ -54,74 +54,79 @@ def test_config_json_holds_settings_versions_and_hardware(tmp_path: Path) -> Non
     assert [path.name for path in folder.path.iterdir()] == ["config.json"]
 
 
-def test_a_name_is_made_from_time_task_and_method_and_never_taken_twice(tmp_path: Path) -> None:
+def test_a_generated_name_has_time_task_and_method_and_is_unique(tmp_path: Path) -> None:
     norm = settings(tmp_path, norm="none", freeze_after=1.0)
     names = [
-        RunFolder.create(norm, method=norm.method, clients=2, when=WHEN).path.name for _ in range(3)
+        create_run_folder(norm, method=norm.method, clients=2, when=WHEN).path.name
+        for _ in range(3)
     ]
     first = "20240506-070809-digits-no-norm"
     assert names == [first, f"{first}-2", f"{first}-3"]
 
 
-def test_an_empty_output_dir_means_fixbn_runs_at_home(
+def test_an_empty_output_dir_means_fixbn_runs_in_the_home_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     given = settings(tmp_path, output_dir="", run_name="x")
-    assert RunFolder.create(given, method="FixBN", clients=2).path == tmp_path / "fixbn-runs" / "x"
+    assert create_run_folder(given, method="FixBN", clients=2).path == tmp_path / "fixbn-runs" / "x"
     given = settings(tmp_path, output_dir="~/mine", run_name="x")
-    assert RunFolder.create(given, method="FixBN", clients=2).path == tmp_path / "mine" / "x"
+    assert create_run_folder(given, method="FixBN", clients=2).path == tmp_path / "mine" / "x"
 
 
-def test_an_existing_run_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+def test_an_existing_run_is_refused_and_unchanged(tmp_path: Path) -> None:
     given = settings(tmp_path, run_name="one")
-    config = RunFolder.create(given, method="FixBN", clients=10, when=WHEN).path / "config.json"
+    config = create_run_folder(given, method="FixBN", clients=10, when=WHEN).path / "config.json"
     before = config.read_bytes()
-    with pytest.raises(ConfigError, match=r'run-name = "one": .*/one is there already'):
-        RunFolder.create(given, method="FixBN", clients=99)
+    with pytest.raises(ConfigError, match=r'run-name = "one": .*/one exists'):
+        create_run_folder(given, method="FixBN", clients=99)
     assert config.read_bytes() == before
 
 
 @pytest.mark.parametrize("output_dir", ["file", "file/below"])
-def test_a_place_that_is_no_directory_is_refused(tmp_path: Path, output_dir: str) -> None:
+def test_an_output_dir_that_is_a_file_is_refused(tmp_path: Path, output_dir: str) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ConfigError, match=r"output-dir = .*cannot make a run folder in .*; name a"):
-        RunFolder.create(
+    with pytest.raises(
+        ConfigError, match=r"output-dir = .*cannot create a run folder in .*; name a"
+    ):
+        create_run_folder(
             settings(tmp_path, output_dir=f"{tmp_path}/{output_dir}"), method="FixBN", clients=2
         )
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
-def test_nothing_is_left_when_config_json_cannot_be_written(
+def test_nothing_is_left_if_config_json_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def fail(descriptor: int) -> None:
-        raise OSError(code, "the disk says no")
+        raise OSError(code, "no room")
 
     monkeypatch.setattr(os, "fsync", fail)
     (tmp_path / "there").mkdir()
-    with pytest.raises(ConfigError, match="the disk says no"):
-        RunFolder.create(
+    with pytest.raises(ConfigError, match="no room"):
+        create_run_folder(
             settings(tmp_path, output_dir=f"{tmp_path}/there/a/b"), method="FixBN", clients=2
         )
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["there"]
 
 
-def test_a_folder_without_permission_is_refused(
+def test_an_output_dir_without_permission_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Not with chmod: the tests may run as root, whom no mode stops.
+    # Not with chmod: the tests may run as root, who may write anywhere.
     def fail(path: Path, *arguments: object, **options: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "mkdir", fail)
-    with pytest.raises(ConfigError, match=r"output-dir = .*Permission denied.*can be written"):
-        RunFolder.create(settings(tmp_path), method="FixBN", clients=2)
+    with pytest.raises(
+        ConfigError, match=r"output-dir = .*Permission denied.*name a writable directory"
+    ):
+        create_run_folder(settings(tmp_path), method="FixBN", clients=2)
 
 
-def test_every_round_is_one_line_on_the_disk_at_once(tmp_path: Path) -> None:
-    folder = RunFolder.create(settings(tmp_path), method="FixBN", clients=10)
+def test_each_round_is_appended_as_one_line(tmp_path: Path) -> None:
+    folder = create_run_folder(settings(tmp_path), method="FixBN", clients=10)
     first, second = metrics(1, 0.5), metrics(2, None, train_loss=None, dropped=3)
     folder.append(first)
     lines = (folder.path / "metrics.jsonl").read_text().splitlines()
@@ -138,30 +143,30 @@ def test_every_round_is_one_line_on_the_disk_at_once(tmp_path: Path) -> None:
     assert read_metrics(folder.path)[1].phase is Phase.EXPLORATION
 
 
-def test_a_diverged_run_stays_valid_json_and_comes_back(tmp_path: Path) -> None:
-    folder = RunFolder.create(settings(tmp_path), method="FixBN", clients=10)
+def test_metrics_of_a_diverged_run_are_valid_json_and_can_be_read(tmp_path: Path) -> None:
+    folder = create_run_folder(settings(tmp_path), method="FixBN", clients=10)
     folder.append(metrics(1, 0.1, train_loss=math.nan, test_loss=math.inf))
     line = (folder.path / "metrics.jsonl").read_text()
     assert '"train_loss": "nan", "test_loss": "inf"' in line
-    (back,) = read_metrics(folder.path)
-    assert back.train_loss is not None
-    assert math.isnan(back.train_loss)
-    assert back.test_loss == math.inf
+    (read,) = read_metrics(folder.path)
+    assert read.train_loss is not None
+    assert math.isnan(read.train_loss)
+    assert read.test_loss == math.inf
 
 
-def test_append_says_which_round_is_the_best_so_far(tmp_path: Path) -> None:
-    folder = RunFolder.create(settings(tmp_path), method="FixBN", clients=10)
+def test_append_returns_whether_the_round_is_the_best_so_far(tmp_path: Path) -> None:
+    folder = create_run_folder(settings(tmp_path), method="FixBN", clients=10)
     accuracies = [None, 0.0, 0.5, 0.5, None, 0.4, 0.6]
-    answers = [folder.append(metrics(t, a)) for t, a in enumerate(accuracies, start=1)]
-    assert answers == [False, True, True, False, False, False, True]
+    best = [folder.append(metrics(t, a)) for t, a in enumerate(accuracies, start=1)]
+    assert best == [False, True, True, False, False, False, True]
 
 
-def test_metrics_that_are_not_there_or_damaged_are_named(tmp_path: Path) -> None:
+def test_missing_or_damaged_metrics_are_named(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"is not the folder of a run: cannot read metrics\.jsonl"
     ):
         read_metrics(tmp_path)
-    folder = RunFolder.create(settings(tmp_path), method="FixBN", clients=10)
+    folder = create_run_folder(settings(tmp_path), method="FixBN", clients=10)
     folder.append(metrics(1, 0.5))
     for damaged in ('{"round": 2, "pha', '{"round": 2}', "[]", '{"phase": "exploration"}'):
         whole = (folder.path / "metrics.jsonl").read_text()
@@ -172,9 +177,9 @@ def test_metrics_that_are_not_there_or_damaged_are_named(tmp_path: Path) -> None
 
 
 def test_a_model_keeps_dtypes_shapes_and_values(tmp_path: Path) -> None:
-    folder = RunFolder.create(settings(tmp_path), method="FixBN", clients=10)
+    folder = create_run_folder(settings(tmp_path), method="FixBN", clients=10)
     arrays: dict[str, npt.NDArray[Any]] = {
-        "weight": np.arange(6, dtype=np.float32).reshape(2, 3).T,  # in memory the other way round
+        "weight": np.arange(6, dtype=np.float32).reshape(2, 3).T,  # not contiguous in memory
         "every_other": np.arange(6, dtype=np.float64)[::2],
         "num_batches_tracked": np.asarray(2**53 + 1, dtype=np.int64),
     }
@@ -188,17 +193,17 @@ def test_a_model_keeps_dtypes_shapes_and_values(tmp_path: Path) -> None:
 
 
 def test_the_same_arrays_give_the_same_bytes_in_any_order(tmp_path: Path) -> None:
-    folder = RunFolder.create(settings(tmp_path), method="FixBN", clients=10)
+    folder = create_run_folder(settings(tmp_path), method="FixBN", clients=10)
     arrays = {name: np.full((3, 5), i, np.float32) for i, name in enumerate("dacb")}
     final = folder.save_model("final", arrays).read_bytes()
     best = folder.save_model("best", dict(sorted(arrays.items()))).read_bytes()
     assert final == best
 
 
-def test_a_model_that_cannot_be_written_leaves_the_one_before(
+def test_a_model_that_cannot_be_written_leaves_the_previous_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = RunFolder.create(settings(tmp_path), method="FixBN", clients=10)
+    folder = create_run_folder(settings(tmp_path), method="FixBN", clients=10)
     path = folder.save_model("best", {"a": np.zeros(3)})
     before = path.read_bytes()
 
@@ -213,7 +218,7 @@ def test_a_model_that_cannot_be_written_leaves_the_one_before(
 
 
 def test_finish_writes_the_summary_and_the_figure(tmp_path: Path) -> None:
-    folder = RunFolder.create(settings(tmp_path), method="FixBN", clients=10)
+    folder = create_run_folder(settings(tmp_path), method="FixBN", clients=10)
     for server_round, accuracy in enumerate([0.3, 0.6, 0.7, 0.65], start=1):
         folder.append(metrics(server_round, accuracy))
     summary = folder.finish()

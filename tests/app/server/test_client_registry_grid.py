@@ -1,4 +1,4 @@
-"""The clients as the server app sees them: in order, complete or not at all, and counted."""
+"""The registry of clients: their order, missing and failing clients, and the counted bytes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from flwr.clientapp import ClientApp
 
 from fixbn_flwr import numpy_client_mod
 from fixbn_flwr.app.config.settings import Settings
-from fixbn_flwr.app.server.client_registry_grid import Federation
-from fixbn_flwr.app.server_app import ReproducibleFedAvg
+from fixbn_flwr.app.server.client_registry_grid import ClientRegistryGrid
+from fixbn_flwr.app.server.reproducible_fedavg import ReproducibleFedAvg
 from fixbn_flwr.errors import ClientsMissingError, ConfigError
-from fixbn_flwr.testing import FIRST_NODE_ID, InMemoryGrid
+from fixbn_flwr.testing import FIRST_NODE_ID, SerializingGrid
 from tests.support.whole_app import weight_of
 
 
 class Echo(NumPyClient):
-    """Holds ten images more than its partition's number, and returns what it is sent."""
+    """Has ten images more than its partition's number, and returns the parameters it receives."""
 
     def __init__(self, context: Context) -> None:
         self.node = context.node_config
@@ -37,8 +37,8 @@ class Echo(NumPyClient):
         return parameters, 1, {}
 
 
-class Nodes(InMemoryGrid):
-    """A grid whose nodes come and go."""
+class Nodes(SerializingGrid):
+    """A grid whose nodes connect and disconnect."""
 
     def __init__(self, nodes: int) -> None:
         def client_fn(context: Context) -> Client:
@@ -59,12 +59,12 @@ class Nodes(InMemoryGrid):
         self.asked += [message.metadata.dst_node_id for message in messages]
         replies = list(super().send_and_receive(messages, timeout=timeout))
         for place, message in enumerate(messages):
-            if message.metadata.dst_node_id in self.gone:  # as the SuperLink answers for it
+            if message.metadata.dst_node_id in self.gone:  # as the SuperLink replies for it
                 replies[place] = Message(Error(5, "Node Unavailable"), reply_to=message)
                 replies[place].metadata.__dict__["_src_node_id"] = 1
         return replies
 
-    def place(self, node: int) -> dict[str, Any]:
+    def node_config(self, node: int) -> dict[str, Any]:
         return self.contexts[FIRST_NODE_ID + node].node_config
 
 
@@ -77,122 +77,120 @@ def ids(*nodes: int) -> list[int]:
     return [FIRST_NODE_ID + node for node in nodes]
 
 
-def test_clients_are_listed_by_partition_whatever_their_numbers(nodes: Nodes) -> None:
+def test_clients_are_listed_by_partition(nodes: Nodes) -> None:
     for node, partition in enumerate([2, 0, 1]):
-        nodes.place(node)["partition-id"] = partition
-    federation = Federation(nodes)
-    members = federation.assemble()
-    assert [(m.partition, m.partitions, m.examples) for m in members] == [
+        nodes.node_config(node)["partition-id"] = partition
+    registry = ClientRegistryGrid(nodes)
+    clients = registry.assemble()
+    assert [(c.partition, c.partitions, c.examples) for c in clients] == [
         (0, 3, 10), (1, 3, 11), (2, 3, 12)
     ]  # fmt: skip
     nodes.connected.reverse()
-    assert federation.get_node_ids() == ids(1, 2, 0)
-    assert sorted(nodes.asked) == ids(0, 1, 2)  # each once, however often the nodes are listed
+    assert registry.get_node_ids() == ids(1, 2, 0)
+    assert sorted(nodes.asked) == ids(0, 1, 2)  # each once
 
 
-def test_two_clients_of_one_partition_are_refused(nodes: Nodes) -> None:
-    nodes.place(2)["partition-id"] = 0
+def test_two_clients_with_one_partition_are_refused(nodes: Nodes) -> None:
+    nodes.node_config(2)["partition-id"] = 0
     with pytest.raises(ConfigError) as caught:
-        Federation(nodes).assemble()
+        ClientRegistryGrid(nodes).assemble()
     assert str(caught.value) == (
         "clients 1000 and 1002 both train on partition 0: give each its own in "
         '--node-config "partition-id=... num-partitions=...".'
     )
 
 
-def test_a_partition_may_come_back_as_another_node(nodes: Nodes) -> None:
-    federation = Federation(nodes)
-    federation.assemble()
+def test_a_partition_may_return_with_another_node_id(nodes: Nodes) -> None:
+    registry = ClientRegistryGrid(nodes)
+    registry.assemble()
     nodes.connected.remove(FIRST_NODE_ID)
     nodes.contexts[7] = Context(1, 7, {"partition-id": 0, "num-partitions": 3}, RecordDict(), {})
     nodes.connected.append(7)
-    assert federation.get_node_ids() == [7, *ids(1, 2)]
+    assert registry.get_node_ids() == [7, *ids(1, 2)]
 
 
-def test_what_stops_one_client_is_heard_once_and_in_its_own_words(nodes: Nodes) -> None:
+def test_a_cause_that_stops_all_clients_is_reported_once(nodes: Nodes) -> None:
     for node in range(3):
-        nodes.place(node)["broken"] = True
+        nodes.node_config(node)["broken"] = True
     with pytest.raises(ConfigError) as caught:
-        Federation(nodes).assemble()
+        ClientRegistryGrid(nodes).assemble()
     assert str(caught.value) == "client 1000 cannot start: no data here: copy them to /data"
     assert nodes.asked == ids(0)
 
 
-def test_a_later_client_that_cannot_start_is_named(nodes: Nodes) -> None:
-    nodes.place(2)["broken"] = True
+def test_a_second_client_that_cannot_start_is_named(nodes: Nodes) -> None:
+    nodes.node_config(2)["broken"] = True
     with pytest.raises(ConfigError, match="client 1002 cannot start: no data here"):
-        Federation(nodes).assemble()
+        ClientRegistryGrid(nodes).assemble()
 
 
 @pytest.mark.parametrize(("connected", "count"), [([], "0 of 1"), ([0, 2], "2 of 3")])
-def test_missing_clients_are_not_waited_for_for_ever(
-    nodes: Nodes, connected: list[int], count: str
-) -> None:
+def test_missing_clients_end_the_wait(nodes: Nodes, connected: list[int], count: str) -> None:
     nodes.connected = ids(*connected)
     started = time.monotonic()
     with pytest.raises(ClientsMissingError) as caught:
-        Federation(nodes, patience=0.0).assemble()
+        ClientRegistryGrid(nodes, patience=0.0).assemble()
     assert time.monotonic() - started < 5
     assert str(caught.value).startswith(f"{count} clients are connected after 0 seconds. Start")
 
 
-def test_a_client_that_comes_late_is_waited_for(
-    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_late_client_is_waited_for(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes.connected = ids(0)
-    naps: list[float] = []
+    pauses: list[float] = []
 
-    def nap(seconds: float) -> None:
-        naps.append(seconds)
-        nodes.connected = ids(*range(1 + len(naps)))
+    def connect_another(seconds: float) -> None:
+        pauses.append(seconds)
+        nodes.connected = ids(*range(1 + len(pauses)))
 
-    monkeypatch.setattr(time, "sleep", nap)
-    assert [member.partition for member in Federation(nodes).assemble()] == [0, 1, 2]
-    assert len(naps) == 2
+    monkeypatch.setattr(time, "sleep", connect_another)
+    assert [client.partition for client in ClientRegistryGrid(nodes).assemble()] == [0, 1, 2]
+    assert len(pauses) == 2
 
 
-def test_in_mid_run_patience_begins_with_the_first_look_that_finds_too_few(nodes: Nodes) -> None:
-    federation = Federation(nodes, patience=0.0)
-    federation.assemble()
-    federation.need(2)
+def test_patience_starts_when_too_few_clients_are_connected(nodes: Nodes) -> None:
+    registry = ClientRegistryGrid(nodes, patience=0.0)
+    registry.assemble()
+    registry.needed = 2
     del nodes.connected[0]
-    assert federation.get_node_ids() == ids(1, 2)  # two are enough
+    assert registry.get_node_ids() == ids(1, 2)  # two are enough
     del nodes.connected[0]
-    assert federation.get_node_ids() == ids(2)  # Flower looks again
+    assert registry.get_node_ids() == ids(2)  # Flower looks again
     with pytest.raises(ClientsMissingError, match="1 of 2 clients are connected"):
-        federation.get_node_ids()
+        registry.get_node_ids()
     nodes.connected = ids(0, 2)
-    assert federation.get_node_ids() == ids(0, 2)
+    assert registry.get_node_ids() == ids(0, 2)
     nodes.connected = ids(0)
-    assert federation.get_node_ids() == ids(0)  # patience is new after they were complete
+    assert registry.get_node_ids() == ids(0)  # patience starts again
 
 
-def test_a_round_takes_its_share_of_those_who_are_there_but_no_fewer_than_it_needs(
+def test_a_round_samples_its_share_of_the_connected_clients_but_at_least_the_needed(
     nodes: Nodes,
 ) -> None:
     strategy = ReproducibleFedAvg(Settings(fraction_train=0.5), needed=1)
 
-    def asked() -> int:
+    def sampled() -> int:
         return len(list(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), nodes)))
 
-    assert asked() == 2  # 1.5, rounded
+    assert sampled() == 2  # 1.5, rounded
     del nodes.connected[0]
-    assert asked() == 1
+    assert sampled() == 1
     whole = ReproducibleFedAvg(Settings(), needed=1)
     assert len(list(whole.configure_train(1, ArrayRecord(), ConfigRecord(), nodes))) == 2
 
 
-def test_clients_of_one_name_are_told(nodes: Nodes, caplog: pytest.LogCaptureFixture) -> None:
+def test_clients_with_the_same_name_are_logged(
+    nodes: Nodes, caplog: pytest.LogCaptureFixture
+) -> None:
     for context in nodes.contexts.values():
         context.node_config["name"] = "clinic"
-    Federation(nodes).assemble()
-    assert "3 clients are called clinic: " in caplog.text
+    ClientRegistryGrid(nodes).assemble()
+    assert "3 clients have the name clinic: " in caplog.text
 
 
-def test_the_arrays_of_messages_and_replies_are_counted(nodes: Nodes) -> None:
-    federation = Federation(nodes)
-    federation.assemble()
-    assert (federation.bytes_sent, federation.bytes_received) == (0, 0)
+def test_the_bytes_of_sent_and_received_arrays_are_counted(nodes: Nodes) -> None:
+    registry = ClientRegistryGrid(nodes)
+    registry.assemble()
+    assert (registry.bytes_sent, registry.bytes_received) == (0, 0)
     arrays = {"weight": np.zeros((3, 5), np.float32), "steps": np.array(7)}
     content = RecordDict(
         {
@@ -202,120 +200,120 @@ def test_the_arrays_of_messages_and_replies_are_counted(nodes: Nodes) -> None:
     )
     messages = [Message(content, node, "train") for node in nodes.connected]
     nodes.lost = lambda message: message.metadata.dst_node_id == FIRST_NODE_ID
-    replies = federation.send_and_receive(messages)
+    replies = registry.send_and_receive(messages)
     assert len(replies) == 2
     weight = weight_of(arrays)
-    assert (federation.bytes_sent, federation.bytes_received) == (3 * weight, 2 * weight)
-    assert federation.send_and_receive([]) == []
+    assert (registry.bytes_sent, registry.bytes_received) == (3 * weight, 2 * weight)
+    assert registry.send_and_receive([]) == []
 
 
-def test_the_error_of_a_client_is_told_in_its_own_words(nodes: Nodes) -> None:
-    federation = Federation(nodes)
-    federation.assemble()
-    (reply,) = federation.send_and_receive([Message(RecordDict(), FIRST_NODE_ID, "evaluate")])
+def test_the_error_of_a_client_has_no_traceback(nodes: Nodes) -> None:
+    registry = ClientRegistryGrid(nodes)
+    registry.assemble()
+    (reply,) = registry.send_and_receive([Message(RecordDict(), FIRST_NODE_ID, "evaluate")])
     assert reply.has_error()
     assert "Traceback" not in (reply.error.reason or "")
 
 
-def with_own_data(nodes: Nodes, *names: str) -> Federation:
+def with_own_data(nodes: Nodes, *names: str) -> ClientRegistryGrid:
     for node, name in enumerate(names):
-        place = nodes.place(node)
-        place.clear()
-        place.update({"data-dir": "/data", "name": name})
-    return Federation(nodes, patience=0.0)
+        node_config = nodes.node_config(node)
+        node_config.clear()
+        node_config.update({"data-dir": "/data", "name": name})
+    return ClientRegistryGrid(nodes, patience=0.0)
 
 
-def test_clients_with_data_of_their_own_are_listed_by_name_then_by_number(nodes: Nodes) -> None:
-    federation = with_own_data(nodes, "b", "", "a")
-    assert [member.name for member in federation.assemble(3)] == ["", "a", "b"]
+def test_clients_with_their_own_data_are_listed_by_name_then_by_node_id(nodes: Nodes) -> None:
+    registry = with_own_data(nodes, "b", "", "a")
+    assert [client.name for client in registry.assemble(3)] == ["", "a", "b"]
     nodes.connected.reverse()
-    assert federation.get_node_ids() == ids(1, 2, 0)
-    federation = with_own_data(nodes, "b", "b", "a")
-    federation.assemble(3)
-    assert federation.get_node_ids() == ids(2, 0, 1)
+    assert registry.get_node_ids() == ids(1, 2, 0)
+    registry = with_own_data(nodes, "b", "b", "a")
+    registry.assemble(3)
+    assert registry.get_node_ids() == ids(2, 0, 1)
 
 
-def test_as_many_clients_with_their_own_data_are_waited_for_as_the_run_asks(nodes: Nodes) -> None:
+def test_min_clients_with_their_own_data_are_waited_for(nodes: Nodes) -> None:
     nodes.connected = ids(0, 1)
     assert len(with_own_data(nodes, "a", "b", "c").assemble(2)) == 2
-    with pytest.raises(ClientsMissingError, match=r"2 of 3 clients .* min-clients where they"):
+    with pytest.raises(ClientsMissingError, match=r"2 of 3 clients .* min-clients if they"):
         with_own_data(nodes, "a", "b", "c").assemble(3)
 
 
-def test_a_node_that_is_gone_is_named_where_the_superlink_answers_for_it(nodes: Nodes) -> None:
-    federation = with_own_data(nodes, "a", "b", "c")
-    federation.assemble(3)
+def test_a_disconnected_node_is_named_when_the_superlink_replies_for_it(nodes: Nodes) -> None:
+    registry = with_own_data(nodes, "a", "b", "c")
+    registry.assemble(3)
     nodes.gone = {FIRST_NODE_ID + 1}
-    (reply,) = federation.send_and_receive([Message(RecordDict(), FIRST_NODE_ID + 1, "evaluate")])
+    (reply,) = registry.send_and_receive([Message(RecordDict(), FIRST_NODE_ID + 1, "evaluate")])
     assert reply.metadata.src_node_id == FIRST_NODE_ID + 1
     assert reply.error.reason == "b: Node Unavailable"
 
 
-def test_a_node_that_goes_while_it_is_asked_is_asked_again(nodes: Nodes) -> None:
-    federation = with_own_data(nodes, "a", "b", "c")
+def test_a_node_that_disconnects_during_the_request_is_asked_again(nodes: Nodes) -> None:
+    registry = with_own_data(nodes, "a", "b", "c")
     nodes.gone = {FIRST_NODE_ID}
     with pytest.raises(ClientsMissingError):
-        federation.assemble(3)
+        registry.assemble(3)
     nodes.gone = set()
-    assert len(federation.assemble(3)) == 3
+    assert len(registry.assemble(3)) == 3
 
 
-def test_who_comes_goes_and_does_not_answer_is_said_in_a_line_each(
+def test_clients_that_join_disconnect_or_time_out_are_logged_in_a_line_each(
     nodes: Nodes, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "flwr.fixbn")
-    federation = with_own_data(nodes, "a", "b", "c")
+    registry = with_own_data(nodes, "a", "b", "c")
     nodes.connected = ids(0, 1)
-    federation.assemble(2)
+    registry.assemble(2)
     nodes.connected = ids(0, 2)
-    assert federation.get_node_ids() == ids(0, 2)
+    assert registry.get_node_ids() == ids(0, 2)
     nodes.lost = lambda message: message.metadata.dst_node_id == FIRST_NODE_ID
-    federation.send_and_receive([Message(RecordDict(), node, "evaluate") for node in ids(0, 2)])
-    said = [record.getMessage() for record in caplog.records if record.name == "flwr.fixbn"]
-    assert said == [
+    registry.send_and_receive([Message(RecordDict(), node, "evaluate") for node in ids(0, 2)])
+    logged = [record.getMessage() for record in caplog.records if record.name == "flwr.fixbn"]
+    assert logged == [
         "client 1000 is a, with 10 images",
         "client 1001 is b, with 10 images",
-        "client 1001 (b) has gone",
-        "client 1002 (c) takes part from now on",
-        "client 1000 (a) has not answered within 0 seconds: the round ends without it, and what "
-        "it sends later is not used",
+        "client 1001 (b) disconnected",
+        "client 1002 (c) joined the run",
+        "client 1000 (a) timed out after 0 seconds: the round ends without it, and a later reply "
+        "is ignored",
     ]
 
 
 def test_a_later_node_that_cannot_start_does_not_end_the_run(
     nodes: Nodes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    federation = Federation(nodes)
+    registry = ClientRegistryGrid(nodes)
     nodes.connected = ids(0, 1)
     for node in (0, 1):
-        nodes.place(node)["num-partitions"] = 2
-    federation.assemble()
-    nodes.place(2).update({"broken": True, "name": "c"})
+        nodes.node_config(node)["num-partitions"] = 2
+    registry.assemble()
+    nodes.node_config(2).update({"broken": True, "name": "c"})
     nodes.connected = ids(0, 1, 2)
-    assert federation.get_node_ids() == federation.get_node_ids() == ids(0, 1)
+    assert registry.get_node_ids() == registry.get_node_ids() == ids(0, 1)
     assert nodes.asked.count(FIRST_NODE_ID + 2) == 1
     assert (
-        "client 1002 cannot start: no data here: copy them to /data; the run goes on without"
-        in (caplog.text)
+        "client 1002 cannot start: no data here: copy them to /data; the run continues without"
+        in caplog.text
     )
     nodes.connected = ids(0, 1)
-    federation.get_node_ids()
-    nodes.place(2).update({"broken": False, "partition-id": 2, "num-partitions": 3})
+    registry.get_node_ids()
+    nodes.node_config(2).update({"broken": False, "partition-id": 2, "num-partitions": 3})
     nodes.connected = ids(0, 1, 2)
-    assert federation.get_node_ids() == ids(0, 1, 2)  # mended and started again
+    assert registry.get_node_ids() == ids(0, 1, 2)  # fixed and restarted
 
 
-def test_a_restarted_node_takes_its_partition_from_the_one_still_counted(nodes: Nodes) -> None:
-    federation = Federation(nodes)
-    federation.assemble()
+def test_a_restarted_node_replaces_its_old_id_that_is_still_listed(nodes: Nodes) -> None:
+    registry = ClientRegistryGrid(nodes)
+    registry.assemble()
     nodes.contexts[7] = Context(1, 7, {"partition-id": 0, "num-partitions": 3}, RecordDict(), {})
     nodes.connected.append(7)
-    assert federation.get_node_ids() == [7, *ids(1, 2)]
+    assert registry.get_node_ids() == [7, *ids(1, 2)]
 
 
 @pytest.mark.parametrize("examples", ["many", None])
-def test_a_client_that_says_nothing_of_sense_is_named(nodes: Nodes, examples: str | None) -> None:
+def test_a_client_with_invalid_properties_is_named(nodes: Nodes, examples: str | None) -> None:
     for node in nodes.contexts.values():
-        node.node_config["examples"] = examples or ""  # in place of its own
+        node.node_config["examples"] = examples or ""  # replaces its own
     with pytest.raises(ConfigError, match=r"client 1000 cannot start: .*the same version"):
-        Federation(nodes).assemble()
+        ClientRegistryGrid(nodes).assemble()

@@ -1,4 +1,4 @@
-"""A run that was stopped, by whatever, and resumed ends with the bits of one that was not."""
+"""A stopped run resumes to the bits of an uninterrupted run, however it stopped."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ import pytest
 import torch
 
 from fixbn_flwr.app import client_app
+from fixbn_flwr.app.runs.lock import locked
 from fixbn_flwr.app.runs.momentum_files import delete_run, report, warn_of_full_disk
 from fixbn_flwr.app.runs.summary import RoundMetrics
-from fixbn_flwr.app.runs.writer import RunFolder, locked
+from fixbn_flwr.app.runs.writer import RunFolder
 from fixbn_flwr.errors import CheckpointError, ConfigError, RoundsFailedError
-from fixbn_flwr.testing import InMemoryGrid
+from fixbn_flwr.testing import SerializingGrid
 from tests.support.whole_app import SMALL, rounds_of, serve
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,15 +49,17 @@ def config_of(root: Path, **more: Any) -> dict[str, Any]:
 
 
 def run(config: dict[str, Any], run_id: int = 1, clients: int = CLIENTS, **grid: Any) -> Path:
-    """Run the app, by a Flower run of its own; with `resume` go on."""
-    serve(InMemoryGrid(client_app.app, clients, run_config=config, run_id=run_id, **grid), config)
+    """Run the app as a new Flower run, or with `resume` as a resumed one."""
+    serve(
+        SerializingGrid(client_app.app, clients, run_config=config, run_id=run_id, **grid), config
+    )
     return Path(config.get("resume") or f"{config['output-dir']}/{config['run-name']}")
 
 
 def run_quietly(config: dict[str, Any], run_id: int) -> None:
-    """Run the app in a process of its own."""
+    """Run the app in its own process."""
     logging.disable()
-    torch.set_num_threads(1)  # as in the process that it is compared with
+    torch.set_num_threads(1)  # as in the process to compare with
     with open(os.devnull, "w") as nothing:
         os.dup2(nothing.fileno(), 1)
         run(config, run_id)
@@ -73,8 +76,8 @@ def assert_same(one: Path, other: Path) -> None:
         assert summaries[0][key] == summaries[1][key]
 
 
-def stopped(config: dict[str, Any], after: int, run_id: int = 1) -> Path:
-    """Run the app until all clients fail, from a round on, and end with an error."""
+def run_until_failure(config: dict[str, Any], after: int, run_id: int = 1) -> Path:
+    """Run the app, with all clients failing after a round, until it raises."""
 
     def fails(message: Any) -> bool:
         return int(message.content.config_records["config"]["server-round"]) > after
@@ -87,8 +90,8 @@ def stopped(config: dict[str, Any], after: int, run_id: int = 1) -> Path:
     return Path(config.get("resume") or f"{config['output-dir']}/run")
 
 
-def loses(rounds: set[int]) -> Callable[[Any], bool]:
-    """Tell of a message that it is of one of these rounds, and that its reply never arrives."""
+def lost_in(rounds: set[int]) -> Callable[[Any], bool]:
+    """Return a function that tells whether a message is lost: those of these rounds are."""
 
     def lost(message: Any) -> bool:
         config = message.content.config_records.get("config", {})
@@ -98,12 +101,12 @@ def loses(rounds: set[int]) -> Callable[[Any], bool]:
 
 
 def kill_at_random(momentum: str, folder: Path, kills: int) -> list[int]:
-    """Kill the app at random times, resume it until it ends, and again; compare each end.
+    """Kill the app at random times and resume it until it ends, again and again; check each end.
 
-    To be called in a fresh process, of which a fork is a run that need not import anything.
+    Call it in a fresh process, so that a run is a fork that needs no imports.
 
     Returns:
-        After which round each resumed run went on.
+        The round after which each run resumed.
     """
     torch.set_num_threads(1)
     whole = run(config_of(folder / "whole", momentum=momentum))
@@ -122,7 +125,7 @@ def kill_at_random(momentum: str, folder: Path, kills: int) -> list[int]:
             if checkpoints:
                 config["resume"] = str(root / "run")
                 resumed_after.append(max(int(path.name[6:12]) for path in checkpoints))
-            elif (root / "run").exists():  # it was killed before the end of its first round
+            elif (root / "run").exists():  # killed before the end of its first round
                 delete_run(root / "run")
             process = processes.Process(target=run_quietly, args=(config, run_id))
             process.start()
@@ -141,24 +144,22 @@ def kill_at_random(momentum: str, folder: Path, kills: int) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("momentum", MODES)
-def test_killed_in_twenty_random_places(momentum: str, tmp_path: Path) -> None:
+def test_a_run_survives_twenty_kills_at_random_times(momentum: str, tmp_path: Path) -> None:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
         resumed_after = fresh.submit(kill_at_random, momentum, tmp_path, 20).result()
-    # In both stages, and not only before there was anything to lose.
+    # In both stages.
     assert min(resumed_after) <= FROZEN_AFTER < max(resumed_after), resumed_after
     assert len(resumed_after) >= 5, resumed_after
 
 
 @pytest.mark.parametrize("momentum", MODES)
 @pytest.mark.parametrize("after", [2, 4, 5])
-def test_a_run_that_failed_goes_on_where_it_was_good(
-    after: int, momentum: str, tmp_path: Path
-) -> None:
-    """The rounds that failed are rounds of the run: they are not run again."""
+def test_a_failed_run_resumes_to_the_same_bits(after: int, momentum: str, tmp_path: Path) -> None:
+    """Failed rounds count as rounds of the run: they are not repeated."""
     whole = config_of(tmp_path / "whole", momentum=momentum)
     broken = config_of(tmp_path / "broken", momentum=momentum)
-    expected = run(whole, lost=loses({after + 1, after + 2}))
-    folder = stopped(broken, after)
+    expected = run(whole, lost=lost_in({after + 1, after + 2}))
+    folder = run_until_failure(broken, after)
     assert len(rounds_of(folder)) == after + 2
     assert not (folder / "summary.json").exists()
     run({**broken, "resume": str(folder)}, 2)
@@ -169,13 +170,13 @@ def test_a_run_that_failed_goes_on_where_it_was_good(
     assert resumed["changed"] == {"resume": str(folder)}
 
 
-def test_a_checkpoint_every_few_rounds_and_one_when_a_run_fails(tmp_path: Path) -> None:
+def test_checkpoints_are_written_at_their_interval_and_when_a_run_fails(tmp_path: Path) -> None:
     whole = run(config_of(tmp_path / "whole"))
     config = config_of(tmp_path / "run", checkpoint_every=3, keep_checkpoints=5)
-    folder = stopped(config, 0 + 5)
+    folder = run_until_failure(config, 5)
     names = sorted(path.name[:12] for path in (folder / "checkpoints").iterdir())
     assert names == ["round-000003", "round-000004", "round-000006", "round-000007"]
-    for name in ("round-000006", "round-000007"):  # back to T*, before the rounds that failed
+    for name in ("round-000006", "round-000007"):  # back to T*, before the failed rounds
         next((folder / "checkpoints").glob(f"{name}-*")).unlink()
     run({**config, "resume": str(folder)}, 2)
     assert_same(folder, whole)
@@ -183,10 +184,10 @@ def test_a_checkpoint_every_few_rounds_and_one_when_a_run_fails(tmp_path: Path) 
 
 @pytest.mark.parametrize("momentum", MODES)
 @pytest.mark.parametrize("fails", [2, 5, 6, 8])
-def test_a_disk_that_is_full_for_a_while(
+def test_a_run_resumes_after_its_disk_was_full(
     fails: int, momentum: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The clients have trained by then; the round before has no checkpoint until it fails."""
+    """The clients have trained by then; the last round gets its checkpoint when the next fails."""
     whole = run(config_of(tmp_path / "whole", momentum=momentum))
     config = config_of(tmp_path / "full", momentum=momentum, checkpoint_every=3)
     append = RunFolder.append
@@ -207,11 +208,11 @@ def test_a_disk_that_is_full_for_a_while(
     assert_same(folder, whole)
 
 
-def test_a_run_is_resumed_as_often_as_need_be_by_the_same_words(tmp_path: Path) -> None:
+def test_a_run_resumes_several_times_with_the_same_config(tmp_path: Path) -> None:
     config = config_of(tmp_path, freeze_after=0.5)
-    folder = stopped(config, 1)
+    folder = run_until_failure(config, 1)
     again = {**config, "resume": str(folder)}
-    stopped(again, 4, run_id=2)
+    run_until_failure(again, 4, run_id=2)
     run(again, 3)
     written = json.loads((folder / "config.json").read_text())
     assert written["run_config"]["freeze-after"] == 0.5
@@ -219,10 +220,10 @@ def test_a_run_is_resumed_as_often_as_need_be_by_the_same_words(tmp_path: Path) 
     assert [resumed["after_round"] for resumed in written["resumed"]] == [3, 6]
 
 
-def test_data_that_were_moved_may_be_named_anew(tmp_path: Path) -> None:
+def test_a_resumed_run_may_have_another_data_dir(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     config = config_of(tmp_path, data_dir=str(tmp_path / "data"))
-    folder = stopped(config, 3)
+    folder = run_until_failure(config, 3)
     (tmp_path / "data").rename(tmp_path / "moved")
     moved = {**config, "resume": str(folder), "data-dir": str(tmp_path / "moved")}
     with pytest.raises(ConfigError, match=r"data-dir was .*data.* and is .*moved"):
@@ -233,13 +234,13 @@ def test_data_that_were_moved_may_be_named_anew(tmp_path: Path) -> None:
 
 def test_without_checkpoints_there_is_nothing_to_resume(tmp_path: Path) -> None:
     config = config_of(tmp_path, checkpoint_every=0)
-    folder = stopped(config, 3)
+    folder = run_until_failure(config, 3)
     assert not (folder / "checkpoints").exists()
     with pytest.raises(CheckpointError, match="no whole checkpoint"):
         run({**config, "resume": str(folder)}, 2)
 
 
-def test_more_rounds_after_the_end_keep_what_was_and_when_it_froze(tmp_path: Path) -> None:
+def test_more_rounds_keep_the_earlier_results_and_t_star(tmp_path: Path) -> None:
     config = config_of(tmp_path, freeze_after=0.5, learning_rate_schedule="constant")
     folder = run(config)
     longer = {**config, "resume": str(folder), "num-server-rounds": ROUNDS + 2}
@@ -254,12 +255,12 @@ def test_more_rounds_after_the_end_keep_what_was_and_when_it_froze(tmp_path: Pat
 
 
 class Killed(BaseException):
-    """What a test raises where a process may be killed."""
+    """Stands for a kill of the process."""
 
 
 @contextmanager
 def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let the process be killed before the given change of a name in a directory, from 0 on."""
+    """Kill the process before the given change of a directory, counted from 0."""
     steps = itertools.count()
 
     def after(change: Callable[..., Any]) -> Callable[..., Any]:
@@ -279,7 +280,7 @@ def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("step", range(8))
-def test_a_kill_while_a_finished_run_is_taken_up_again_loses_nothing(
+def test_a_kill_while_a_finished_run_is_reopened_loses_nothing(
     step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(tmp_path)
@@ -295,7 +296,7 @@ def test_a_kill_while_a_finished_run_is_taken_up_again_loses_nothing(
 
 
 @pytest.mark.parametrize("step", range(3))
-def test_a_kill_while_a_run_begins_leaves_no_folder_of_its_name(
+def test_a_kill_while_a_run_starts_leaves_no_folder_with_its_name(
     step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(tmp_path / "there")
@@ -309,14 +310,14 @@ def test_a_kill_while_a_run_begins_leaves_no_folder_of_its_name(
 def test_a_run_whose_deletion_was_killed_can_still_be_deleted(
     step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = stopped(config_of(tmp_path), 3)
+    folder = run_until_failure(config_of(tmp_path), 3)
     with killed_at(step, monkeypatch):
         delete_run(folder)
     delete_run(folder)
     assert not folder.exists()
 
 
-def test_what_is_done_cannot_be_resumed(tmp_path: Path) -> None:
+def test_a_complete_run_is_not_resumed(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     folder = run(config)
     with pytest.raises(ConfigError, match=r'all 8 rounds .* are done; .*"num-server-rounds"'):
@@ -329,7 +330,7 @@ def test_what_is_done_cannot_be_resumed(tmp_path: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return stopped(config_of(tmp_path), 3)
+    return run_until_failure(config_of(tmp_path), 3)
 
 
 @pytest.mark.parametrize(
@@ -337,16 +338,16 @@ def folder(tmp_path: Path) -> Path:
     [
         ({"learning-rate": 0.1}, "learning-rate was 0.05 and is 0.1"),
         ({"seed": 1, "batch-size": 4}, 'may-change="batch-size,seed"'),
-        ({"may-change": "sed"}, '"sed" is no key; did you mean seed?'),
+        ({"may-change": "sed"}, '"sed" is not a key; did you mean seed?'),
         ({"num-server-rounds": 4, "freeze-after": 2}, "num-server-rounds was 8 and is 4"),
         (
             {"num-server-rounds": 4, "may-change": "num-server-rounds"},
-            "5 rounds are done already",
+            "5 rounds are already done",
         ),
-        ({"freeze-after": 6, "may-change": "freeze-after"}, "T\\* cannot be later"),
+        ({"freeze-after": 6, "may-change": "freeze-after"}, "T\\* cannot move to a later round"),
     ],
 )
-def test_another_run_is_refused(folder: Path, change: dict[str, Any], message: str) -> None:
+def test_another_config_is_refused(folder: Path, change: dict[str, Any], message: str) -> None:
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     config = config_of(folder.parent, resume=str(folder))
     with pytest.raises(ConfigError, match=message):
@@ -354,28 +355,32 @@ def test_another_run_is_refused(folder: Path, change: dict[str, Any], message: s
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_another_number_of_clients_is_refused_unless_it_may_be(folder: Path) -> None:
+def test_another_number_of_clients_is_refused_unless_it_may_change(folder: Path) -> None:
     config = config_of(folder.parent, resume=str(folder))
-    with pytest.raises(ConfigError, match=r'had 4 clients and here are 5: .*may-change="clients"'):
+    with pytest.raises(
+        ConfigError, match=r'had 4 clients, and 5 are connected: .*may-change="clients"'
+    ):
         run(config, 2, clients=5)
     run({**config, "may-change": "clients"}, 2, clients=5)
     assert json.loads((folder / "config.json").read_text())["clients"] == 5
 
 
-@pytest.mark.parametrize("what", ["nothing", "a file", "no config", "no JSON", "a list", "a part"])
-def test_what_is_no_run_is_refused(tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize(
+    "content", ["nothing", "a file", "no config", "no JSON", "a list", "a part"]
+)
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "x"
-    if what == "a file":
+    if content == "a file":
         path.touch()
-    elif what != "nothing":
+    elif content != "nothing":
         path.mkdir()
-    if text := {"no JSON": "{", "a list": "[]", "a part": '{"run_config": {}}'}.get(what):
+    if text := {"no JSON": "{", "a list": "[]", "a part": '{"run_config": {}}'}.get(content):
         (path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=r"resume = .*is not the folder of a run"):
         run(config_of(tmp_path, resume=str(path)))
 
 
-def test_a_run_that_still_runs_is_neither_resumed_nor_deleted(folder: Path) -> None:
+def test_a_running_run_is_neither_resumed_nor_deleted(folder: Path) -> None:
     with locked(folder):
         with pytest.raises(CheckpointError, match="another process is running the run"):
             run(config_of(folder.parent, resume=str(folder)), 2)
@@ -384,53 +389,51 @@ def test_a_run_that_still_runs_is_neither_resumed_nor_deleted(folder: Path) -> N
     assert (folder / "config.json").exists()
 
 
-def test_momentum_that_was_lost_is_said(
+def test_lost_momentum_is_logged(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "state").rename(tmp_path / "elsewhere")
     run(config_of(tmp_path, resume=str(folder)), 2)
-    assert (
-        f"{tmp_path}/state holds nothing of this run: the clients' momentum starts" in caplog.text
-    )
+    assert f"{tmp_path}/state has no momentum of this run: it starts from zero" in caplog.text
 
 
-def test_other_versions_than_at_the_beginning_are_said_and_written_down(
+def test_other_versions_than_at_the_start_are_logged_and_recorded(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["versions"]["torch"] = "1.0"
     (folder / "config.json").write_text(json.dumps(config))
     run(config_of(tmp_path, resume=str(folder)), 2)
-    assert "was begun with other versions of torch: " in caplog.text
+    assert "was started with other versions of torch: " in caplog.text
     config = json.loads((folder / "config.json").read_text())
     assert config["versions"]["torch"] == "1.0"
     assert config["resumed"][0]["versions"]["torch"] == torch.__version__
 
 
-def test_a_torn_checkpoint_is_known_and_the_one_before_gives_the_same_run(
+def test_a_damaged_checkpoint_is_detected_and_the_previous_one_gives_the_same_run(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     newest = max((folder / "checkpoints").iterdir())
     newest.write_bytes(newest.read_bytes()[:-1])
     run(config_of(folder.parent, resume=str(folder)), 2)
     assert f"{newest} is damaged" in caplog.text
-    # Of the two rounds that had failed, the second one was run again.
-    assert_same(folder, run(config_of(tmp_path / "whole"), lost=loses({4})))
+    # Of the two failed rounds, the second was repeated.
+    assert_same(folder, run(config_of(tmp_path / "whole"), lost=lost_in({4})))
 
 
-def test_clients_keep_little_and_it_goes_with_the_run(
+def test_momentum_files_stay_few_and_are_deleted_with_the_run(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = tmp_path / "state"
     files = list(state.rglob("*.safetensors"))
     assert {path.parent.parent for path in files} == {state / "1"}
-    # the newest, and what going back to each of two checkpoints would need
+    # the newest, and one for each of the two checkpoints
     assert max(len(list(client.iterdir())) for client in (state / "1").iterdir()) <= 3
     assert f"MB in {state / '1'}" in report(state / "1")
     warn_of_full_disk(state / "1", clients=CLIENTS, files=5)
     assert "the momentum of" not in caplog.text
     warn_of_full_disk(state / "1", clients=10**12, files=5)
-    assert "the momentum of 1000000000000 clients will need" in caplog.text
+    assert "the momentum of 1000000000000 clients needs" in caplog.text
     assert delete_run(folder) == [folder, state / "1"]
     assert list(tmp_path.rglob("*.safetensors")) == []
     with pytest.raises(ConfigError, match="is not the folder of a run"):

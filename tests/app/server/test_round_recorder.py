@@ -1,4 +1,4 @@
-"""When a run counts as lost after T*."""
+"""The detection of divergence after T*."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fixbn_flwr.app.server.round_recorder import _has_diverged
 from fixbn_flwr.method.schedule import Phase
 
 
-def after_test(loss: float | None, accuracy: float | None) -> RoundMetrics:
+def evaluated(loss: float | None, accuracy: float | None) -> RoundMetrics:
     return RoundMetrics(
         round=1, phase=Phase.CALIBRATION, learning_rate=0.1, train_loss=1.0, test_loss=loss,
         test_accuracy=accuracy, bytes_sent=1, bytes_received=1, seconds=1.0, clients=2, dropped=0,
@@ -19,22 +19,22 @@ def after_test(loss: float | None, accuracy: float | None) -> RoundMetrics:
 
 
 @pytest.mark.parametrize(
-    ("loss", "accuracy", "lost"),
+    ("loss", "accuracy", "diverged"),
     [
         (1.0, 0.60, False),
-        (4.9, 0.13, False),  # it has dipped, and may come back
+        (4.9, 0.13, False),  # a dip, from which it may recover
         (5.1, 0.60, True),
         (math.inf, 0.60, True),
         (math.nan, 0.60, True),
-        (2.3, 0.12, True),  # guesses, as large as its loss at T* was
-        (None, None, False),  # was not tested
+        (2.3, 0.12, True),  # guesses, although the loss is low
+        (None, None, False),  # not tested
     ],
 )
-def test_a_run_is_lost_by_its_loss_or_when_it_guesses(
-    loss: float | None, accuracy: float | None, lost: bool
+def test_a_run_diverges_by_its_loss_or_when_it_guesses(
+    loss: float | None, accuracy: float | None, diverged: bool
 ) -> None:
-    assert _has_diverged(after_test(loss, accuracy), after_test(1.0, 0.60), chance=0.1) is lost
+    assert _has_diverged(evaluated(loss, accuracy), evaluated(1.0, 0.60), chance=0.1) is diverged
 
 
-def test_a_run_that_knew_nothing_at_t_star_has_not_lost_it() -> None:
-    assert not _has_diverged(after_test(2.3, 0.10), after_test(2.3, 0.20), chance=0.1)
+def test_a_run_that_guessed_at_t_star_does_not_count_as_diverged() -> None:
+    assert not _has_diverged(evaluated(2.3, 0.10), evaluated(2.3, 0.20), chance=0.1)

@@ -1,4 +1,4 @@
-"""Real worker processes: alive between messages, the same bits, and an end when there is reason."""
+"""Real worker processes: they stay alive between messages, give the same bits, and end in time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ import pytest
 import safetensors.torch
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from fixbn_flwr.app.client_app import app
 from fixbn_flwr.app.worker import forwarder
@@ -32,6 +31,7 @@ from fixbn_flwr.app.worker.forwarder import (
 from fixbn_flwr.array_records import arrays_of, record_of
 from fixbn_flwr.client.momentum_store import KEY
 from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.flower_compat import TaskIdentity
 from fixbn_flwr.method.round_config import Momentum, RoundConfig
 from fixbn_flwr.method.schedule import Phase
 from fixbn_flwr.tasks import get_task
@@ -43,7 +43,7 @@ PATIENCE = 300.0  # seconds, on a busy machine
 
 @pytest.fixture
 def nodes() -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
-    """Processes that stand for a node's SuperExec."""
+    """Return a function that starts a process in place of a node's SuperExec."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start() -> subprocess.Popen[bytes]:
@@ -51,11 +51,12 @@ def nodes() -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
         return started[-1]
 
     yield start
-    for process in started:  # and with them their workers
+    for process in started:
         end(process)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
+    """End a node, and wait for its workers to end."""
     process.kill()
     process.wait()
     wait_until(lambda: not workers_of(process.pid))
@@ -63,7 +64,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[subprocess.Popen[bytes]]:
-    """A node whose worker stays from test to test: a new one takes seconds to import torch."""
+    """A node whose worker lasts for all tests: a new one takes seconds to import torch."""
     process = subprocess.Popen(["sleep", "3600"])
     yield process
     end(process)
@@ -146,11 +147,11 @@ def bits(content: RecordDict) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in arrays.items()}
 
 
-def test_one_worker_answers_every_message_with_the_bits_of_this_process(
+def test_one_worker_answers_all_messages_with_the_bits_of_this_process(
     sockets: Path, shared: subprocess.Popen[bytes]
 ) -> None:
     there, here = context_of(), context_of()
-    seen = set()
+    workers = set()
     for server_round in (1, 2, 3):
         reply = make_forwarder(sockets, shared).answer(train_message(server_round), there)
         expected = app(train_message(server_round), here)
@@ -158,15 +159,15 @@ def test_one_worker_answers_every_message_with_the_bits_of_this_process(
         assert len(reply.content.array_records["arrays"]) == 2  # packed, as the message was
         assert bits(reply.content) == bits(expected.content)
         assert reply.metadata.reply_to_message_id == f"round-{server_round}"
-        # the kept momentum is the node's, and goes back to it
+        # the momentum returns to the node's context
         buffers, expected_buffers = (kept(c) for c in (there, here))
         assert buffers.keys() == expected_buffers.keys() != set()
         assert all(torch.equal(buffers[name], expected_buffers[name]) for name in buffers)
-        seen |= set(workers_of(shared.pid))
-    assert len(seen) == 1
+        workers |= set(workers_of(shared.pid))
+    assert len(workers) == 1
 
 
-def test_momentum_in_a_directory_is_kept_there_as_ever(
+def test_a_worker_keeps_momentum_in_the_state_dir(
     tmp_path: Path, sockets: Path, shared: subprocess.Popen[bytes]
 ) -> None:
     context = context_of(**{"state-dir": str(tmp_path / "state")})
@@ -176,7 +177,7 @@ def test_momentum_in_a_directory_is_kept_there_as_ever(
 
 
 @pytest.mark.slow
-def test_two_nodes_have_two_workers_and_each_goes_with_its_own(
+def test_two_nodes_have_two_workers_and_each_ends_with_its_node(
     tmp_path: Path, nodes: Callable[[], subprocess.Popen[bytes]]
 ) -> None:
     pair = [nodes(), nodes()]
@@ -185,13 +186,13 @@ def test_two_nodes_have_two_workers_and_each_goes_with_its_own(
         assert reply.has_content(), reply.error
     (first,), (second,) = (workers_of(node.pid) for node in pair)
     assert first != second
-    pair[0].kill()  # it stays a zombie, which counts as gone
+    pair[0].kill()  # it becomes a zombie, which counts as ended
     wait_until(lambda: not workers_of(pair[0].pid))
     assert workers_of(pair[1].pid) == [second]
     assert [path.name.split("-")[0] for path in sockets_in(tmp_path)] == [str(pair[1].pid)]
 
 
-def test_a_clients_exception_is_the_reply_that_flower_would_send_and_the_worker_lives(
+def test_a_clients_exception_gives_flowers_error_reply_and_the_worker_survives(
     sockets: Path, shared: subprocess.Popen[bytes]
 ) -> None:
     context = context_of()
@@ -206,7 +207,7 @@ def test_a_clients_exception_is_the_reply_that_flower_would_send_and_the_worker_
     assert len(workers_of(shared.pid)) == 1
 
 
-def test_a_worker_that_dies_over_a_message_is_told_and_the_next_message_has_another(
+def test_a_worker_that_is_killed_gives_an_error_and_the_next_message_starts_another(
     tmp_path: Path, node: subprocess.Popen[bytes]
 ) -> None:
     context = context_of()
@@ -221,9 +222,9 @@ def test_a_worker_that_dies_over_a_message_is_told_and_the_next_message_has_anot
     )
     wait_until(lambda: processor_time(worker) > before + 1.0)  # it trains
     os.kill(worker, signal.SIGKILL)
-    said = long.communicate(timeout=PATIENCE)[1]
-    assert "WorkerError: the worker process that trains on this node ended in the middle" in said
-    assert "The next message starts another one." in said
+    stderr = long.communicate(timeout=PATIENCE)[1]
+    assert "WorkerError: the worker process of this node ended while it handled a" in stderr
+    assert "The next message starts a new worker." in stderr
     reply = make_forwarder(tmp_path, node).answer(train_message(2), context)
     assert reply.has_content()
     assert workers_of(node.pid) != [worker]
@@ -231,7 +232,7 @@ def test_a_worker_that_dies_over_a_message_is_told_and_the_next_message_has_anot
 
 
 @pytest.mark.slow
-def test_a_message_that_is_taken_back_stops_its_training(
+def test_cancelling_a_message_stops_its_training(
     tmp_path: Path, node: subprocess.Popen[bytes]
 ) -> None:
     make_forwarder(tmp_path, node).answer(train_message(1), context_of())
@@ -246,7 +247,7 @@ def test_a_message_that_is_taken_back_stops_its_training(
     wait_until(lambda: not workers_of(node.pid))
 
 
-# A process that forwards one message, as Flower's own does.
+# A process that forwards one message, as Flower's process does.
 FORWARDED = """
 import sys
 sys.path.insert(0, sys.argv[4])
@@ -269,7 +270,7 @@ def processor_time(process: int) -> float:
 
 
 @pytest.mark.slow
-def test_a_worker_ends_after_some_time_without_a_message_and_leaves_no_socket(
+def test_an_idle_worker_ends_and_leaves_no_socket(
     tmp_path: Path, node: subprocess.Popen[bytes]
 ) -> None:
     make_forwarder(tmp_path, node, idle=0.5).answer(train_message(1), context_of())
@@ -279,35 +280,35 @@ def test_a_worker_ends_after_some_time_without_a_message_and_leaves_no_socket(
 
 
 @pytest.mark.slow
-def test_other_code_and_another_run_have_another_worker(
+def test_other_code_or_another_run_gets_another_worker(
     tmp_path: Path, node: subprocess.Popen[bytes]
 ) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
     (copy / "fixbn_flwr").symlink_to(Path(CODE) / "fixbn_flwr")
-    seen = set()
+    workers = set()
     for code, run in ((CODE, 7), (str(copy), 7), (str(copy), 8)):
         message = train_message(1)
         message.metadata.__dict__["_run_id"] = run
         reply = make_forwarder(tmp_path, node, code=code).answer(message, context_of())
         assert reply.has_content(), reply.error
-        (worker,) = workers_of(node.pid)  # that of before has ended
-        seen.add(worker)
-    assert len(seen) == 3
+        (worker,) = workers_of(node.pid)  # the previous one has ended
+        workers.add(worker)
+    assert len(workers) == 3
 
 
 @pytest.mark.slow
-def test_a_worker_that_cannot_start_is_an_error_of_its_own(
+def test_a_worker_that_cannot_start_raises_a_worker_error(
     tmp_path: Path, node: subprocess.Popen[bytes]
 ) -> None:
     (tmp_path / "fixbn_flwr").mkdir()
-    (tmp_path / "fixbn_flwr" / "__init__.py").write_text("raise ImportError('torn on its way')")
-    with pytest.raises(WorkerError, match=r"ended before it could take a message; why is in the"):
+    (tmp_path / "fixbn_flwr" / "__init__.py").write_text("raise ImportError('broken')")
+    with pytest.raises(WorkerError, match=r"ended before it could take a message; the node's log"):
         make_forwarder(tmp_path, node, code=str(tmp_path)).answer(train_message(1), context_of())
 
 
 @pytest.mark.slow
-def test_a_socket_that_a_killed_worker_left_does_no_harm(
+def test_the_socket_of_a_killed_worker_is_replaced(
     tmp_path: Path, node: subprocess.Popen[bytes]
 ) -> None:
     make_forwarder(tmp_path, node).answer(train_message(1), context_of())
@@ -316,7 +317,7 @@ def test_a_socket_that_a_killed_worker_left_does_no_harm(
     assert make_forwarder(tmp_path, node).answer(train_message(2), context_of()).has_content()
 
 
-def test_the_socket_stands_in_a_directory_of_this_user_alone(
+def test_the_socket_is_in_a_directory_that_only_this_user_can_enter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forwarder.tempfile, "gettempdir", lambda: str(tmp_path))
@@ -324,15 +325,15 @@ def test_the_socket_stands_in_a_directory_of_this_user_alone(
     assert directory.stat().st_mode & 0o777 == 0o700
     assert forwarder._socket_directory() == directory
     directory.chmod(0o755)
-    with pytest.raises(ConfigError, match=r"must be a directory of user .* with mode 0700"):
+    with pytest.raises(ConfigError, match=r"is not a directory of user .* with mode 0700"):
         forwarder._socket_directory()
     directory.rmdir()
     directory.symlink_to("/")
-    with pytest.raises(ConfigError, match="Remove it, or set TMPDIR"):
+    with pytest.raises(ConfigError, match=r"Remove it, or start .* with TMPDIR set"):
         forwarder._socket_directory()
 
 
-def test_a_client_runs_where_the_message_is_unless_flower_starts_a_process_for_each(
+def test_only_a_process_per_message_forwards_its_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert NodeProcess.of_this_process() is None
@@ -340,7 +341,7 @@ def test_a_client_runs_where_the_message_is_unless_flower_starts_a_process_for_e
     assert worker_mod(message, context, lambda m, c: m) is message
     monkeypatch.setattr(sys, "argv", ["/somewhere/flwr-clientapp", "--token", "x"])
     assert NodeProcess.of_this_process() == NodeProcess(os.getppid(), started_at(os.getppid()) or 0)
-    # Dependencies that Flower installs for one message are gone after it.
+    # Flower removes the dependencies that it installs for one message.
     monkeypatch.setattr(sys, "path", [*sys.path, "/home/.flwr/runtime-envs/1/lib"])
     assert NodeProcess.of_this_process() is None
 
@@ -355,8 +356,8 @@ def test_the_forwarding_process_imports_neither_torch_nor_scikit_learn() -> None
     assert json.loads(done.stdout) == []
 
 
-def test_arrays_of_a_reply_are_numbers_of_this_round() -> None:
-    """What the tests above compare is a training: it moved the arrays."""
-    moved = arrays_of(app(train_message(1, packed=False), context_of()).content["arrays"])
+def test_a_message_trains_the_model() -> None:
+    """The tests above compare the results of training: it changes the arrays."""
+    trained = arrays_of(app(train_message(1, packed=False), context_of()).content["arrays"])
     sent = arrays_of(train_message(1, packed=False).content.array_records["arrays"])
-    assert any(np.any(moved[name] != sent[name]) for name in sent)
+    assert any(np.any(trained[name] != sent[name]) for name in sent)

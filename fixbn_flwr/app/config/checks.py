@@ -1,0 +1,173 @@
+"""Checks of run-config values that a key's rule cannot express: paths, names, combinations of keys.
+
+A check takes the values of some keys and returns a line with the value, the reason and the remedy,
+or None if they are valid.
+"""
+
+import os
+import re
+from collections.abc import Callable
+
+from fixbn_flwr.app.config.rules import did_you_mean, problem
+from fixbn_flwr.method import schedule
+from fixbn_flwr.tasks import get_task
+
+_RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_MAX_RUN_NAME = 200  # characters; file systems allow 255, and a suffix may follow
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+
+
+def _model(task: str, model: str) -> str | None:
+    models = get_task(task).models
+    if not model or model in models:
+        return None
+    return problem("model", model, f"no model of task {task}; {did_you_mean(model, models)}")
+
+
+def _norm(norm: str, freeze_after: int | float) -> str | None:
+    if norm == "bn" or (isinstance(freeze_after, float) and freeze_after == 1.0):
+        return None
+    text = f"norm {norm} has no running statistics to freeze; write freeze-after=1.0"
+    return problem("freeze-after", freeze_after, text)
+
+
+def _freeze_after(freeze_after: int | float, rounds: int) -> str | None:
+    if freeze_after == 0:
+        text = (
+            "T* = 0 would freeze the statistics of an untrained model; "
+            "use 1 round or more, or a share such as 0.5"
+        )
+    elif isinstance(freeze_after, int):
+        if freeze_after <= rounds:
+            return None
+        text = (
+            f"T* is beyond the last of {rounds} rounds; use at most {rounds}, "
+            "more num-server-rounds, or 1.0 for plain BN"
+        )
+    elif freeze_after > 1.0:
+        text = (
+            "a share of the rounds is at most 1.0; for a number of rounds, write a whole number "
+            "without a decimal point"
+        )
+    elif freeze_after < 1.0 and schedule.freeze_round(freeze_after, rounds) >= rounds:
+        text = (
+            f"this share leaves none of {rounds} rounds for calibration; "
+            "use a smaller share, more num-server-rounds, or 1.0 for plain BN"
+        )
+    else:
+        return None
+    return problem("freeze-after", freeze_after, text)
+
+
+def _partition(task: str, partition: str) -> str | None:
+    if get_task(task).masks is None or partition not in ("dirichlet", "classes"):
+        return None
+    text = f"an image of task {task} has a class for every pixel, not one; use natural or iid"
+    return problem("partition", partition, text)
+
+
+def _classes(task: str, partition: str, classes: int) -> str | None:
+    available = get_task(task).classes
+    if partition != "classes" or classes <= available:
+        return None
+    text = f"task {task} has {available} classes; use at most {available}"
+    return problem("partition-classes", classes, text)
+
+
+def _local_work(local_steps: int, local_epochs: int) -> str | None:
+    if (local_steps > 0) != (local_epochs > 0):
+        return None
+    if local_steps > 0:
+        text = f"local-epochs = {local_epochs} is set as well; set one of the two to 0"
+    else:
+        text = "local-epochs is 0 as well, so nothing trains; set one of the two above 0"
+    return problem("local-steps", local_steps, text)
+
+
+def _momentum(momentum: str, coefficient: float) -> str | None:
+    if coefficient > 0 or momentum == "reset":
+        return None
+    text = (
+        "momentum-coefficient = 0 leaves no buffers to keep; "
+        'write momentum="reset", or a coefficient such as 0.9'
+    )
+    return problem("momentum", momentum, text)
+
+
+def _data_dir(data_dir: str) -> str | None:
+    if problem_of_path := _path("data-dir", data_dir):
+        return problem_of_path
+    path = os.path.abspath(os.path.expanduser(data_dir))
+    if not data_dir or os.path.isdir(path):
+        return None
+    text = f"there is no directory {path}; create it, or write the absolute path of an existing one"
+    return problem("data-dir", data_dir, text)
+
+
+def _output_dir(output_dir: str) -> str | None:
+    return _path("output-dir", output_dir)
+
+
+def _state_dir(state_dir: str) -> str | None:
+    if problem_of_path := _path("state-dir", state_dir):
+        return problem_of_path
+    path = os.path.expanduser(state_dir)
+    if state_dir and not os.path.isabs(path):
+        text = "clients run in other working directories; write an absolute path"
+        return problem("state-dir", state_dir, text)
+    if not state_dir or os.path.isdir(path) or not os.path.exists(path):
+        return None
+    text = f"{path} is a file; name a directory, which is created if it does not exist"
+    return problem("state-dir", state_dir, text)
+
+
+def _resume(resume: str) -> str | None:
+    return _path("resume", resume)
+
+
+def _path(key: str, path: str) -> str | None:
+    try:
+        os.fsencode(path)
+    except ValueError:
+        return problem(key, path, "no file can have this name; use ordinary letters")
+    if "\0" in path:
+        return problem(key, path, "a path cannot contain the character of code 0; remove it")
+    if os.path.expanduser(path).startswith("~"):
+        text = "there is no such user here; write an absolute path, or ~/ for your own home"
+        return problem(key, path, text)
+    return None
+
+
+def _run_name(run_name: str) -> str | None:
+    if len(run_name) > _MAX_RUN_NAME:
+        text = f"has {len(run_name)} characters, too many for a folder; use at most {_MAX_RUN_NAME}"
+        return problem("run-name", run_name, text)
+    if not run_name or (_RUN_NAME.fullmatch(run_name) and ".." not in run_name):
+        return None
+    text = "is not a folder name; use letters, digits, '.', '_' and '-', no leading '.' and no '..'"
+    return problem("run-name", run_name, text)
+
+
+def _device(device: str) -> str | None:
+    if _DEVICE.fullmatch(device):
+        return None
+    return problem("device", device, "unknown device; use auto, cpu, cuda, or such as cuda:1")
+
+
+# Each check, with the fields that it takes. It is skipped if one of them is already known to be
+# wrong, so that each mistake is reported once.
+CHECKS: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
+    (("task", "model"), _model),
+    (("data_dir",), _data_dir),
+    (("output_dir",), _output_dir),
+    (("state_dir",), _state_dir),
+    (("resume",), _resume),
+    (("task", "partition"), _partition),
+    (("task", "partition", "partition_classes"), _classes),
+    (("norm", "freeze_after"), _norm),
+    (("freeze_after", "num_server_rounds"), _freeze_after),
+    (("momentum", "momentum_coefficient"), _momentum),
+    (("local_steps", "local_epochs"), _local_work),
+    (("device",), _device),
+    (("run_name",), _run_name),
+)

@@ -1,0 +1,99 @@
+"""Create the folder of a new run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from contextlib import ExitStack, suppress
+from datetime import datetime
+from pathlib import Path
+
+from fixbn_flwr.app.config.settings import Settings
+from fixbn_flwr.app.runs.environment import hardware, versions
+from fixbn_flwr.app.runs.lock import locked
+from fixbn_flwr.app.runs.reader import CONFIG
+from fixbn_flwr.app.runs.writer import RunFolder, json_bytes
+from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.persistence.atomic_files import write_atomically
+
+
+def create_run_folder(
+    settings: Settings, *, method: str, clients: int, run: int = 0, when: datetime | None = None
+) -> RunFolder:
+    """Create `<output-dir>/<run-name>` with its config.json, and lock it.
+
+    An existing run is never overwritten. A generated name gets a numeric suffix if it is taken.
+
+    Args:
+        settings: The run config.
+        method: The run's label.
+        clients: The number of all its clients.
+        run: Flower's id of the run. Default: 0, without Flower.
+        when: The start of the run. Default: now.
+
+    Raises:
+        ConfigError: If a run of the given name exists, or the folder cannot be created or written.
+            Nothing is left behind then.
+    """
+    when = when or datetime.now().astimezone()
+    root = Path(os.path.abspath(os.path.expanduser(settings.output_dir or "~/fixbn-runs")))
+    config = {
+        "run_config": settings.as_run_config(),
+        "method": method,
+        "freeze_round": settings.freeze_round,
+        "clients": clients,
+        "run": run,
+        "started": when.isoformat(timespec="seconds"),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+    new, made = None, list[Path]()
+    try:
+        made += [folder for folder in (root, *root.parents) if not folder.exists()]
+        root.mkdir(parents=True, exist_ok=True)
+        new = root / f".{uuid.uuid4()}.new"  # renamed when its config is written
+        new.mkdir()
+        write_atomically(new / CONFIG, json_bytes(config))
+        path = _rename(new, settings, method, when)
+    except (OSError, ValueError) as error:
+        if new:
+            shutil.rmtree(new, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError, ValueError):  # not created, or another run is in it
+                folder.rmdir()
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            f"output-dir = {json.dumps(settings.output_dir)}: cannot create a run folder in "
+            f"{root} ({error}); name a writable directory on a disk with free space"
+        ) from error
+    lock = ExitStack()
+    lock.enter_context(locked(path))
+    return RunFolder(path, settings, method=method, clients=clients, run=run, lock=lock)
+
+
+def _rename(new: Path, settings: Settings, method: str, when: datetime) -> Path:
+    """Give a new folder the run's name, and return its path.
+
+    Raises:
+        ConfigError: If the user's name is taken.
+    """
+    name = settings.run_name
+    if not name:
+        name = f"{when:%Y%m%d-%H%M%S}-{settings.task_name}-{method.replace(' ', '-')}"
+    number = 1
+    while True:
+        path = new.with_name(name if number == 1 else f"{name}-{number}")
+        try:
+            return new.rename(path)  # replaces an empty folder, but nothing else
+        except OSError:
+            if not path.exists():
+                raise
+        if settings.run_name:
+            raise ConfigError(
+                f"run-name = {json.dumps(name)}: {path} exists, and a run is never overwritten; "
+                "choose another run-name, or leave it empty"
+            )
+        number += 1

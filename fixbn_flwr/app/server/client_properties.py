@@ -1,0 +1,64 @@
+"""The properties that each client reports to the server app, and their order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from fixbn_flwr.errors import ConfigError
+
+MAX_PARTITIONS = 1_000_000  # that a node may report
+
+
+@dataclass(frozen=True, order=True)
+class ClientProperties:
+    """What a client trains on, and its name. Clients are sorted by it.
+
+    Attributes:
+        partition: The partition of the shared data that it trains on; -1 with its own data.
+        partitions: The number of partitions; 0 with its own data.
+        examples: The number of its images.
+        name: The name of its node; empty if it has none.
+        node_id: Flower's id of its node.
+    """
+
+    partition: int
+    partitions: int
+    examples: int = field(compare=False)
+    name: str = ""
+    node_id: int = 0
+
+    @classmethod
+    def from_reply(cls, reply: Message) -> ClientProperties:
+        """Read a client's reply to a properties request.
+
+        Raises:
+            ConfigError: If the client reports that it cannot start, or the reply is not valid.
+        """
+        if reply.has_error():
+            raise ConfigError(reply.error.reason)
+        try:
+            reported = reply.content.config_records["getpropertiesres.properties"]
+            properties = cls(
+                partition=int(str(reported.get("partition-id", -1))),
+                partitions=int(str(reported.get("num-partitions", 0))),
+                examples=int(str(reported["examples"])),
+                name=str(reported.get("name", ""))[:100],
+                node_id=reply.metadata.src_node_id,
+            )
+            partitions = properties.partitions
+            if not -1 <= properties.partition < max(partitions, 1) <= MAX_PARTITIONS:
+                raise ValueError(f"partition {properties.partition} of {partitions}")
+            return properties
+        except (KeyError, ValueError) as error:
+            raise ConfigError(
+                f"its get_properties reply is not valid ({error!r}): install the same version of "
+                "fixbn-flwr on server and clients."
+            ) from error
+
+
+def properties_request(node_id: int) -> Message:
+    """Return the message that asks a client for its properties."""
+    content = RecordDict({"getpropertiesins.config": ConfigRecord()})
+    return Message(content, dst_node_id=node_id, message_type="get_properties")

@@ -1,0 +1,135 @@
+"""Prepare a run, new or resumed, before its first round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from flwr.app import ArrayRecord, Context
+from flwr.serverapp import Grid
+
+from fixbn_flwr.app.config.settings import Settings
+from fixbn_flwr.app.runs.creation import create_run_folder
+from fixbn_flwr.app.runs.momentum_files import folder_of, make_state_dir
+from fixbn_flwr.app.runs.writer import RunFolder
+from fixbn_flwr.app.server.client_registry_grid import ClientRegistryGrid
+from fixbn_flwr.app.server.reproducible_fedavg import ReproducibleFedAvg
+from fixbn_flwr.app.server.resumed_run import ResumedRun
+from fixbn_flwr.app.server.rng_state import restore_random_state
+from fixbn_flwr.app.server.round_recorder import RecordedFixBN
+from fixbn_flwr.app.training import find_device
+from fixbn_flwr.log import logger
+from fixbn_flwr.method.averaging import Arrays
+from fixbn_flwr.tasks import Split, Task, get_task, load_splits
+from fixbn_flwr.transport.packed_grid import flat_in_deployment
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that is ready for its next round.
+
+    Attributes:
+        settings: The validated run config.
+        task: The data, model, loss and metric.
+        test: The images that the server tests the model on.
+        grid: The run's clients.
+        folder: The run folder.
+        strategy: FixBN around FedAvg, restored if the run is resumed.
+        arrays: The whole model.
+        rounds_done: The number of rounds done; above 0 if the run is resumed.
+        best: The best model so far, by name; None if no round was tested.
+    """
+
+    settings: Settings
+    task: Task
+    test: Split
+    grid: ClientRegistryGrid
+    folder: RunFolder
+    strategy: RecordedFixBN
+    arrays: ArrayRecord
+    rounds_done: int = 0
+    best: Arrays | None = None
+
+
+def prepare_run(grid: Grid, context: Context) -> PreparedRun:
+    """Load model and data, wait for the clients, and create or reopen the run folder.
+
+    Raises:
+        FixBNError: If the run cannot start. A new run has no folder then.
+    """
+    settings = Settings.from_run_config(context.run_config)
+    resumed = ResumedRun.find(settings) if settings.resume else None
+    settings = resumed.settings if resumed else settings
+    find_device(settings.device)
+    task = get_task(settings.task)
+    torch.manual_seed(settings.seed)
+    model = task.models[settings.model](settings.norm)  # fails before the data is loaded
+    _, test = load_splits(task, settings.data_path)
+    reached = flat_in_deployment(grid)
+    simulated = reached is grid
+    if simulated:
+        make_state_dir(settings)
+    registry = ClientRegistryGrid(reached)
+    clients, own_data = _assemble(registry, settings, resumed)
+    strategy = _strategy(settings, registry.needed)
+    if resumed is None:
+        folder = create_run_folder(
+            settings, method=settings.method, clients=clients, run=context.run_id
+        )
+        arrays = ArrayRecord(model.state_dict())
+        return PreparedRun(settings, task, test, registry, folder, strategy, arrays)
+    folder = resumed.open(clients, own_data=own_data)
+    strategy.restore(resumed.checkpoint["strategy"])
+    restore_random_state(resumed.checkpoint["random"])
+    _warn_of_lost_momentum(settings, folder, simulated=simulated)
+    return PreparedRun(
+        settings, task, test, registry, folder, strategy,
+        resumed.arrays, resumed.server_round, resumed.best,
+    )  # fmt: skip
+
+
+def _assemble(
+    registry: ClientRegistryGrid, settings: Settings, resumed: ResumedRun | None
+) -> tuple[int, bool]:
+    """Wait for the clients, and set how many of them a round needs.
+
+    Returns:
+        The number of clients, and whether they train on their own data.
+    """
+    clients = registry.assemble((resumed and resumed.clients) or settings.min_clients)
+    settings.check_partitions(
+        [client.examples for client in clients], [client.name for client in clients]
+    )
+    own_data = not any(client.partitions for client in clients)
+    registry.needed = settings.clients_per_round(len(clients))
+    if own_data:  # the others continue while a client is away
+        registry.needed = min(registry.needed, settings.min_clients)
+    return len(clients), own_data
+
+
+def _strategy(settings: Settings, needed: int) -> RecordedFixBN:
+    return RecordedFixBN(
+        ReproducibleFedAvg(settings, needed),
+        freeze_after=settings.freeze_after,
+        momentum=settings.momentum,
+        statistics=settings.statistics,
+        learning_rate_factor=settings.learning_rate_factor,
+    )
+
+
+def _warn_of_lost_momentum(settings: Settings, folder: RunFolder, *, simulated: bool) -> None:
+    """Warn if the clients of a resumed run have lost their momentum."""
+    if settings.momentum != "local":
+        return
+    if not settings.state_dir:
+        logger.warning(
+            "the clients' momentum was lost when the run stopped and starts from zero, except on "
+            "nodes with their own state-dir. Set state-dir to keep it in files."
+        )
+    elif simulated and not folder_of(settings, folder.run):
+        logger.warning(
+            "%s has no momentum of this run: it starts from zero. Results will differ from an "
+            "uninterrupted run. If the files are elsewhere, stop the run and set state-dir to "
+            "their directory.",
+            settings.state_dir,
+        )
