@@ -35,8 +35,8 @@ PARAMETERS = ["w", "scale"]
 WEIGHTED_BY = "num-examples"
 
 REMEDY = (
-    r"[Rr]eturn |reply with |[Gg]ive |add \*\*|[Uu]se |[Ll]et all |must build the same model|helps|Use a smaller|left out of the average"
-    r"|below zero\.$|use different versions"
+    r"[Rr]eturn |reply with |[Gg]ive |add \*\*|[Uu]se |[Ll]et all |must build the same model|helps"
+    r"|left out of the average|below zero\.$|use different versions"
 )
 """What every ReplyError says of what to do, in one of these words."""
 
