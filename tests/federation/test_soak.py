@@ -17,7 +17,7 @@ from fixbn_flwr.app import client_app
 from fixbn_flwr.app.cli import APP
 from fixbn_flwr.app.local_superlink import local_superlink
 from fixbn_flwr.app.runs.reader import read_metrics
-from fixbn_flwr.testing import InMemoryGrid
+from fixbn_flwr.testing import SerializingGrid
 from simulation.benchmarks.process_monitor import descendants, processes
 from tests.support.whole_app import serve
 
@@ -130,7 +130,7 @@ def test_two_hundred_clients_three_hundred_rounds(tmp_path: Path) -> None:
         assert late < 1.05 * early + 10, role
 
     config = CONFIG | where | {"output-dir": str(tmp_path / "whole"), "state-dir": ""}
-    serve(InMemoryGrid(client_app.app, CLIENTS, run_config=config), config)
+    serve(SerializingGrid(client_app.app, CLIENTS, run_config=config), config)
     whole = read_metrics(tmp_path / "whole" / "soak")
     ours, without = rounds[-1].test_accuracy, whole[-1].test_accuracy
     assert ours is not None

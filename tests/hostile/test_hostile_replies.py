@@ -145,8 +145,8 @@ def test_any_reply_is_read_or_refused(random: Random, with_momentum: bool) -> No
     # What was read can be averaged, whatever else the client says of it.
     update, rest = checked.update, checked.content
     assert 0 < update.weight <= 2**53
-    (seen,) = rest.array_records.values()
-    arrays = {**update.arrays, **{name: array.numpy() for name, array in seen.items()}}
+    seen = rest.array_records[checked.model_key]
+    arrays = {name: array.numpy() for name, array in seen.items()}
     assert arrays.keys() == SENT.keys()
     for name, array in [*arrays.items(), *update.momentum.items()]:
         assert (array.shape, array.dtype) == (SENT[name].shape, SENT[name].dtype)

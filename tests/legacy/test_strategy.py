@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,14 +11,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.client.mod import secaggplus_mod
-from flwr.common import (
-    Code,
-    FitRes,
-    Parameters,
-    Status,
-    ndarrays_to_parameters,
-    parameters_to_ndarrays,
-)
+from flwr.common import Code, FitRes, Parameters, Status, ndarrays_to_parameters
 from flwr.server import LegacyContext, ServerConfig
 from flwr.server.strategy import FedAvg
 from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
@@ -31,9 +23,7 @@ from fixbn_flwr import FixBN as NewFixBN
 from fixbn_flwr import Phase, local_training
 from fixbn_flwr.errors import (
     ConfigError,
-    NoStatisticsError,
     RoundsFailedError,
-    StatisticsMovedError,
 )
 from fixbn_flwr.legacy.replies import select_results
 from fixbn_flwr.method.averaging import Kind, kind_of
@@ -42,30 +32,11 @@ from fixbn_flwr.server.dropped_replies import DroppedReplyLog
 from fixbn_flwr.server.reply_collection import CheckedReply
 from fixbn_flwr.testing import SerializingGrid
 from tests.support.clients import initial_arrays, sgd_step, training_app
-from tests.support.older_federation import CLIENTS, NAMES, ROUNDS, STATISTICS, fedavg, fixbn
-from tests.support.older_generation import Arrays, Trainer, arrays_of, load, numpy_app, run_older
+from tests.support.older_federation import CLIENTS, NAMES, ROUNDS, STATISTICS, app, fedavg, fixbn
+from tests.support.older_generation import Arrays, Trainer, arrays_of, load, run_older
 from tests.support.small_federation import batches, network
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-
-OK, PARAMETERS = Status(Code.OK, ""), Parameters([], "")
-
-
-def app(**choices: Any) -> Any:
-    return numpy_app(network, batches, **choices)
-
-
-def change(
-    name: str, make: Callable[[np.ndarray], Any], *, client: int = 1, from_round: int = 1
-) -> Callable[..., None]:
-    """Let one client return a changed array."""
-
-    def on_reply(partition: int, server_round: int, arrays: Arrays, _: dict[str, Any]) -> None:
-        if partition == client and server_round >= from_round:
-            arrays[NAMES.index(name)] = np.asarray(make(arrays[NAMES.index(name)]))
-
-    return on_reply
 
 
 # The two stages
@@ -169,8 +140,9 @@ def test_where_flowers_two_averages_round_apart_the_statistics_do_not(examples: 
 
 
 def test_clients_come_in_the_order_of_their_numbers() -> None:
+    status, parameters = Status(Code.OK, ""), Parameters([], "")
     replies = [
-        (SimpleNamespace(cid=cid), FitRes(OK, PARAMETERS, 1, {"cid": cid}))
+        (SimpleNamespace(cid=cid), FitRes(status, parameters, 1, {"cid": cid}))
         for cid in ("10", "9", "8", "11")
     ]
     selection, accepted, _ = select_results(
@@ -243,102 +215,6 @@ def test_a_client_that_returns_no_momentum_is_told_what_to_add() -> None:
         run_older(fixbn(momentum="global"), app(on_reply=on_reply), ROUNDS)
 
 
-def test_a_momentum_blob_that_cannot_be_read_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
-    def on_reply(partition: int, _: int, __: Arrays, metrics: dict[str, Any]) -> None:
-        if partition == 1:
-            metrics["fixbn-momentum-buffers"] = b"torn"
-
-    of_round = run_older(fixbn(momentum="global"), app(on_reply=on_reply), 1)
-    assert "its 'fixbn-momentum-buffers' cannot be read" in caplog.text
-    assert not np.array_equal(of_round[0][0], of_round[1][0])
-
-
-# Bad replies
-
-
-@pytest.mark.parametrize(
-    ("name", "make", "message"),
-    [
-        ("first.weight", lambda a: a * np.nan, "holds NaN or infinity"),
-        ("norm.running_var", lambda a: a * 0 - 1, "below zero"),
-        ("first.bias", lambda a: a[:-1], "was sent with (5,)"),
-        (
-            "norm.num_batches_tracked",
-            lambda a: a.astype(np.float64),
-            "type float64 and was sent as int64",
-        ),
-    ],
-)
-def test_a_bad_reply_is_dropped_and_named(
-    name: str, make: Any, message: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    bad = run_older(fixbn(), app(on_reply=change(name, make)), ROUNDS)
-    assert f"round {ROUNDS}: reply dropped, client 1001: " in caplog.text
-    assert message in caplog.text
-    assert all(np.isfinite(array).all() for array in bad[ROUNDS])
-
-
-def test_a_dropped_reply_counts_as_a_failure() -> None:
-    """So that a strategy that accepts no failures does not average the others."""
-    strategy = fixbn(fedavg(accept_failures=False))
-    with pytest.raises(RoundsFailedError, match="FedAvg made no model from 3 usable replies"):
-        run_older(strategy, app(on_reply=change("first.bias", lambda a: a * np.inf)), ROUNDS)
-
-
-def test_an_average_that_is_not_finite_is_no_model() -> None:
-    class Overflowing(FedAvg):
-        def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
-            parameters, metrics = super().aggregate_fit(server_round, results, failures)
-            assert parameters is not None
-            first, *rest = parameters_to_ndarrays(parameters)
-            return ndarrays_to_parameters([first * np.inf, *rest]), metrics
-
-    initial = ndarrays_to_parameters(arrays_of(network()))
-    strategy = fixbn(Overflowing(initial_parameters=initial, fraction_evaluate=0.0))
-    with pytest.raises(RoundsFailedError, match="Overflowing produced NaN or infinity from finite"):
-        run_older(strategy, app(), ROUNDS)
-
-
-def test_clients_without_all_arrays_are_told_what_to_send() -> None:
-    class ParametersOnly(Trainer):
-        def fit(self, parameters: Any, config: Any) -> Any:
-            arrays, *rest = super().fit(parameters, config)
-            return arrays[:4], *rest
-
-    with pytest.raises(RoundsFailedError, match=r"holds 4 arrays and was sent 11: return all of"):
-        run_older(fixbn(), app(client=ParametersOnly), ROUNDS)
-
-
-def test_a_run_in_which_all_clients_fail_stops_with_their_reason() -> None:
-    class Failing(Trainer):
-        def fit(self, parameters: Any, config: Any) -> Any:
-            raise FileNotFoundError("no such folder: /data")
-
-    with pytest.raises(RoundsFailedError, match="no such folder: /data"):
-        run_older(fixbn(), app(client=Failing), ROUNDS)
-
-
-@pytest.mark.parametrize("strict", [False, True])
-def test_a_client_that_does_not_freeze_is_named(
-    strict: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    class Ignorant(Trainer):
-        """Knows nothing of FixBN."""
-
-        def fit(self, parameters: Any, config: Any) -> Any:
-            return super().fit(parameters, {"server-round": config["server-round"]})
-
-    strategy = fixbn(strict=strict)
-    if strict:
-        with pytest.raises(StatisticsMovedError, match="client 1000 returned 2 of 2 frozen"):
-            run_older(strategy, app(client=Ignorant), ROUNDS)
-        return
-    of_round = run_older(strategy, app(client=Ignorant), ROUNDS)
-    assert "client 1003 returned 2 of 2 frozen statistics changed" in caplog.text
-    for place in STATISTICS:
-        assert np.array_equal(of_round[2][place], of_round[ROUNDS][place])
-
-
 # What the server evaluates and sends to be evaluated
 
 
@@ -401,51 +277,6 @@ def test_a_client_in_secure_aggregation_says_why_it_does_not_train() -> None:
         pass
 
 
-# What the user gives
-
-
-@pytest.mark.parametrize(
-    ("choices", "message"),
-    [
-        ({"parameter_names": []}, "must name each of the model's arrays once"),
-        ({"parameter_names": "first.weight"}, "must name each of the model's arrays once"),
-        ({"parameter_names": [NAMES[0], *NAMES[:-1]]}, "must name each of the model's arrays once"),
-        ({"parameter_names": NAMES[:-1]}, "has 11 arrays and parameter_names has 10 names"),
-        ({"momentum": "none"}, "is not a mode"),
-        ({"statistics": "median"}, "is not an average"),
-        ({"freeze_after": -1}, "negative round"),
-        ({"num_rounds": 0}, "num_rounds=0"),
-        ({"strategy": NewFedAvg()}, r"use fixbn_flwr\.FixBN"),
-    ],
-)
-def test_values_that_cannot_work_are_refused_at_once(choices: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        fixbn(**choices)
-
-
-def test_fixbn_is_not_wrapped_twice() -> None:
-    with pytest.raises(ConfigError, match="that is not FixBN itself"):
-        fixbn(fixbn())
-
-
-def test_a_model_without_statistics_is_refused_at_once() -> None:
-    names = ["0.weight", "0.bias"]
-    with pytest.raises(NoStatisticsError, match="nothing to freeze"):
-        fixbn(fedavg(initial_parameters=None), parameter_names=names)
-    fixbn(fedavg(initial_parameters=None), parameter_names=names, freeze_after=1.0)
-
-
-def test_a_switch_that_never_comes_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
-    fixbn(freeze_after=ROUNDS)
-    assert f"freeze_after={ROUNDS} never freezes in {ROUNDS} rounds" in caplog.text
-
-
-def test_a_client_with_another_number_of_arrays_than_names_is_named() -> None:
-    strategy = fixbn(fedavg(initial_parameters=None), parameter_names=[*NAMES, "more.weight"])
-    with pytest.raises(ConfigError, match="has 11 arrays and parameter_names has 12 names"):
-        run_older(strategy, app(), 1)
-
-
 def test_a_share_of_the_rounds(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="flwr.fixbn")
     run_older(fixbn(freeze_after=0.25), app(), ROUNDS)
@@ -468,19 +299,6 @@ def test_a_second_run_starts_afresh() -> None:
         run_older(strategy, app(client=Watching), ROUNDS)
         assert phases[:CLIENTS] == ["exploration without buffers"] * CLIENTS
         assert phases[-1] == "calibration with buffers"
-
-
-def test_a_strategy_belongs_to_one_fixbn() -> None:
-    strategy = fedavg()
-    fixbn(strategy)
-    with pytest.raises(ConfigError, match="build a new one for every FixBN"):
-        fixbn(strategy)
-
-
-def test_more_rounds_than_fixbn_was_told_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:
-    run_older(fixbn(num_rounds=2, freeze_after=0.5), app(), 4)
-    assert caplog.text.count("round 3 comes after num_rounds=2") == 1
-    assert "round 4 comes after" not in caplog.text
 
 
 def test_a_model_that_a_strategy_loads_itself_is_the_one_that_is_trained() -> None:

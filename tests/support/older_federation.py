@@ -9,8 +9,8 @@ from flwr.server.strategy import FedAvg
 
 from fixbn_flwr.legacy import FixBN
 from fixbn_flwr.method.averaging import Kind, kind_of
-from tests.support.older_generation import arrays_of
-from tests.support.small_federation import network
+from tests.support.older_generation import arrays_of, numpy_app
+from tests.support.small_federation import batches, network
 
 CLIENTS, ROUNDS = 4, 4
 NAMES = list(network().state_dict())
@@ -25,3 +25,7 @@ def fedavg(**choices: Any) -> FedAvg:
 def fixbn(strategy: Any = None, **choices: Any) -> FixBN:
     choices = {"freeze_after": 2, "parameter_names": NAMES, "num_rounds": ROUNDS, **choices}
     return FixBN(strategy or fedavg(), **choices)
+
+
+def app(**choices: Any) -> Any:
+    return numpy_app(network, batches, **choices)

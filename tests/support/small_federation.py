@@ -91,3 +91,32 @@ def corrupt(name: str, change: Callable[[np.ndarray], np.ndarray], *, client: in
             record[name] = Array(np.asarray(change(record[name].numpy().copy())))
 
     return on_reply
+
+
+class WatchedFedAvg(FedAvg):
+    """Record the arrays and the rounds that a wrapped strategy sees."""
+
+    def __init__(self) -> None:
+        super().__init__(fraction_evaluate=1.0)
+        self.seen: set[str] = set()
+        self.rounds: list[tuple[str, int]] = []
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, *args: Any) -> Any:
+        self.seen |= arrays.keys()
+        self.rounds.append(("train", server_round))
+        return super().configure_train(server_round, arrays, *args)
+
+    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, *args: Any) -> Any:
+        self.seen |= arrays.keys()
+        self.rounds.append(("evaluate", server_round))
+        return super().configure_evaluate(server_round, arrays, *args)
+
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        replies = list(replies)
+        for reply in replies:
+            for record in reply.content.array_records.values():
+                self.seen |= record.keys()
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        assert arrays is not None
+        self.seen |= arrays.keys()
+        return arrays, metrics

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from fixbn_flwr.app import client_app
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.tasks import get_task, load_splits
-from fixbn_flwr.testing import FIRST_NODE_ID, InMemoryGrid
+from fixbn_flwr.testing import FIRST_NODE_ID, SerializingGrid
 from tests.support.whole_app import SMALL, rounds_of, run_app, serve
 
 ROOT = Path(__file__).parents[2]
@@ -121,7 +121,7 @@ def test_offices_that_keep_their_own_data_train_on_all_of_it_in_an_order_that_la
             "output-dir": str(tmp_path),
             "run-name": name,
         }
-        grid = InMemoryGrid(client_app.app, 3, run_config={**config, "data-dir": "/not/here"})
+        grid = SerializingGrid(client_app.app, 3, run_config={**config, "data-dir": "/not/here"})
         for node, office in enumerate(nodes):
             own = {"data-dir": str(tmp_path / office), "name": office}
             grid.contexts[FIRST_NODE_ID + node].node_config = own
@@ -139,7 +139,7 @@ def test_a_node_with_a_wrong_path_ends_the_run_at_once_and_is_named(
     data: Path, tmp_path: Path
 ) -> None:
     config = {**SMALL, "task": "postcodes:TASK", "data-dir": str(data), "partition": "iid"}
-    grid = InMemoryGrid(client_app.app, 2, run_config=config)
+    grid = SerializingGrid(client_app.app, 2, run_config=config)
     for node, (name, folder) in enumerate({"a": data, "b": tmp_path}.items()):
         own = {"data-dir": str(folder), "name": name}
         grid.contexts[FIRST_NODE_ID + node].node_config = own

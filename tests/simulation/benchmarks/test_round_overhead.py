@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from flwr.app import Context, Message, RecordDict
 
-from fixbn_flwr.testing import InMemoryGrid
+from fixbn_flwr.testing import SerializingGrid
 from simulation.benchmarks import bare_exchange
 from simulation.benchmarks.round_overhead import ADDED, BARE_APP, TASK, Rounds, copy_of_app, table
 
@@ -48,7 +48,7 @@ def test_a_bare_exchange_writes_down_the_seconds_of_each_round(tmp_path: Path) -
         sent.append(float(message.content["arrays"]["values"].numpy()[0]))
         return False
 
-    grid = InMemoryGrid(bare_exchange.client, 2, run_config=config, lost=lost)
+    grid = SerializingGrid(bare_exchange.client, 2, run_config=config, lost=lost)
     context = Context(
         run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(config)
     )

@@ -1,0 +1,122 @@
+"""freeze_statistics on every kind of layer that has running statistics."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fixbn_flwr import freeze_statistics
+from fixbn_flwr.errors import NoStatisticsError
+from fixbn_flwr.method.batch_norm import statistics
+from tests.support.batch_norm import network, rows, unmoved
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.BatchNorm1d(4), (3, 4)),
+        (nn.BatchNorm1d(4), (3, 4, 5)),
+        (nn.BatchNorm2d(4), (3, 4, 5, 5)),
+        (nn.BatchNorm3d(4), (3, 4, 5, 5, 5)),
+        (nn.SyncBatchNorm(4), (3, 4, 5, 5)),
+        (nn.BatchNorm2d(4, momentum=None), (3, 4, 5, 5)),
+        (nn.BatchNorm2d(4, affine=False), (3, 4, 5, 5)),
+        (nn.InstanceNorm1d(4, track_running_stats=True), (3, 4, 5)),
+        (nn.InstanceNorm2d(4, track_running_stats=True, affine=True), (3, 4, 5, 5)),
+        (nn.InstanceNorm3d(4, track_running_stats=True), (3, 4, 5, 5, 5)),
+    ],
+)
+def test_every_layer_of_torch_with_running_statistics(
+    layer: nn.Module, shape: tuple[int, ...]
+) -> None:
+    layer.running_mean.fill_(0.5)
+    x = 2 + torch.randn(shape)
+    expected = copy.deepcopy(layer).eval()(x)
+    before = statistics(layer)
+    own_class = type(layer)
+    with freeze_statistics(layer):
+        torch.testing.assert_close(layer.train()(x), expected)
+    assert unmoved(layer, before)
+    assert type(layer) is own_class
+    layer.train()(x)
+    assert not unmoved(layer, before)
+
+
+class Block(nn.BatchNorm2d):
+    """A user's subclass: own forward, own children, own attribute, own constructor."""
+
+    def __init__(self, channels: int, *, gain: float) -> None:
+        super().__init__(channels)
+        self.gain = gain
+        self.inner = nn.BatchNorm2d(channels)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.dropout.training  # it was asked to train
+        return self.gain * self.dropout(self.inner(super().forward(x)))
+
+
+def test_a_subclass_with_its_own_forward_and_children() -> None:
+    model = nn.Sequential(Block(3, gain=2.0))
+    x = torch.randn(2, 3, 4, 4)
+    before = statistics(model)
+    assert len(before) == 4
+    with freeze_statistics(model):
+        model.train()
+        assert not torch.equal(model(x), model(x))  # its dropout drops
+        twin = copy.deepcopy(model)
+        assert isinstance(model[0], Block)
+        assert model[0].gain == 2.0
+    assert unmoved(model, before)
+    assert type(model[0]) is type(twin[0]) is Block
+    model(x)
+    assert not unmoved(model, before)
+
+
+def test_a_lazy_layer_that_knows_no_shapes_is_an_error_that_says_so() -> None:
+    model = nn.Sequential(nn.LazyBatchNorm1d())
+    with (
+        pytest.raises(
+            NoStatisticsError,
+            match=r"'0' is an uninitialized LazyBatchNorm1d.*load the global arrays",
+        ),
+        freeze_statistics(model),
+    ):
+        pytest.fail("entered")
+    assert type(model[0]) is nn.LazyBatchNorm1d
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_lazy_layer_is_frozen_once_it_has_statistics(loaded: bool) -> None:
+    """One loaded from the server changes its class at its first batch, which must not thaw it."""
+    model = nn.Sequential(nn.LazyBatchNorm1d())
+    if loaded:
+        model.load_state_dict(nn.Sequential(nn.BatchNorm1d(4)).state_dict())
+    else:
+        model(rows())
+    before = statistics(model)
+    with freeze_statistics(model):
+        model.train()
+        torch.testing.assert_close(model(rows()[:1]), model(rows())[:1])
+    assert unmoved(model, before)
+    assert type(model[0]) is nn.BatchNorm1d
+    model(rows())
+    assert not unmoved(model, before)
+
+
+def test_a_layer_used_under_two_names_is_frozen_once_and_thawed() -> None:
+    layer = nn.BatchNorm1d(4)
+    model = nn.ModuleDict({"a": layer, "b": layer})
+    with freeze_statistics(model):
+        assert not layer.training
+    assert type(layer) is nn.BatchNorm1d
+
+
+def test_names_are_those_of_the_state_dict() -> None:
+    model = nn.ModuleDict({"stem": network(), "head": nn.BatchNorm2d(2)})
+    expected = {name for name in model.state_dict() if "running_" in name}
+    assert statistics(model).keys() == expected
+    assert statistics(nn.BatchNorm1d(2)).keys() == {"running_mean", "running_var"}

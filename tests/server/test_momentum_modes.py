@@ -1,0 +1,130 @@
+"""FixBN around real strategies: momentum and the learning rate."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import RecordDict
+from torch import Tensor, nn
+
+from fixbn_flwr import FixBN
+from fixbn_flwr.testing import SerializingGrid
+from tests.support.clients import training_app
+from tests.support.small_federation import (
+    CLIENTS,
+    ROUNDS,
+    batches,
+    fedavg,
+    federation,
+    network,
+    same,
+)
+
+
+def momentum_by_round(mode: str, fraction: float = 1.0) -> dict[int, dict[int, list[Tensor]]]:
+    """The buffer of `first.bias` at the start and at the end of each training, by client, round."""
+    log: dict[int, dict[int, list[Tensor]]] = {}
+
+    class Noting(torch.optim.SGD):
+        noted: Tensor | None = None
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> Any:
+            if self.noted is None:
+                bias = self.param_groups[0]["params"][2]  # scale, first.weight, first.bias
+                self.noted = self.state[bias].get("momentum_buffer", torch.zeros(5)).clone()
+            return super().step(closure)
+
+    optimisers: dict[int, Noting] = {}
+
+    def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+        return optimisers.setdefault(id(model), Noting(model.parameters(), 0.05, momentum=0.9))
+
+    def on_reply(partition: int, server_round: int, model: nn.Module, _: RecordDict) -> None:
+        optimizer = optimisers[id(model)]
+        bias = optimizer.param_groups[0]["params"][2]
+        assert optimizer.noted is not None
+        end = optimizer.state[bias]["momentum_buffer"].clone()
+        log.setdefault(server_round, {})[partition] = [optimizer.noted, end]
+        optimizer.noted = None
+
+    random.seed(0)  # FedAvg draws from it who takes part
+    one_model = network()  # one model and one optimiser for all clients, as in a Ray actor
+    app = training_app(
+        lambda: one_model, batches, optimizer_of=optimizer_of, on_reply=on_reply,
+        examples=[1, 2, 3, 4],
+    )  # fmt: skip
+    inner = fedavg(fraction_train=fraction, min_train_nodes=1)
+    federation(FixBN(inner, freeze_after=2, momentum=mode), grid=SerializingGrid(app, CLIENTS))
+    return log
+
+
+def test_reset_starts_from_zero() -> None:
+    for clients in momentum_by_round("reset").values():
+        assert all(not start.any() and end.any() for start, end in clients.values())
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_local_goes_on_from_the_clients_own(fraction: float) -> None:
+    log = momentum_by_round("local", fraction)
+    kept: dict[int, Tensor] = {}
+    for server_round in range(1, ROUNDS + 1):
+        assert len(log[server_round]) == CLIENTS * fraction
+        for client, (start, end) in log[server_round].items():
+            assert torch.equal(start, kept.get(client, torch.zeros(5)))
+            kept[client] = end
+    assert len(kept) > CLIENTS * fraction or fraction == 1.0  # others took part in later rounds
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_global_starts_from_the_average_of_those_that_answered(fraction: float) -> None:
+    log = momentum_by_round("global", fraction)
+    assert all(not start.any() for start, _ in log[1].values())
+    for server_round in range(2, ROUNDS + 1):
+        last = log[server_round - 1]
+        total = sum(client + 1 for client in last)
+        average = sum(end * (client + 1) / total for client, (_, end) in last.items())
+        for start, _ in log[server_round].values():
+            torch.testing.assert_close(start, average, rtol=1e-6, atol=1e-7)
+
+
+def test_an_earlier_run_leaves_no_momentum() -> None:
+    strategy = FixBN(fedavg(), freeze_after=1, momentum="global")
+    first, _ = federation(strategy)
+    second, _ = federation(strategy)
+    assert same(
+        {n: a.numpy() for n, a in first.arrays.items()},
+        {n: a.numpy() for n, a in second.arrays.items()},
+    )
+
+
+def test_learning_rate_factor_is_applied_in_calibration_and_restored() -> None:
+    """SGD without momentum: a step is as long as the rate, so a tenth of the rate a tenth."""
+
+    def first_step(factor: float) -> tuple[float, list[float]]:
+        rates: list[float] = []
+        optimisers: list[torch.optim.SGD] = []
+
+        def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+            optimisers.append(torch.optim.SGD(model.parameters(), 0.05))
+            return optimisers[-1]
+
+        app = training_app(
+            network,
+            lambda partition, server_round: batches(partition, server_round)[:1],
+            optimizer_of=optimizer_of,
+            on_reply=lambda *_: rates.append(optimisers[-1].param_groups[0]["lr"]),
+        )
+        strategy = FixBN(fedavg(), freeze_after=1, learning_rate_factor=factor)
+        _, of_round = federation(strategy, grid=SerializingGrid(app, CLIENTS), rounds=2)
+        step = of_round[2]["last.weight"] - of_round[1]["last.weight"]
+        return float(np.linalg.norm(step)), rates
+
+    whole, _ = first_step(1.0)
+    tenth, rates = first_step(0.1)
+    assert tenth == pytest.approx(whole / 10, rel=1e-4)
+    assert rates == [0.05] * CLIENTS * 2
