@@ -6,6 +6,7 @@
     ├── StatisticsMovedError   frozen statistics were changed while a client trained
     ├── MomentumError          momentum buffers do not belong to this model or optimiser
     ├── ReplyError             a client's reply cannot be averaged
+    │   ├── NoExamplesError    the client has no examples
     │   └── NotFiniteError     it holds NaN or infinity: the client's training diverged
     ├── RoundsFailedError      no client delivers a usable update any more
     ├── ClientsMissingError    fewer clients are connected than a round needs
@@ -41,6 +42,10 @@ class ReplyError(FixBNError):
 
 class NotFiniteError(ReplyError):
     """A client's reply holds NaN or infinity: its training diverged."""
+
+
+class NoExamplesError(ReplyError):
+    """A client has no examples, so its reply has no weight."""
 
 
 class RoundsFailedError(FixBNError):

@@ -17,7 +17,7 @@ def _all() -> dict[str, type[Exception]]:
 
 
 def test_every_error_is_in_the_tree_and_in_its_drawing() -> None:
-    drawn = re.findall(r"^    (?:[├└]── )?(\w+)", errors.__doc__ or "", flags=re.MULTILINE)
+    drawn = re.findall(r"^    (?:│   )?(?:[├└]── )?(\w+)", errors.__doc__ or "", flags=re.MULTILINE)
     assert sorted(drawn) == sorted(_all())
     assert all(issubclass(error, errors.FixBNError) for error in _all().values())
 

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flwr.common import (
-    FitRes,
-    Parameters,
-    Scalar,
-    ndarrays_to_parameters,
-    parameters_to_ndarrays,
-)
+from flwr.common import FitRes, Parameters, Scalar, ndarrays_to_parameters
 
 from fixbn_flwr.flower_compat import ClientProxy
-from fixbn_flwr.legacy.global_model import PositionedModel
-from fixbn_flwr.method.averaging import Array, first_spoilt
-from fixbn_flwr.method.server_rules import ServerState, Update
+from fixbn_flwr.legacy.model_view import PositionedView
+from fixbn_flwr.method.averaging import first_spoilt
+from fixbn_flwr.method.server_rules import ServerState
 from fixbn_flwr.server.failed_rounds import FailedAggregation
 from fixbn_flwr.server.inner_strategy import InnerStrategy
 from fixbn_flwr.server.inner_strategy_state import attributes_of, put_back
+from fixbn_flwr.server.reply_collection import Selection
 
 
 def aggregate(
     server_round: int,
     accepted: Sequence[tuple[ClientProxy, FitRes]],
     rejected: Sequence[tuple[ClientProxy, FitRes] | BaseException],
-    updates: Sequence[Update],
-    model: PositionedModel,
+    selection: Selection[str, FitRes, FitRes],
+    view: PositionedView,
     inner: InnerStrategy,
     state: ServerState,
 ) -> tuple[Parameters | None, dict[str, Scalar], FailedAggregation | None]:
@@ -34,44 +29,29 @@ def aggregate(
 
     Args:
         server_round: The round, counted from 1.
-        accepted: The usable results, at least one, as the inner strategy may see them.
+        accepted: The usable results, at least one.
         rejected: The failures that the inner strategy is told.
-        updates: What FixBN averages itself, one update per usable result.
-        model: The global model at the start of the round.
+        selection: The usable results by client.
+        view: The global model at the start of the round.
         inner: The inner strategy. Without a new model its attributes stay as they were.
-        state: Ends its round, unless there is no new model.
+        state: FixBN's rules. They end their round, unless there is no new model.
 
     Returns:
         The new global model or None, the inner strategy's metrics, and why there is no new model.
     """
     strategy, before = inner.layers[0], attributes_of(inner.layers)
-    results = [
-        (client, _for_inner(r, u, inner, state))
-        for (client, r), u in zip(accepted, updates, strict=True)
-    ]
+    momentum = state.global_momentum
+    view.begin_aggregation(selection.checked)
+    results = [(client, view.flower_result(client.cid, result)) for client, result in accepted]
     parameters, metrics = strategy.aggregate_fit(server_round, results, list(rejected))
     if parameters is None:
+        state.global_momentum = momentum
         return None, metrics, FailedAggregation.without_model(strategy, len(accepted))
-    arrays = parameters_to_ndarrays(parameters)
-    number = len(model.parameters)
-    defended: dict[str, Array] | None = None
-    if inner.defends:
-        defended = dict(zip(state.to_defend(updates[0]), arrays[number:], strict=True))
-    momentum = state.global_momentum
-    rest = state.end_round(updates, model.rest, defended=defended)
-    whole = model.joined(arrays[:number], rest)
-    spoilt = first_spoilt(dict(zip(model.arrays, whole, strict=True)), model.arrays)
+    whole = view.new_model(parameters)
+    arrays = view.current.arrays
+    spoilt = first_spoilt(dict(zip(arrays, whole, strict=True)), arrays)
     if spoilt is not None:
         state.global_momentum = momentum
         put_back(inner.layers, before)  # its own momentum would stay infinite
         return None, metrics, FailedAggregation.not_finite(strategy, spoilt)
     return ndarrays_to_parameters(whole), metrics, None
-
-
-def _for_inner(result: FitRes, update: Update, inner: InnerStrategy, state: ServerState) -> FitRes:
-    """Return a result with what the inner strategy may see of it."""
-    if not inner.defends:
-        return result
-    arrays = [*parameters_to_ndarrays(result.parameters), *state.to_defend(update).values()]
-    parameters = ndarrays_to_parameters(arrays)
-    return FitRes(result.status, parameters, result.num_examples, result.metrics)

@@ -55,15 +55,22 @@ class PositionedModel:
         # Some strategies, such as FedAdam, turn float32 into float64.
         return [np.asarray(parts[name]).astype(a.dtype) for name, a in self.arrays.items()]
 
+    def parameters_of(self, arrays: Sequence[Array]) -> NDArrays:
+        """Return the parameters of a whole model's arrays, or the first arrays of another list."""
+        if len(arrays) == len(self.arrays):
+            named = dict(zip(self.arrays, arrays, strict=True))
+            return [named[name] for name in self.parameters]
+        return list(arrays[: len(self.parameters)])
+
     def wholes(self, instructed: Iterable[Parameters]) -> list[Parameters]:
         """Return, for each client's parameters, the whole model with them in place of its own."""
         listed = list(instructed)
         # Flower's strategies give all clients the same object, which is joined only once.
-        of_object = {id(self.shown): self.record}
+        of_object = {id(self.shown): self.record, id(self.record): self.record}
         for parameters in listed:
             if id(parameters) not in of_object:
-                arrays = self.joined(parameters_to_ndarrays(parameters), self.rest)
-                of_object[id(parameters)] = ndarrays_to_parameters(arrays)
+                own = self.parameters_of(parameters_to_ndarrays(parameters))
+                of_object[id(parameters)] = ndarrays_to_parameters(self.joined(own, self.rest))
         return [of_object[id(parameters)] for parameters in listed]
 
 

@@ -214,10 +214,12 @@ class ServerState:
         """
         weights = [update.weight for update in updates]
         if self.averages_momentum:
+            names = {name: _name_of_buffer(name) for name in updates[0].momentum}
+            # A user's own aggregation may return the model and no buffers.
             self.global_momentum = (
-                weighted_mean([update.momentum for update in updates], weights)
-                if defended is None
-                else {name: defended[_name_of_buffer(name)] for name in updates[0].momentum}
+                {name: defended[key] for name, key in names.items()}
+                if defended is not None and {*names.values()} <= defended.keys()
+                else weighted_mean([update.momentum for update in updates], weights)
             )
         if self.phase is Phase.CALIBRATION:
             return {**arrays, **(self.frozen_statistics or {})}

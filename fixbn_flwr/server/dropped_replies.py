@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fixbn_flwr.errors import NotFiniteError, ReplyError
+from fixbn_flwr.errors import NoExamplesError, NotFiniteError, ReplyError
 from fixbn_flwr.log import logger, shortened
 from fixbn_flwr.method.server_rules import PARAMETERS_ONLY
 
@@ -30,6 +30,10 @@ _REMEDIES = {
         "secagg_mod and secaggplus_mod only work with the older generation's SecAggPlusWorkflow. A "
         "Message API strategy cannot run their protocol: remove the mod."
     ),
+    r"Expected more than 1 value per channel when training": (
+        "Batch normalization cannot train on a batch of one example: use a larger batch size, or "
+        "drop_last=True in the DataLoader. With frozen statistics, after T*, such a batch trains."
+    ),
     r"expects exactly one ArrayRecord|requires the key 'clipping_norm'": PARAMETERS_ONLY,
     r"Cannot cast ufunc '(multiply|add)'|is a variance and holds": PARAMETERS_ONLY,
 }
@@ -44,16 +48,23 @@ class DroppedReply:
             for all clients that are gone, as client 1.
         reason: Why the reply was dropped.
         diverged: Whether it holds NaN or infinity.
+        no_examples: Whether the client has no data to train on.
     """
 
     client: int | str
     reason: str
     diverged: bool = False
+    no_examples: bool = False
 
     @classmethod
     def for_error(cls, client: int | str, error: ReplyError) -> DroppedReply:
         """Return the record of a reply that failed a check."""
-        return cls(client, shortened(str(error)), isinstance(error, NotFiniteError))
+        return cls(
+            client,
+            shortened(str(error)),
+            diverged=isinstance(error, NotFiniteError),
+            no_examples=isinstance(error, NoExamplesError),
+        )
 
 
 def remedies_for(dropped: Iterable[DroppedReply]) -> list[str]:
@@ -63,12 +74,28 @@ def remedies_for(dropped: Iterable[DroppedReply]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def log_dropped(server_round: int, dropped: Iterable[DroppedReply]) -> None:
-    """Log which replies of a round were dropped and why, and the known remedies."""
-    dropped = list(dropped)
-    for reply in dropped:
-        logger.warning(
-            "round %s: reply dropped, client %s: %s", server_round, reply.client, reply.reason
-        )
-    for remedy in remedies_for(dropped):
-        logger.warning("round %s: %s", server_round, remedy)
+class DroppedReplyLog:
+    """Logs dropped replies and notes about others; what stays the same for a client only once."""
+
+    def __init__(self) -> None:
+        self._said: set[tuple[int | str, str]] = set()
+
+    def add(self, server_round: int, dropped: Iterable[DroppedReply]) -> None:
+        """Log which replies of a round were dropped and why, and the known remedies."""
+        dropped = list(dropped)
+        for reply in dropped:
+            if reply.no_examples:
+                self.note(reply.client, reply.reason)
+            else:
+                logger.warning(
+                    "round %s: reply dropped, client %s: %s",
+                    server_round, reply.client, reply.reason,
+                )  # fmt: skip
+        for remedy in remedies_for(dropped):
+            logger.warning("round %s: %s", server_round, remedy)
+
+    def note(self, client: int | str, text: str) -> None:
+        """Log a line about a client, once."""
+        if (client, text) not in self._said:
+            self._said.add((client, text))
+            logger.warning("client %s %s", client, text)

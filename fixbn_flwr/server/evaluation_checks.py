@@ -1,13 +1,10 @@
 """Check clients' evaluations of the global model before they are averaged.
 
-Evaluations do not change the model. But one bad evaluation ends the run in Flower's own averages (a
-missing weight, inconsistent names, a number added to a list), or makes everybody's metric NaN.
+Evaluations do not change the model. But one bad evaluation ends the run in Flower's own averages: a
+missing weight, inconsistent names, a number added to a list.
 """
 
 from __future__ import annotations
-
-import math
-from collections.abc import Mapping
 
 from flwr.app import RecordDict
 
@@ -16,11 +13,11 @@ from fixbn_flwr.method.averaging import Arrays
 from fixbn_flwr.method.server_rules import Update
 from fixbn_flwr.server.reply_checks import form_of
 from fixbn_flwr.server.reply_collection import CheckedReply
-from fixbn_flwr.server.reply_limits import check_records, check_weight, shown
+from fixbn_flwr.server.reply_limits import check_records, check_weight, extra_bytes
 
 
 def check_evaluation(
-    content: RecordDict, sent: Arrays, *, weighted_by: str
+    content: RecordDict, sent: Arrays, *, weighted_by: str, max_extra_bytes: int | None = None
 ) -> CheckedReply[RecordDict]:
     """Check the content of a Message API reply to an evaluation message.
 
@@ -28,6 +25,7 @@ def check_evaluation(
         content: What the client returned.
         sent: The model that it evaluated.
         weighted_by: The metric that is the client's weight.
+        max_extra_bytes: How many bytes the reply may hold; see ``reply_limits.extra_bytes``.
 
     Raises:
         ReplyError: If it cannot be averaged with others. The message says why.
@@ -37,24 +35,7 @@ def check_evaluation(
             f"it holds {len(content.metric_records)} MetricRecords instead of one: reply with "
             'RecordDict({"metrics": ...}).'
         )
-    check_records(content, sent)
+    check_records(content, "", extra_bytes(sent, max_extra_bytes))
     (metrics,) = content.metric_records.values()
     weight = check_weight(metrics.get(weighted_by), weighted_by)
-    check_finite_metrics(metrics)
     return CheckedReply(content, Update({}, {}, weight), form_of(content, {}))
-
-
-def check_finite_metrics(metrics: Mapping[str, object]) -> None:
-    """Refuse metrics, or lists of them, that are not finite.
-
-    Raises:
-        ReplyError: If one is NaN or infinity.
-    """
-    for name, value in metrics.items():
-        numbers = value if isinstance(value, list) else [value]
-        if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
-            raise ReplyError(
-                f"its metric {name!r} is {shown(value)}, which would make the average of all "
-                "clients not finite: return finite numbers, and let all clients leave out what "
-                "was not measured."
-            )

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 from flwr.app import Array as FlowerArray
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, RecordDict
 
 from fixbn_flwr.array_records import arrays_of, record_of, view_of
 from fixbn_flwr.errors import ConfigError
@@ -34,6 +34,7 @@ class GlobalModel:
             {name: record[name] for name in of_kind(self.arrays, Kind.PARAMETER)}
         )
         self.rest = of_kind(self.arrays, Kind.STATISTIC, Kind.COUNTER)
+        self._keys = (self.parameters.keys(), self.record.keys())
 
     def joined(self, parameters: ArrayRecord, rest: Arrays) -> ArrayRecord:
         """Return the whole model, in the same order and types, from new parts."""
@@ -53,12 +54,21 @@ class GlobalModel:
         """Return the first array of a new model that is not finite where this model is."""
         return first_spoilt({name: view_of(array) for name, array in record.items()}, self.arrays)
 
-    def put_into(self, messages: Iterable[Message]) -> None:
-        """Replace the parameters in each message's content by the whole model."""
-        # Flower's strategies share one content among all messages.
-        for content in {id(message.content): message.content for message in messages}.values():
-            for key, record in content.array_records.items():
-                if record.keys() == self.parameters.keys():
+    def put_into(self, contents: Iterable[RecordDict], arrays_key: str) -> None:
+        """Put the whole model in place of parameters, or of a whole model that was changed.
+
+        Args:
+            contents: The contents of messages, changed in place.
+            arrays_key: The key of the model's record. Other records stay as they are, unless there
+                is none under this key.
+        """
+        for content in contents:
+            records = content.array_records
+            for key in [arrays_key] if arrays_key in records else list(records):
+                record = records[key]
+                if record is self.parameters:
+                    content[key] = self.record
+                elif record is not self.record and record.keys() in self._keys:
                     content[key] = self.joined(record, self.rest)
 
     def check_statistics(self, expected: Arrays) -> None:

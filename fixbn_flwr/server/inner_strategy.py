@@ -82,6 +82,8 @@ class InnerStrategy:
     Attributes:
         layers: The strategy and those that it wraps in turn, from the outside in.
         weighted_by: The metric that clients are weighted by.
+        arrays_key: The key of the model's record in its messages.
+        config_key: The key of the config record in its messages.
         loss: The metric that it also weights clients by, or None.
         defends: Whether it must judge the statistics together with the parameters.
         private: The class name of a wrapper that clips and adds noise, or None. Such a wrapper
@@ -91,6 +93,8 @@ class InnerStrategy:
 
     layers: Sequence[Any]
     weighted_by: str
+    arrays_key: str
+    config_key: str
     loss: str | None
     defends: bool
     private: str | None
@@ -139,6 +143,23 @@ def layers_of(strategy: object, base: type) -> Iterator[Any]:
         strategy = getattr(strategy, "strategy", None)
 
 
+def inner_attribute(fixbn: Any, name: str) -> Any:
+    """Return a method or attribute of the strategy inside FixBN, as in ``set_save_path(...)``.
+
+    Raises:
+        AttributeError: If neither has it.
+    """
+    if name.startswith("_") or name == "strategy":
+        raise AttributeError(name)
+    try:
+        return getattr(fixbn.strategy, name)
+    except AttributeError as error:
+        raise AttributeError(
+            f"neither FixBN nor {type(fixbn.strategy).__name__} inside it (.strategy) has an "
+            f"attribute {name!r}"
+        ) from error
+
+
 def examine(strategy: object, statistics: str, kinds: StrategyKinds) -> InnerStrategy:
     """Return what FixBN must know of a strategy.
 
@@ -178,6 +199,8 @@ def examine(strategy: object, statistics: str, kinds: StrategyKinds) -> InnerStr
     return InnerStrategy(
         layers=layers,
         weighted_by=getattr(innermost, "weighted_by_key", "num-examples"),
+        arrays_key=getattr(innermost, "arrayrecord_key", "arrays"),
+        config_key=getattr(innermost, "configrecord_key", "config"),
         loss=getattr(innermost, losses[0]) if losses else None,
         defends=defends,
         private=private[0] if private else None,

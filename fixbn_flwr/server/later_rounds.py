@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -26,17 +27,26 @@ def check_first_round(first_round: int, num_rounds: int) -> None:
         )
 
 
+class _Stopped(Exception):  # noqa: N818 -- not an error
+    """Ends Flower's loop before its next round."""
+
+
 class LaterRounds(Strategy):
-    """A strategy whose round 1 is a later round of another strategy.
+    """A strategy whose round 1 is a later round of another strategy, and which can stop early.
 
     Args:
         strategy: The other strategy. Every round number that it sees is a round of the whole run.
         rounds_before: The number of rounds that are done already.
+        stops: Returns whether the run ends after the current round.
     """
 
-    def __init__(self, strategy: Strategy, rounds_before: int) -> None:
+    def __init__(
+        self, strategy: Strategy, rounds_before: int, stops: Callable[[], bool] = lambda: False
+    ) -> None:
         self._strategy = strategy
         self._before = rounds_before
+        self._stops = stops
+        self._result = Result()
 
     def start(
         self,
@@ -56,38 +66,43 @@ class LaterRounds(Strategy):
 
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             assert evaluate_fn is not None
-            return evaluate_fn(self._before + server_round, arrays)
+            metrics = evaluate_fn(self._before + server_round, arrays)
+            if metrics is not None:
+                self._result.evaluate_metrics_serverapp[self._before + server_round] = metrics
+            return metrics
 
-        result = super().start(
-            grid,
-            initial_arrays,
-            num_rounds - self._before,
-            timeout,
-            train_config,
-            evaluate_config,
-            evaluate if evaluate_fn else None,
-        )
-        for metrics in (
-            result.train_metrics_clientapp,
-            result.evaluate_metrics_clientapp,
-            result.evaluate_metrics_serverapp,
-        ):
-            renumbered = {self._before + number: record for number, record in metrics.items()}
-            metrics.clear()
-            metrics.update(renumbered)
-        return result
+        self._result = Result(arrays=initial_arrays)
+        with suppress(_Stopped):
+            super().start(
+                grid,
+                initial_arrays,
+                num_rounds - self._before,
+                timeout,
+                train_config,
+                evaluate_config,
+                evaluate if evaluate_fn else None,
+            )
+        return self._result
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """See ``Strategy.configure_train``."""
+        if self._stops():
+            raise _Stopped
         return self._strategy.configure_train(self._before + server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """See ``Strategy.aggregate_train``."""
-        return self._strategy.aggregate_train(self._before + server_round, replies)
+        server_round += self._before
+        arrays, metrics = self._strategy.aggregate_train(server_round, replies)
+        if arrays is not None:
+            self._result.arrays = arrays
+        if metrics is not None:
+            self._result.train_metrics_clientapp[server_round] = metrics
+        return arrays, metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -99,7 +114,11 @@ class LaterRounds(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """See ``Strategy.aggregate_evaluate``."""
-        return self._strategy.aggregate_evaluate(self._before + server_round, replies)
+        server_round += self._before
+        metrics = self._strategy.aggregate_evaluate(server_round, replies)
+        if metrics is not None:
+            self._result.evaluate_metrics_clientapp[server_round] = metrics
+        return metrics
 
     def summary(self) -> None:
         """See ``Strategy.summary``."""

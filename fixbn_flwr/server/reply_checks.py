@@ -1,106 +1,104 @@
 """Check a client's reply to a training message before anything is averaged.
 
 One bad reply must neither spoil the model nor end the run. So each reply is checked on its own
-against the arrays that were sent, and the server drops and names those that fail. The checks know
-named arrays only and serve both generations of Flower; ``check_reply`` reads the Message API's.
+against the arrays that were sent, and the server drops and names those that fail.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
-import numpy as np
 from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord, RecordDict
-from numpy.typing import NDArray
 
 from fixbn_flwr.array_records import view_of
-from fixbn_flwr.errors import NotFiniteError, ReplyError
+from fixbn_flwr.errors import ReplyError
 from fixbn_flwr.flower_compat import SType
-from fixbn_flwr.method.averaging import Array, Arrays, Kind, kind_of, of_kind
+from fixbn_flwr.method.averaging import Array, Arrays
 from fixbn_flwr.method.round_config import MOMENTUM
-from fixbn_flwr.method.server_rules import Update
+from fixbn_flwr.server.model_names import check_names, under_sent_names
 from fixbn_flwr.server.reply_collection import CheckedReply
-from fixbn_flwr.server.reply_limits import check_records, check_sizes, check_weight
+from fixbn_flwr.server.reply_limits import check_records, check_sizes, extra_bytes
+from fixbn_flwr.server.update_checks import check_update, in_sent_types
 
 
 def check_reply(
-    content: RecordDict, sent: Arrays, *, weighted_by: str, with_momentum: bool
+    content: RecordDict,
+    sent: Arrays,
+    *,
+    arrays_key: str = "arrays",
+    weighted_by: str,
+    with_momentum: bool,
+    max_extra_bytes: int | None = None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> CheckedReply[RecordDict]:
     """Check the content of a Message API reply.
 
     Args:
         content: What the client returned.
-        sent: The arrays of the message it answers. Their names, shapes and types must come back.
+        sent: The arrays of the message it answers. Their names and shapes must come back.
+        arrays_key: The key of the model's record in messages. Other records may hold the model too.
         weighted_by: The metric that is the client's weight, such as "num-examples".
         with_momentum: Whether momentum buffers must come beside the arrays.
+        max_extra_bytes: How many bytes may come besides; see ``reply_limits.extra_bytes``.
+        note: Logs a line about the client.
 
     Returns:
-        The parameters, metrics and config records for the inner strategy, and the rest as the
-        update.
+        The content without momentum buffers, its model under the names and in the types that were
+        sent; and what FixBN averages.
 
     Raises:
         ReplyError: If the reply must not be averaged. The message says which array and why.
     """
-    records = {key: value for key, value in content.array_records.items() if key != MOMENTUM}
-    if len(records) != 1 or len(content.metric_records) != 1:
-        raise ReplyError(
-            f"it holds {len(records)} ArrayRecords and {len(content.metric_records)} MetricRecords "
-            'instead of one each: reply with RecordDict({"arrays": ..., "metrics": ...}).'
-        )
-    ((key, record),) = records.items()
+    key, record = _model_record(content, sent, arrays_key)
     buffers = content.array_records.get(MOMENTUM, ArrayRecord()) if with_momentum else None
-    check_records(content, sent)
-    _check_names(record, sent)
+    check_records(content, key, extra_bytes(sent, max_extra_bytes))
     check_sizes({name: len(array.data) for name, array in record.items()}, sent)
     try:
-        arrays = {name: view_of(array) for name, array in record.items()}
-        momentum = None if buffers is None else _momentum_of(buffers, sent)
+        views = {name: view_of(array) for name, array in record.items()}
+        momentum = None if buffers is None else _momentum_of(buffers, sent, note)
     except ValueError as error:
         raise ReplyError(
             f"its arrays cannot be read ({error}): reply with ArrayRecord(model.state_dict())."
         ) from error
-    (metrics,) = content.metric_records.values()
-    update = check_update(arrays, momentum, metrics.get(weighted_by), weighted_by, sent)
-    parameters = ArrayRecord(
-        {  # Type and shape from the server: nobody has checked what the client says of them.
+    arrays = in_sent_types(views, sent, note)
+    weights = [m[weighted_by] for m in content.metric_records.values() if weighted_by in m]
+    weight = weights[0] if weights else None
+    update = check_update(arrays, momentum, weight, weighted_by, sent)
+    # Type and shape from the server: nobody has checked what the client says of them.
+    model = ArrayRecord(
+        {
             name: FlowerArray(str(own.dtype), own.shape, SType.NUMPY, record[name].data)
-            for name, own in of_kind(sent, Kind.PARAMETER).items()
+            if views[name].dtype == own.dtype
+            else FlowerArray(arrays[name])
+            for name, own in sent.items()
         }
     )
-    for_strategy = RecordDict(
-        {str(key): parameters, **content.metric_records, **content.config_records}
-    )
-    return CheckedReply(for_strategy, update, form_of(for_strategy, update.momentum))
+    others = {k: v for k, v in content.items() if k not in (key, MOMENTUM)}
+    checked = RecordDict({key: model, **others})
+    return CheckedReply(checked, update, form_of(checked, update.momentum), key)
 
 
-def check_update(
-    arrays: Arrays, momentum: Arrays | None, weight: object, weighted_by: str, sent: Arrays
-) -> Update:
-    """Check what a client returned against what it was sent; return what FixBN averages of it.
-
-    Args:
-        arrays: The whole model, by name.
-        momentum: Momentum buffers by parameter name, or None when none are expected.
-        weight: The client's weight in the average.
-        weighted_by: The weight's name, for the message.
-        sent: The arrays that were sent. Their names, shapes and types must come back.
+def _model_record(content: RecordDict, sent: Arrays, arrays_key: str) -> tuple[str, ArrayRecord]:
+    """Return the key of the record that holds the model, and its arrays under the sent names.
 
     Raises:
-        ReplyError: If the reply must not be averaged. The message says which array and why.
+        ReplyError: If no record does, or there is no MetricRecord.
     """
-    _check_arrays(arrays, sent)
-    if momentum is not None:
-        _check_momentum(momentum, of_kind(sent, Kind.PARAMETER))
-    # In the order of the model: safetensors loads names in any order, and defending strategies
-    # (Krum) match arrays by position.
-    arrays = {name: arrays[name] for name in sent}
-    buffers = {name: momentum[name] for name in sent if momentum and name in momentum}
-    return Update(
-        arrays=of_kind(arrays, Kind.STATISTIC, Kind.COUNTER),
-        momentum=buffers,
-        weight=check_weight(weight, weighted_by),
-    )
+    records = {str(k): record for k, record in content.array_records.items() if k != MOMENTUM}
+    if not records or not content.metric_records:
+        raise ReplyError(
+            f"it holds {len(records)} ArrayRecords and {len(content.metric_records)} MetricRecords "
+            'instead of one each: reply with RecordDict({"arrays": ..., "metrics": ...}).'
+        )
+    for key in sorted(records, key=lambda key: key != arrays_key):
+        record = records[key]
+        named = under_sent_names(record, sent)
+        if named is not None and named.keys() == sent.keys():
+            return key, ArrayRecord(named)
+    largest = max(records.values(), key=len)
+    check_names(under_sent_names(largest, sent) or largest, sent)
+    raise AssertionError("unreachable: check_names raises for other names")
 
 
 def form_of(content: RecordDict, momentum: Mapping[str, Array]) -> Hashable:
@@ -122,61 +120,15 @@ def form_of(content: RecordDict, momentum: Mapping[str, Array]) -> Hashable:
     return (*content.array_records, *metrics, frozenset(momentum))
 
 
-def _momentum_of(buffers: ArrayRecord, sent: Arrays) -> dict[str, Array]:
-    """Return views of momentum buffers, none of them larger than its parameter.
+def _momentum_of(
+    buffers: ArrayRecord, sent: Arrays, note: Callable[[str], None]
+) -> dict[str, Array]:
+    """Return momentum buffers under the sent names, none of them larger than its parameter.
 
     Raises:
         ReplyError: If one is larger.
         ValueError: If a buffer's bytes are not a numpy array.
     """
-    sizes = {name: len(array.data) for name, array in buffers.items() if name in sent}
-    check_sizes(sizes, sent)
-    return {name: view_of(array) for name, array in buffers.items()}
-
-
-def _check_names(arrays: Mapping[str, object], sent: Arrays) -> None:
-    if arrays.keys() != sent.keys():
-        missing, unknown = sorted(sent.keys() - arrays.keys()), sorted(arrays.keys() - sent.keys())
-        raise ReplyError(
-            f"its arrays are not those of the global model (missing {missing[:3]}, unknown "
-            f"{unknown[:3]}): return all of model.state_dict(), statistics and counters too."
-        )
-
-
-def _check_arrays(arrays: Arrays, sent: Arrays) -> None:
-    _check_names(arrays, sent)
-    for name, array in arrays.items():
-        if array.shape != sent[name].shape or array.dtype != sent[name].dtype:
-            raise ReplyError(
-                f"array {name!r} is {array.dtype} {array.shape} and was sent as "
-                f"{sent[name].dtype} {sent[name].shape}: client and server must build the same "
-                "model."
-            )
-        _check_finite(name, array, np.isfinite(sent[name]))
-        if name.endswith("running_var") and kind_of(name) is Kind.STATISTIC and np.any(array < 0):
-            raise ReplyError(f"array {name!r} is a variance and holds {array.min()}, below zero.")
-
-
-def _check_momentum(momentum: Arrays, parameters: Arrays) -> None:
-    if not momentum:
-        raise ReplyError(
-            f"it holds no {MOMENTUM!r} although the momentum mode is global: add **local.records "
-            "to the reply's content (NumPyClient: **local.metrics to the metrics)."
-        )
-    for name, buffer in momentum.items():
-        own = parameters.get(name)
-        if own is None or (buffer.shape, buffer.dtype) != (own.shape, own.dtype):
-            raise ReplyError(
-                f"its momentum buffer {name!r}, {buffer.dtype} {buffer.shape}, fits no parameter "
-                "of the model: give local_training the model whose arrays are returned."
-            )
-        _check_finite(f"{name} (momentum)", buffer, np.True_)
-
-
-def _check_finite(name: str, array: Array, was_finite: NDArray[np.bool_] | np.bool_) -> None:
-    # A model may hold infinity by design, as the mask of an attention layer does.
-    if np.any(~np.isfinite(array) & was_finite):
-        raise NotFiniteError(
-            f"array {name!r} holds NaN or infinity: its training diverged. Use a smaller learning "
-            "rate, in calibration a smaller learning_rate_factor."
-        )
+    named = under_sent_names(buffers, sent) or dict(buffers)
+    check_sizes({n: len(array.data) for n, array in named.items() if n in sent}, sent)
+    return in_sent_types({name: view_of(array) for name, array in named.items()}, sent, note)

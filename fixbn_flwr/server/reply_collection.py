@@ -17,7 +17,7 @@ from flwr.app import Message
 
 from fixbn_flwr.errors import ReplyError
 from fixbn_flwr.method.server_rules import Update
-from fixbn_flwr.server.dropped_replies import DroppedReply, log_dropped
+from fixbn_flwr.server.dropped_replies import DroppedReply, DroppedReplyLog
 
 Client = TypeVar("Client", int, str)
 Reply = TypeVar("Reply")
@@ -34,14 +34,16 @@ class CheckedReply(Generic[Content]):
     """A reply that passed its checks.
 
     Attributes:
-        content: What the inner strategy may see of it.
+        content: The reply without what belongs to FixBN alone.
         update: What FixBN averages itself.
         form: What must be equal in replies that are averaged together.
+        model_key: The key of the model's record in ``content``, where it has one.
     """
 
     content: Content
     update: Update
     form: Hashable
+    model_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,15 +59,16 @@ class Selection(Generic[Client, Reply, Content]):
     dropped: list[DroppedReply]
 
     @property
-    def updates(self) -> list[Update]:
-        """The usable replies' updates, in their order."""
-        return [checked.update for _, checked in self.usable.values()]
+    def checked(self) -> dict[Client, CheckedReply[Content]]:
+        """Each client's checked reply, in their order."""
+        return {client: checked for client, (_, checked) in self.usable.items()}
 
 
 def select(
     server_round: int,
     replies: Iterable[tuple[Client, Reply]],
     check: Callable[[Client, Reply], CheckedReply[Content]],
+    log: DroppedReplyLog,
     dropped: Iterable[DroppedReply] = (),
 ) -> Selection[Client, Reply, Content]:
     """Check replies, and drop and log those that cannot be averaged with the others.
@@ -75,6 +78,7 @@ def select(
         replies: Clients and their replies, in a stable order.
         check: Returns what is needed of a reply, or raises a ``ReplyError`` that says why the
             reply must be dropped.
+        log: Logs the dropped replies.
         dropped: Replies that have failed already.
     """
     usable: dict[Client, tuple[Reply, CheckedReply[Content]]] = {}
@@ -91,7 +95,7 @@ def select(
         if checked.form != forms.most_common(1)[0][0]:
             all_dropped.append(DroppedReply(client, _INCONSISTENT))
             del usable[client]
-    log_dropped(server_round, all_dropped)
+    log.add(server_round, all_dropped)
     return Selection(usable, all_dropped)
 
 
@@ -123,6 +127,7 @@ class RoundMessages:
         server_round: int,
         replies: Iterable[Message],
         check: Callable[[Message], CheckedReply[Content]],
+        log: DroppedReplyLog,
     ) -> Selection[int, Message, Content]:
         """Select the usable replies to these messages; see ``select``."""
         ids = {message.metadata.message_id for message in self._messages} - {""}
@@ -140,4 +145,4 @@ class RoundMessages:
 
         clients = [(reply.metadata.src_node_id, reply) for reply in replies]
         clients.sort(key=lambda pair: self._place.get(pair[0], len(self._place)))
-        return select(server_round, clients, check_message)
+        return select(server_round, clients, check_message, log)

@@ -2,7 +2,8 @@
 
 A server that decodes whatever arrives can be brought down by one client. A client's arrays are as
 large as those it was sent, and its momentum buffers as large as their parameters, so larger ones
-are refused. Metrics and config records may be as large as the model and a mebibyte more.
+are refused. Everything else may be as large as the model and a mebibyte more, or as large as the
+user allows.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any
 
 from flwr.app import RecordDict
 
-from fixbn_flwr.errors import ReplyError
+from fixbn_flwr.errors import NoExamplesError, ReplyError
 from fixbn_flwr.method.averaging import Arrays
+from fixbn_flwr.method.round_config import MOMENTUM
 
 HEADER = 1024  # bytes per array besides its values; the header of np.save has 128
 EXTRA = 2**20  # bytes of metrics and config beyond the size of the model
@@ -29,8 +31,11 @@ def check_weight(weight: object, weighted_by: str) -> float:
         weighted_by: The name of the metric, for the message.
 
     Raises:
+        NoExamplesError: If it is zero.
         ReplyError: If it is not a number above zero and at most 2**53.
     """
+    if weight == 0 and not isinstance(weight, bool):
+        raise NoExamplesError("has no examples: left out of the average")
     number = weight if isinstance(weight, int | float) and not isinstance(weight, bool) else 0
     if 0 < number <= MOST_EXAMPLES:
         return float(number)
@@ -58,7 +63,7 @@ def check_sizes(sizes: Mapping[str, int], sent: Arrays) -> None:
         ReplyError: If one is larger.
     """
     for name, size in sizes.items():
-        if size > sent[name].nbytes + HEADER:
+        if size > 8 * sent[name].size + HEADER:  # as float64, which is converted
             raise ReplyError(
                 f"array {name!r} takes {size:,} bytes and was sent with "
                 f"{sent[name].nbytes:,}: return the arrays of the model that was sent. It was not "
@@ -81,37 +86,57 @@ def check_blob(size: int, parameters: Arrays) -> None:
         )
 
 
-def check_records(content: RecordDict, sent: Arrays) -> None:
-    """Refuse a reply whose metrics and config records are larger than the model that was sent.
+def check_records(content: RecordDict, model_key: str, limit: int) -> None:
+    """Refuse a reply that holds too much besides the model and momentum buffers.
+
+    Args:
+        content: The reply.
+        model_key: The key of the model's record.
+        limit: The number of bytes that metrics, config records and other arrays may take together.
 
     Raises:
-        ReplyError: If they are larger, or a metric is an integer that no message can hold.
+        ReplyError: If they take more, or a metric is an integer that no message can hold.
     """
     metrics, configs = content.metric_records.values(), content.config_records.values()
     size = sum(_size_of(record.items()) for record in metrics)
     size += sum(_size_of(record.items()) for record in configs)
-    _check_size(size, sent)
+    size += sum(
+        len(array.data)
+        for key, record in content.array_records.items()
+        if key not in (model_key, MOMENTUM)
+        for array in record.values()
+    )
+    _check_size(size, limit)
     for record in metrics:
         _check_numbers(record)
 
 
-def check_metrics(metrics: Mapping[str, Any], sent: Arrays) -> None:
+def check_metrics(metrics: Mapping[str, Any], limit: int) -> None:
     """Refuse metrics of the older generation as ``check_records`` does.
 
     Raises:
-        ReplyError: If they are larger than the model that was sent, or hold such an integer.
+        ReplyError: If they take more than ``limit`` bytes, or hold such an integer.
     """
-    _check_size(_size_of(metrics.items()), sent)
+    _check_size(_size_of(metrics.items()), limit)
     _check_numbers(metrics)
 
 
-def _check_size(size: int, sent: Arrays) -> None:
-    most = EXTRA + _bytes_of_model(sent)
-    if size > most:
+def extra_bytes(sent: Arrays, max_extra_bytes: int | None) -> int:
+    """Return how many bytes a reply may hold besides the model and momentum buffers.
+
+    Args:
+        sent: The model that was sent.
+        max_extra_bytes: The user's limit. None: the size of the model and a mebibyte.
+    """
+    return EXTRA + _bytes_of_model(sent) if max_extra_bytes is None else max_extra_bytes
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
         raise ReplyError(
-            f"its metrics and config records take {size:,} bytes, more than the model and a "
-            f"mebibyte together ({most:,}): return numbers there, and large data as arrays or not "
-            "at all. They were not read."
+            f"besides the model it holds {size:,} bytes of metrics, config records and arrays, and "
+            f"{limit:,} are allowed: return less, or use FixBN(..., max_extra_bytes={size}). They "
+            "were not read."
         )
 
 

@@ -10,32 +10,25 @@ the exception: their selection, median or trimming must apply to the statistics 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fixbn_flwr.array_records import record_of
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.log import logger
 from fixbn_flwr.method.averaging import Array
-from fixbn_flwr.method.round_config import MOMENTUM, MomentumMode
+from fixbn_flwr.method.round_config import MomentumMode
 from fixbn_flwr.method.schedule import Phase
 from fixbn_flwr.method.server_rules import ServerState, StatisticsAverage
-from fixbn_flwr.server.aggregation import aggregate
-from fixbn_flwr.server.evaluation_checks import check_evaluation
-from fixbn_flwr.server.failed_rounds import FailedRounds
-from fixbn_flwr.server.global_model import GlobalModel, statistics_of
-from fixbn_flwr.server.inner_strategy import MESSAGE_API, examine, layers_of
+from fixbn_flwr.server.inner_strategy import MESSAGE_API, examine, inner_attribute, layers_of
 from fixbn_flwr.server.later_rounds import EvaluateFn, LaterRounds, check_first_round
-from fixbn_flwr.server.reply_checks import check_reply
-from fixbn_flwr.server.reply_collection import CheckedReply, RoundMessages
-from fixbn_flwr.server.resumption import Resumption
+from fixbn_flwr.server.round_steps import RoundSteps
 
 
-class FixBN(Strategy):
+class FixBN(RoundSteps):
     """FixBN's two stages and its momentum, around a strategy that does the rest.
 
     >>> from flwr.serverapp.strategy import FedAvg
@@ -58,6 +51,8 @@ class FixBN(Strategy):
         learning_rate_factor: Clients multiply every learning rate by it in calibration (default:
             1.0). A rate that works with mini-batch statistics can be far too large for frozen ones.
         strict: Raise, instead of warn, when a client returns frozen statistics changed.
+        max_extra_bytes: How many bytes of metrics, config records and other arrays a reply may
+            hold besides the model. Default: as many as the model has, and a mebibyte.
 
     Attributes:
         checkpoints: The rounds after which the run can be resumed. The writer of checkpoints sets
@@ -77,6 +72,7 @@ class FixBN(Strategy):
         statistics: StatisticsAverage = "mean",
         learning_rate_factor: float = 1.0,
         strict: bool = False,
+        max_extra_bytes: int | None = None,
     ) -> None:
         layers = list(layers_of(strategy, Strategy))
         if not layers or any(isinstance(layer, FixBN) for layer in layers):
@@ -85,16 +81,10 @@ class FixBN(Strategy):
                 "flwr.serverapp.strategy, such as FedAvg(), that is not FixBN itself. For a "
                 "strategy of flwr.server.strategy use fixbn_flwr.legacy.FixBN."
             )
-        self.strategy = strategy
-        self.strict = strict
-        self.checkpoints: Sequence[int] = ()
-        self._state = ServerState(freeze_after, momentum, statistics, learning_rate_factor)
-        self._inner = examine(strategy, statistics, MESSAGE_API)
-        self._model = GlobalModel(ArrayRecord())
-        self._statistics: dict[str, Array] = {}  # as the last round left them
-        self._messages = RoundMessages((), ())
-        self._failed_rounds = FailedRounds()
-        self._resumption = Resumption(layers)
+        state = ServerState(freeze_after, momentum, statistics, learning_rate_factor)
+        inner = examine(strategy, statistics, MESSAGE_API)
+        super().__init__(strategy, inner, state, strict=strict, max_extra_bytes=max_extra_bytes)
+        self._stopping = False
 
     @property
     def phase(self) -> Phase:
@@ -135,16 +125,21 @@ class FixBN(Strategy):
         """
         check_first_round(first_round, num_rounds)
         done = first_round - 1
-        self._state.start(num_rounds, list(initial_arrays))
-        self._inner.warn_of_uncovered(global_momentum=self._state.averages_momentum)
-        self._failed_rounds = FailedRounds(ever_succeeded=done > 0)
-        self._statistics = {}
-        self._resumption.begin(grid.run.run_id, done, self._state)
-        result = LaterRounds(self, done).start(
+        self._begin_run(grid.run.run_id, num_rounds, done, list(initial_arrays))
+        self._stopping = False
+        return LaterRounds(self, done, lambda: self._stopping).start(
             grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn
         )
-        result.arrays = result.arrays or initial_arrays
-        return result
+
+    def stop(self) -> None:
+        """End the run after the current round; ``start`` returns the result so far.
+
+        Call it in ``evaluate_fn``, for example when the model no longer improves.
+        """
+        self._stopping = True
+
+    def __getattr__(self, name: str) -> Any:
+        return inner_attribute(self, name)
 
     def state(self) -> dict[str, Any]:
         """Return what is needed, beside the model, to resume after the last round.
@@ -166,88 +161,3 @@ class FixBN(Strategy):
             state.freeze_after, state.momentum, state.statistics, state.learning_rate_factor,
         )  # fmt: skip
         self.strategy.summary()
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Return the inner strategy's messages, with statistics and FixBN's instructions."""
-        self._take(arrays)
-        instructions = self._resumption.add_to(
-            self._state.begin_round(server_round, self._model.rest), self.checkpoints
-        )
-        logger.info("FixBN: round %s is %s", server_round, instructions.phase)
-        extended = ConfigRecord({**config, **instructions.as_config()})
-        messages = list(
-            self.strategy.configure_train(server_round, self._model.parameters, extended, grid)
-        )
-        self._model.put_into(messages)
-        if self._state.global_momentum:
-            momentum = record_of(self._state.global_momentum)
-            for message in messages:
-                message.content[MOMENTUM] = momentum
-        self._messages = RoundMessages(messages, grid.get_node_ids())
-        return messages
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Check the replies; let the inner strategy average parameters, average statistics here."""
-        selection = self._messages.select(server_round, replies, self._check_reply)
-        usable, sampled = len(selection.usable), len(self._messages)
-        whole, metrics, failure = None, None, None
-        if usable:
-            whole, metrics, failure = aggregate(
-                server_round, selection, self._model, self._inner, self._state
-            )
-        if whole is not None:
-            self._statistics = statistics_of(whole)
-        if sampled:
-            self._failed_rounds.count(
-                server_round, usable, selection.dropped, failure=failure, phase=self.phase
-            )
-            counts = {"fixbn-clients": usable, "fixbn-dropped": sampled - usable}
-            metrics = MetricRecord({**(metrics or {}), **counts})
-        return whole, metrics
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Return the inner strategy's messages, with the whole model."""
-        self._take(arrays)
-        messages = list(
-            self.strategy.configure_evaluate(server_round, self._model.parameters, config, grid)
-        )
-        self._model.put_into(messages)
-        self._messages = RoundMessages(messages, grid.get_node_ids())
-        return messages
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Let the inner strategy average the usable evaluations."""
-        selection = self._messages.select(server_round, replies, self._check_evaluation)
-        accepted = [reply for reply, _ in selection.usable.values()]
-        return self.strategy.aggregate_evaluate(server_round, accepted)
-
-    def _check_reply(self, reply: Message) -> CheckedReply[RecordDict]:
-        self._inner.check_reply(reply.content)
-        checked = check_reply(
-            reply.content,
-            self._model.arrays,
-            weighted_by=self._inner.weighted_by,
-            with_momentum=self._state.averages_momentum,
-        )
-        client = reply.metadata.src_node_id
-        self._state.check_unmoved(client, checked.update, strict=self.strict)
-        return checked
-
-    def _check_evaluation(self, reply: Message) -> CheckedReply[RecordDict]:
-        return check_evaluation(
-            reply.content, self._model.arrays, weighted_by=self._inner.weighted_by
-        )
-
-    def _take(self, arrays: ArrayRecord) -> None:
-        """Split the global model, once for a round's evaluation and the next round's training."""
-        if arrays is not self._model.record:
-            self._model = GlobalModel(arrays)
-            self._model.check_statistics(self._statistics)

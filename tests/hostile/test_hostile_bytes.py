@@ -153,7 +153,7 @@ def test_a_reply_of_the_older_generation_is_read_or_refused(random: Random) -> N
     update = checked.update
     assert 0 < update.weight <= 2**53
     shown = parameters_to_ndarrays(checked.content.parameters)
-    assert [a.shape for a in shown] == [SENT[name].shape for name in PARAMETERS]
+    assert [a.shape for a in shown] == [array.shape for array in SENT.values()]
     everything = [*shown, *update.arrays.values(), *update.momentum.values()]
     assert all(np.isfinite(array).all() for array in everything)
     assert MOMENTUM_BLOB not in checked.content.metrics

@@ -145,8 +145,8 @@ def test_any_reply_is_read_or_refused(random: Random, with_momentum: bool) -> No
     # What was read can be averaged, whatever else the client says of it.
     update, rest = checked.update, checked.content
     assert 0 < update.weight <= 2**53
-    (seen,) = rest.array_records.values()
-    arrays = {**update.arrays, **{name: array.numpy() for name, array in seen.items()}}
+    seen = rest.array_records[checked.model_key]
+    arrays = {name: array.numpy() for name, array in seen.items()}
     assert arrays.keys() == SENT.keys()
     for name, array in [*arrays.items(), *update.momentum.items()]:
         assert (array.shape, array.dtype) == (SENT[name].shape, SENT[name].dtype)
@@ -208,14 +208,14 @@ BAD: dict[str, tuple[Callable[[], RecordDict], str]] = {
     ),
     "a hundred thousand metrics": (
         lambda: whole(metrics=MetricRecord({str(n): 0.0 for n in range(10**5)})),
-        "take 1,288,890 bytes, more than the model and a mebibyte",
+        "holds 1,288,890 bytes of metrics",
     ),
     "a metric of a million numbers": (
         lambda: whole(metrics=MetricRecord({WEIGHTED_BY: 8, "train-loss": [0.0] * 10**6})),
-        "take 8,000,030 bytes",
+        "holds 8,000,030 bytes",
     ),
     "a text of 100 MB": (
-        lambda: whole(config=ConfigRecord({"text": "x" * 10**8})), "take 100,000,050 bytes",
+        lambda: whole(config=ConfigRecord({"text": "x" * 10**8})), "holds 100,000,050 bytes",
     ),
     "a name of 10 MB": (
         lambda: whole(arrays=ArrayRecord({"x" * 10**7: Array(np.zeros(1))})),
@@ -256,11 +256,11 @@ def test_a_bad_reply_is_named(case: str, caplog: pytest.LogCaptureFixture) -> No
 @pytest.mark.parametrize(
     ("metrics", "words"),
     [
-        ({"train-loss": 0.5}, "'num-examples' is None"),
-        ({WEIGHTED_BY: 0, "train-loss": 0.5}, "'num-examples' is 0"),
-        ({WEIGHTED_BY: 8, "train-loss": float("nan")}, "'train-loss' is nan"),
-        ({WEIGHTED_BY: 8, "train-loss": [0.5, float("inf")]}, r"'train-loss' is \[0.5, inf\]"),
-        ({WEIGHTED_BY: 8, "accuracy": 0.5}, "differ from those of most replies"),
+        ({"train-loss": 0.5}, "reply dropped, client 3: .*'num-examples' is None"),
+        ({WEIGHTED_BY: 0, "train-loss": 0.5}, "client 3 has no examples"),
+        ({WEIGHTED_BY: 8, "train-loss": float("nan")}, "'train-loss' is undefined at 1 of 3"),
+        ({WEIGHTED_BY: 8, "train-loss": [0.5, float("inf")]}, "client 3: .* differ from those of"),
+        ({WEIGHTED_BY: 8, "accuracy": 0.5}, "reply dropped, client 3: .*differ from those of"),
     ],
 )
 def test_a_bad_evaluation_is_named(
@@ -273,9 +273,9 @@ def test_a_bad_evaluation_is_named(
 
     with caplog.at_level(logging.WARNING, "flwr"):
         result = run(answer, evaluates=True)
-    assert re.search(f"reply dropped, client 3: .*{words}", caplog.text)
+    assert re.search(words, caplog.text)
     expected = without_it(evaluates=True).evaluate_metrics_clientapp[1]
-    assert dict(result.evaluate_metrics_clientapp[1]) == dict(expected)
+    assert dict(result.evaluate_metrics_clientapp[1]) == pytest.approx(dict(expected))
 
 
 def test_a_run_of_bad_replies_only_is_stopped_and_says_why_in_few_words() -> None:

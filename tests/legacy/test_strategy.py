@@ -11,7 +11,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.client.mod import secaggplus_mod
-from flwr.common import ndarrays_to_parameters
+from flwr.common import Code, FitRes, Parameters, Status, ndarrays_to_parameters
 from flwr.server import LegacyContext, ServerConfig
 from flwr.server.strategy import FedAvg
 from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
@@ -28,6 +28,7 @@ from fixbn_flwr.errors import (
 from fixbn_flwr.legacy.replies import select_results
 from fixbn_flwr.method.averaging import Kind, kind_of
 from fixbn_flwr.method.server_rules import Update
+from fixbn_flwr.server.dropped_replies import DroppedReplyLog
 from fixbn_flwr.server.reply_collection import CheckedReply
 from fixbn_flwr.testing import SerializingGrid
 from tests.support.clients import initial_arrays, sgd_step, training_app
@@ -139,15 +140,20 @@ def test_where_flowers_two_averages_round_apart_the_statistics_do_not(examples: 
 
 
 def test_clients_come_in_the_order_of_their_numbers() -> None:
-    replies = [(SimpleNamespace(cid=cid), cid) for cid in ("10", "9", "8", "11")]
+    status, parameters = Status(Code.OK, ""), Parameters([], "")
+    replies = [
+        (SimpleNamespace(cid=cid), FitRes(status, parameters, 1, {"cid": cid}))
+        for cid in ("10", "9", "8", "11")
+    ]
     selection, accepted, _ = select_results(
         1,
         replies,  # type: ignore[arg-type]
         [],
         check=lambda _, result: CheckedReply(result, Update({}, {}, 1.0), None),
+        log=DroppedReplyLog(),
     )
     assert list(selection.usable) == ["8", "9", "10", "11"]
-    assert [content for _, content in accepted] == ["8", "9", "10", "11"]
+    assert [content.metrics["cid"] for _, content in accepted] == ["8", "9", "10", "11"]
 
 
 def test_the_order_of_arrival_does_not_matter() -> None:

@@ -48,7 +48,7 @@ def test_takes_a_reply_apart() -> None:
         "n.running_mean", "n.running_var", "n.num_batches_tracked", "index",
     ]  # fmt: skip
     assert list(rest) == ["arrays", "metrics", "extra"]
-    assert list(rest["arrays"]) == ["w", "scale"]
+    assert list(rest["arrays"]) == list(SENT)
     assert rest["metrics"] == sent["metrics"]
     assert rest["extra"] == sent["extra"]
 
@@ -80,14 +80,13 @@ BAD: dict[str, tuple[Callable[[], RecordDict], str]] = {
     "NaN": (lambda: content(arrays=record(w=np.float32([np.nan, 1]))), "'w' holds NaN"),
     "infinity": (lambda: content(arrays=record(w=np.float32([-np.inf, 1]))), "'w' holds NaN or"),
     "shape": (lambda: content(arrays=record(w=np.float32([1]))), r"\(1,\).*\(2,\)"),
-    "type": (lambda: content(arrays=record(w=np.float64([1, 2]))), "float64.*float32"),
+    "type": (lambda: content(arrays=record(w=np.int32([1, 2]))), "type int32 .* float32"),
+    "overflow": (lambda: content(arrays=record(w=np.float64([1, 1e300]))), "'w' holds NaN or inf"),
     "missing": (lambda: content(arrays=record(w=None)), r"missing \['w'\]"),
     "unknown": (lambda: content(arrays=record(v=1.0)), r"unknown \['v'\]"),
     "variance": (lambda: content(arrays=record(**{"n.running_var": np.float32([-1])})), "below"),
     "no arrays": (lambda: content(arrays=None), "0 ArrayRecords"),
-    "two arrays": (lambda: content(more=record()), "2 ArrayRecords"),
     "no metrics": (lambda: content(metrics=None), "0 MetricRecords"),
-    "two metrics": (lambda: content(more=MetricRecord({"a": 1})), "2 MetricRecords"),
     "junk": (
         lambda: content(
             arrays=ArrayRecord({**record(), "w": Array("float32", (2,), "numpy.ndarray", b"?")})
@@ -103,7 +102,7 @@ BAD: dict[str, tuple[Callable[[], RecordDict], str]] = {
     "no momentum": (content, "no 'fixbn-momentum'"),
     "momentum's shape": (lambda: content(**momentum(w=np.float32([1]))), "fits no parameter"),
     "momentum's name": (lambda: content(**momentum(v=np.float32([1]))), "fits no parameter"),
-    "momentum's type": (lambda: content(**momentum(w=np.float64([1, 2]))), "fits no parameter"),
+    "momentum's type": (lambda: content(**momentum(w=np.int64([1, 2]))), "fits no parameter"),
     "momentum of a statistic": (
         lambda: content(**momentum(**{"n.running_mean": np.float32([1])})),
         "fits no parameter",
@@ -138,7 +137,7 @@ def test_infinity_that_was_sent_may_come_back() -> None:
         check_update({"mask": np.float32([np.inf, 0])}, None, 1, "num-examples", sent)
 
 
-@pytest.mark.parametrize("weight", [0, -1, 0.0, float("nan"), float("inf"), [1, 2]])
+@pytest.mark.parametrize("weight", [-1, float("nan"), float("inf"), [1, 2]])
 def test_bad_weights(weight: Any) -> None:
     with pytest.raises(ReplyError, match="num-examples"):
         read(content(metrics=MetricRecord({"num-examples": weight})))

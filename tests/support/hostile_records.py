@@ -36,7 +36,7 @@ WEIGHTED_BY = "num-examples"
 
 REMEDY = (
     r"[Rr]eturn |reply with |[Gg]ive |add \*\*|[Uu]se |[Ll]et all |must build the same model|helps"
-    r"|below zero\.$|use different versions"
+    r"|left out of the average|below zero\.$|use different versions"
 )
 """What every ReplyError says of what to do, in one of these words."""
 

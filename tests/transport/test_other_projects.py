@@ -19,6 +19,7 @@ from fixbn_flwr import FixBN
 from fixbn_flwr.array_records import arrays_of
 from fixbn_flwr.errors import RoundsFailedError
 from fixbn_flwr.testing import SerializingGrid
+from fixbn_flwr.transport import packed_grid
 from fixbn_flwr.transport.packed_grid import FlatGrid, flat_arrays_mod
 from fixbn_flwr.transport.packing import is_packed
 from tests.support.clients import initial_arrays, training_app

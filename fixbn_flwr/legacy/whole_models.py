@@ -1,0 +1,91 @@
+"""Let a user's older strategy see whole models, as ``fixbn_flwr.server.whole_models`` does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flwr.common import EvaluateIns, FitIns, FitRes, Parameters, Scalar
+from flwr.server import ClientManager
+from flwr.server.strategy import Strategy
+
+from fixbn_flwr.flower_compat import ClientProxy
+from fixbn_flwr.legacy.model_view import PositionedView
+
+Fits = list[tuple[ClientProxy, FitIns]]
+Evaluations = list[tuple[ClientProxy, EvaluateIns]]
+Results = list[tuple[ClientProxy, FitRes]]
+Failures = list[tuple[ClientProxy, FitRes] | BaseException]
+Aggregated = tuple[Parameters | None, dict[str, Scalar]]
+
+
+def show_whole_models(strategy: Strategy, view: PositionedView) -> None:
+    """Give a strategy of the user's own class whole models; leave one of Flower's as it is."""
+    own_class = type(strategy)
+    flowers = next(c for c in own_class.__mro__ if c.__module__.split(".")[0] == "flwr")
+    if flowers is not own_class:
+        bases = (_above(own_class, view), _below(flowers, view))
+        strategy.__class__ = type(own_class.__name__, bases, {"__module__": own_class.__module__})
+
+
+def _below(flowers: Any, view: PositionedView) -> type[Strategy]:
+    """Return a class between the user's and Flower's: it shows Flower's code parameters."""
+
+    class Below(flowers):  # type: ignore[misc]
+        def configure_fit(
+            self, server_round: int, parameters: Parameters, client_manager: ClientManager
+        ) -> Fits:
+            fits = super().configure_fit(server_round, view.current.shown, client_manager)
+            wholes = view.current.wholes(fit.parameters for _, fit in fits)
+            return [
+                (client, FitIns(whole, fit.config))
+                for (client, fit), whole in zip(fits, wholes, strict=True)
+            ]
+
+        def configure_evaluate(
+            self, server_round: int, parameters: Parameters, client_manager: ClientManager
+        ) -> Evaluations:
+            evaluations = super().configure_evaluate(
+                server_round, view.current.shown, client_manager
+            )
+            wholes = view.current.wholes(evaluation.parameters for _, evaluation in evaluations)
+            return [
+                (client, EvaluateIns(whole, evaluation.config))
+                for (client, evaluation), whole in zip(evaluations, wholes, strict=True)
+            ]
+
+        def aggregate_fit(
+            self, server_round: int, results: Results, failures: Failures
+        ) -> Aggregated:
+            shown = [(client, view.flower_result(client.cid, fit)) for client, fit in results]
+            parameters, metrics = super().aggregate_fit(server_round, shown, failures)
+            return view.whole_model(parameters, [client.cid for client, _ in results]), metrics
+
+    return Below
+
+
+def _above(own_class: Any, view: PositionedView) -> type[Strategy]:
+    """Return a class above the user's: it shows the user's code whole models."""
+
+    class Above(own_class):  # type: ignore[misc]
+        def configure_fit(
+            self, server_round: int, parameters: Parameters, client_manager: ClientManager
+        ) -> Fits:
+            fits: Fits = super().configure_fit(server_round, view.current.record, client_manager)
+            return fits
+
+        def configure_evaluate(
+            self, server_round: int, parameters: Parameters, client_manager: ClientManager
+        ) -> Evaluations:
+            evaluations: Evaluations = super().configure_evaluate(
+                server_round, view.current.record, client_manager
+            )
+            return evaluations
+
+        def aggregate_fit(
+            self, server_round: int, results: Results, failures: Failures
+        ) -> Aggregated:
+            whole = [(client, view.whole_result(client.cid, fit)) for client, fit in results]
+            parameters, metrics = super().aggregate_fit(server_round, whole, failures)
+            return view.flower_model(parameters), metrics
+
+    return Above

@@ -1,0 +1,112 @@
+"""The model and the replies of a round in two views: whole for users' code, cut for Flower's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from flwr.app import ArrayRecord, Message, RecordDict
+
+from fixbn_flwr.array_records import arrays_of, record_of
+from fixbn_flwr.flower_compat import make_message
+from fixbn_flwr.method.averaging import Array
+from fixbn_flwr.method.server_rules import ServerState, Update
+from fixbn_flwr.server.global_model import GlobalModel
+from fixbn_flwr.server.outgoing_messages import contents_of
+from fixbn_flwr.server.reply_collection import CheckedReply
+
+Replies = Mapping[int, CheckedReply[RecordDict]]
+
+
+class ModelView:
+    """The global model and the usable replies of a round.
+
+    Flower's averaging must see parameters only, but for a strategy that defends. Users' code sees
+    whole models, as without FixBN.
+
+    Args:
+        state: FixBN's rules, which average what Flower's code does not see.
+        defends: Whether Flower's code must see the statistics and momentum buffers too.
+        arrays_key: The key of the model's record in messages.
+
+    Attributes:
+        model: The global model at the start of the round.
+    """
+
+    def __init__(self, state: ServerState, *, defends: bool, arrays_key: str) -> None:
+        self.model = GlobalModel(ArrayRecord())
+        self._state = state
+        self._defends = defends
+        self._arrays_key = arrays_key
+        self._replies: Replies = {}
+        self._averaged: list[Update] = []
+        self._others: dict[str, Array] | None = None
+
+    def begin_aggregation(self, replies: Replies) -> None:
+        """Take the usable replies of the round by client, in the order of their sums."""
+        self._replies = replies
+        self._averaged = [checked.update for checked in replies.values()]
+        self._others = None
+
+    def put_into(self, messages: Iterable[Message]) -> None:
+        """Put the whole model into the contents of messages."""
+        self.model.put_into(contents_of(messages), self._arrays_key)
+
+    def flower_reply(self, reply: Message) -> Message:
+        """Return a reply with what Flower's code may see of it."""
+        checked = self._replies[reply.metadata.src_node_id]
+        others = self._state.to_defend(checked.update) if self._defends else {}
+        record = reply.content.array_records[checked.model_key]
+        shown = ArrayRecord({**self.parameters(record), **record_of(others)})
+        return _with_model(reply, checked.model_key, shown)
+
+    def whole_reply(self, reply: Message) -> Message:
+        """Return what Flower's code saw of a reply as a whole reply."""
+        checked = self._replies[reply.metadata.src_node_id]
+        record = reply.content.array_records[checked.model_key]
+        whole = checked.content.array_records[checked.model_key]
+        shown = ArrayRecord({name: record.get(name, array) for name, array in whole.items()})
+        return _with_model(reply, checked.model_key, shown)
+
+    def whole_model(
+        self, aggregated: ArrayRecord | None, replies: Iterable[Message]
+    ) -> ArrayRecord | None:
+        """Return the whole model for what Flower's code made of these replies."""
+        if aggregated is None:
+            return None
+        clients = {reply.metadata.src_node_id for reply in replies}
+        # In the order of the round, whatever order the user's code passed them in.
+        self._averaged = [c.update for client, c in self._replies.items() if client in clients]
+        self._others = self._not_parameters(aggregated)
+        return self.model.joined(aggregated, self._rest(aggregated))
+
+    def flower_model(self, returned: ArrayRecord | None) -> ArrayRecord | None:
+        """Return what Flower's code may see of the model that the user's code returned."""
+        if returned is None:
+            return None
+        others = self._not_parameters(returned) if self._others is None else self._others
+        shown = {**self.parameters(returned), **record_of(others if self._defends else {})}
+        return ArrayRecord(shown)
+
+    def new_model(self, aggregated: ArrayRecord) -> ArrayRecord:
+        """Return the whole new model for what the inner strategy returned."""
+        return self.model.joined(aggregated, self._rest(aggregated))
+
+    def parameters(self, arrays: ArrayRecord) -> ArrayRecord:
+        """Return the parameters of a model."""
+        if arrays is self.model.record:
+            return self.model.parameters
+        names = self.model.parameters.keys()
+        return ArrayRecord({name: array for name, array in arrays.items() if name in names})
+
+    def _rest(self, aggregated: ArrayRecord) -> dict[str, Array]:
+        defended = self._not_parameters(aggregated) if self._defends else None
+        return self._state.end_round(self._averaged, self.model.rest, defended=defended)
+
+    def _not_parameters(self, arrays: ArrayRecord) -> dict[str, Array]:
+        names = arrays.keys() - self.model.parameters.keys()
+        return arrays_of(ArrayRecord({n: a for n, a in arrays.items() if n in names}))
+
+
+def _with_model(reply: Message, key: str, model: ArrayRecord) -> Message:
+    content = RecordDict({**reply.content, key: model})
+    return make_message(metadata=reply.metadata, content=content)

@@ -1,0 +1,133 @@
+"""Older strategies and clients from real projects lose nothing that Flower would keep."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.common import parameters_to_ndarrays
+from flwr.server.strategy import FedAvg, FedMedian
+
+from tests.support.older_federation import CLIENTS, NAMES, ROUNDS, fedavg, fixbn
+from tests.support.older_generation import Trainer, numpy_app, run_older
+from tests.support.small_federation import batches, network
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+class Saving(FedAvg):
+    """Loads every aggregated model into the network, as Flower's how-to does to save it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(fraction_evaluate=0.0, **options)
+        self.saved: list[list[np.ndarray]] = []
+
+    def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
+        parameters, metrics = super().aggregate_fit(server_round, results, failures)
+        arrays = parameters_to_ndarrays(parameters)
+        state = dict(zip(network().state_dict(), map(torch.tensor, arrays), strict=True))
+        network().load_state_dict(state, strict=True)
+        self.saved.append(arrays)
+        return parameters, metrics
+
+
+class SavingMedian(Saving, FedMedian):
+    """A subclass of a defending strategy."""
+
+
+def app(**choices: Any) -> Any:
+    return numpy_app(network, batches, **choices)
+
+
+@pytest.mark.parametrize("momentum", ["local", "global"])
+@pytest.mark.parametrize("make", [Saving, SavingMedian])
+def test_what_a_strategy_saves_is_the_whole_model(make: type[Saving], momentum: Any) -> None:
+    strategy = make(initial_parameters=fedavg().initial_parameters)
+    of_round = run_older(fixbn(strategy, momentum=momentum), app(), ROUNDS)
+    assert len(strategy.saved) == ROUNDS
+    for server_round, saved in enumerate(strategy.saved, start=1):
+        assert all(
+            np.array_equal(one, other)
+            for one, other in zip(saved, of_round[server_round], strict=True)
+        )
+
+
+def test_saving_changes_nothing() -> None:
+    plain = run_older(fixbn(), app(), ROUNDS)
+    saving = run_older(fixbn(Saving(initial_parameters=fedavg().initial_parameters)), app(), ROUNDS)
+    for server_round in range(ROUNDS + 1):
+        assert all(map(np.array_equal, plain[server_round], saving[server_round]))
+
+
+def test_an_undefined_metric_is_averaged_over_the_clients_that_have_it() -> None:
+    """0.15 is the mean of 0.1 and 0.2, all clients having as many examples."""
+    values = [0.1, math.nan, 0.2, math.nan]
+    averages: list[float] = []
+
+    def on_reply(partition: int, _: int, __: Any, metrics: dict[str, Any]) -> None:
+        metrics["auc"] = values[partition]
+
+    def average(metrics: list[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
+        averages.append(float(np.mean([own["auc"] for _, own in metrics])))
+        return {"auc": averages[-1]}
+
+    strategy = fedavg(fit_metrics_aggregation_fn=average)
+    run_older(fixbn(strategy), app(on_reply=on_reply), 1)
+    assert averages == [pytest.approx(0.15)]
+
+
+def test_another_floating_type_is_converted_with_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def on_reply(partition: int, _: int, arrays: list[np.ndarray], __: Any) -> None:
+        if partition == 1:
+            for place, array in enumerate(arrays):
+                if array.dtype == np.float32:
+                    arrays[place] = array.astype(np.float64)
+
+    of_round = run_older(fixbn(), app(on_reply=on_reply), ROUNDS)
+    assert [a.dtype for a in of_round[ROUNDS]] == [a.dtype for a in of_round[0]]
+    assert caplog.text.count("returned float64 for float32: converted") == 1
+
+
+def test_a_client_without_examples_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    run_older(fixbn(), app(examples=[0, 1, 1, 1]), ROUNDS)
+    assert caplog.text.count("has no examples: left out of the average") == 1
+    assert "reply dropped" not in caplog.text
+
+
+def test_stop_trains_no_more_after_the_current_round() -> None:
+    trained: list[int] = []
+
+    class Noting(Trainer):
+        def fit(self, parameters: Any, config: Any) -> Any:
+            trained.append(config["server-round"])
+            if config["server-round"] == 2:
+                strategy.stop()
+            return super().fit(parameters, config)
+
+    strategy = fixbn()
+    of_round = run_older(strategy, app(client=Noting), ROUNDS)
+    assert trained == [1] * CLIENTS + [2] * CLIENTS
+    assert all(map(np.array_equal, of_round[ROUNDS], of_round[2]))
+
+
+def test_the_inner_strategys_methods_and_attributes_are_reached() -> None:
+    strategy = fixbn(fedavg(min_fit_clients=3))
+    assert strategy.min_fit_clients == 3
+    with pytest.raises(AttributeError, match="nor FedAvg inside it"):
+        _ = strategy.nothing
+
+
+def test_a_client_that_keeps_batch_norm_private_is_told_of_the_contradiction(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def on_reply(partition: int, _: int, arrays: list[np.ndarray], __: Any) -> None:
+        if partition == 1:
+            del arrays[NAMES.index("norm.running_mean")]
+
+    run_older(fixbn(), app(on_reply=on_reply), 1)
+    assert "(FedBN) contradicts FixBN" in caplog.text

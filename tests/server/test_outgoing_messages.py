@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+
+from fixbn_flwr.flower_compat import TaskIdentity
+from fixbn_flwr.server.outgoing_messages import add_config, contents_of, copies_of
+
+
+def message(content: RecordDict) -> Message:
+    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+    return Message(content, dst_node_id=1, message_type="train")
+
+
+def test_copies_share_contents_as_the_originals_do_and_leave_them_alone() -> None:
+    shared = RecordDict({"arrays": ArrayRecord(), "config": ConfigRecord({"lr": 0.1})})
+    originals = [message(shared), message(shared), message(RecordDict({"config": ConfigRecord()}))]
+    copies = copies_of(originals)
+    assert [len(contents_of(messages)) for messages in (originals, copies)] == [2, 2]
+    assert [c.metadata for c in copies] == [o.metadata for o in originals]
+    add_config(contents_of(copies), {"phase": "x"}, "config")
+    assert copies[0].content["config"] == ConfigRecord({"lr": 0.1, "phase": "x"})
+    assert originals[0].content["config"] == ConfigRecord({"lr": 0.1})
+    assert copies[0].content["arrays"] is shared["arrays"]
+
+
+def test_the_config_is_the_named_record_else_the_first_else_a_new_one() -> None:
+    both = RecordDict({"a": ConfigRecord(), "config": ConfigRecord()})
+    other = RecordDict({"settings": ConfigRecord({"lr": 0.1})})
+    none = RecordDict()
+    add_config([both, other, none], {"phase": "x"}, "config")
+    assert both == RecordDict({"a": ConfigRecord(), "config": ConfigRecord({"phase": "x"})})
+    assert other == RecordDict({"settings": ConfigRecord({"lr": 0.1, "phase": "x"})})
+    assert none == RecordDict({"config": ConfigRecord({"phase": "x"})})
