@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import Array as FlowerArray
@@ -12,6 +12,9 @@ from flwr.app import ArrayRecord
 
 from fixbn_flwr.flower_compat import SType
 from fixbn_flwr.method.averaging import Array, Arrays
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _NUMBERS = "biufc"
 """Kinds of dtype: truth values, integers, floating point, complex."""
@@ -73,3 +76,38 @@ def _header(beginning: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     np.lib.format.read_magic(file)
     shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
     return shape, fortran_order, dtype
+
+
+def arrays_from(model: nn.Module) -> ArrayRecord:
+    """Return a model's ``state_dict`` as a record; bfloat16 becomes float32.
+
+    Flower's records hold numpy arrays, and numpy has no bfloat16.
+
+    >>> import torch
+    >>> model = torch.nn.BatchNorm1d(2).to(torch.bfloat16)
+    >>> arrays_from(model)["weight"].dtype
+    'float32'
+
+    Args:
+        model: The model, of any types.
+    """
+    import torch
+
+    state = model.state_dict()
+    return ArrayRecord({n: v.float() if v.dtype == torch.bfloat16 else v for n, v in state.items()})
+
+
+def load_arrays(model: nn.Module, record: ArrayRecord) -> None:
+    """Load a record that ``arrays_from`` made into a model, which keeps its own types.
+
+    >>> import torch
+    >>> model = torch.nn.BatchNorm1d(2).to(torch.bfloat16)
+    >>> load_arrays(model, arrays_from(model))
+    >>> model.weight.dtype
+    torch.bfloat16
+
+    Args:
+        model: The model, built as the one that the record is of.
+        record: All arrays of its ``state_dict``.
+    """
+    model.load_state_dict(record.to_torch_state_dict(), strict=True)

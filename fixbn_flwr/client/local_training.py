@@ -1,21 +1,22 @@
-"""The client's side of FixBN: a context manager around any local training loop.
+"""FixBN on the client: a context manager around any local training loop.
+
+In the Message API:
 
     with local_training(model, optimizer, msg.content, context) as local:
         train(model, loader, optimizer)                   # your loop, unchanged
     content = RecordDict({"arrays": ..., "metrics": ..., **local.records})
 
-or, in ``NumPyClient.fit``,
+In ``NumPyClient.fit``:
 
     with local_training(model, optimizer, config, context) as local:
         train(model, loader, optimizer)
     return arrays, num_examples, {**metrics, **local.metrics}
 
-What to do in a round the server says in the message's config; see ``fixbn_flwr.server.strategy``.
+The message's config tells the client what to do; see ``fixbn_flwr.method.round_config``.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -30,30 +31,32 @@ from torch.optim import Optimizer
 from fixbn_flwr.client.momentum_store import load_buffers, save_buffers
 from fixbn_flwr.errors import ConfigError, MomentumError
 from fixbn_flwr.flower_compat import RECORD_KEY_STATE
+from fixbn_flwr.log import logger
 from fixbn_flwr.method.batch_norm import freeze_statistics
+from fixbn_flwr.method.freezable_layers import check_freezable
 from fixbn_flwr.method.learning_rate import multiplied_learning_rate
 from fixbn_flwr.method.optimizer_buffers import (
     Buffers,
     check_optimizer,
     fingerprint,
+    named_parameters,
     read_buffers,
     read_momentum,
     write_buffers,
 )
 from fixbn_flwr.method.round_config import MOMENTUM, MOMENTUM_BLOB, PHASE, Momentum, RoundConfig
 from fixbn_flwr.method.schedule import Phase
-
-_logger = logging.getLogger("flwr.fixbn")
+from fixbn_flwr.method.weight_slots import without_weights
 
 
 @dataclass
 class LocalTraining:
-    """What ``local_training`` hands to the ``with`` block.
+    """The result of ``local_training``.
 
     Attributes:
-        phase: the round's phase; None when the server does not use FixBN.
-        records: after the block, what a Message API reply must carry beside arrays and metrics.
-        metrics: after the block, what ``NumPyClient.fit`` must add to its metrics.
+        phase: The round's phase; None if the server does not use FixBN.
+        records: Records to add to a Message API reply. Filled at the end of the block.
+        metrics: Metrics to add to those of ``NumPyClient.fit``. Filled at the end of the block.
     """
 
     phase: Phase | None
@@ -68,67 +71,132 @@ def local_training(
     received: RecordDict | Mapping[str, Any],
     context: Context,
 ) -> Iterator[LocalTraining]:
-    """Train under FixBN's rules for the length of a ``with`` block.
+    """Apply FixBN's rules to the local training inside a ``with`` block.
 
-    On entry the optimiser's buffers become those that the server's momentum mode asks for and, in
-    calibration, the statistics are frozen (``freeze_statistics``).
-    Every step in calibration is taken at the learning rate times the server's factor, whatever sets
-    the rate and whenever; the loop and its schedulers see the rate without the factor. On exit, by
-    an exception too, the statistics are thawed; the buffers are kept for the next round unless
-    there was an exception. With a server that does not use FixBN nothing happens at all.
+    At the start, the optimizer gets the momentum buffers that the server's momentum mode selects.
+    In calibration, the statistics are frozen (see ``freeze_statistics``), and every step uses the
+    learning rate times the server's factor; the loop and its schedulers see the rate without the
+    factor. At the end, the statistics are thawed, even after an exception. The buffers are saved
+    for the next round unless there was an exception. If the server does not use FixBN, nothing
+    changes.
+
+    In the Message API, pass the message's content. Flower supplies the content and the context:
+
+    >>> import torch
+    >>> from flwr.app import ConfigRecord, Context, RecordDict
+    >>> from torch import nn
+    >>> from fixbn_flwr import local_training
+    >>> context = Context(1, 1, {}, state=RecordDict(), run_config={})
+    >>> config = {
+    ...     "server-round": 8,
+    ...     "fixbn-phase": "calibration",
+    ...     "fixbn-momentum": "global",
+    ...     "fixbn-learning-rate-factor": 0.1,
+    ... }
+    >>> content = RecordDict({"config": ConfigRecord(config)})
+    >>> model = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    >>> with local_training(model, optimizer, content, context) as local:
+    ...     model(torch.ones(8, 4)).sum().backward()
+    ...     optimizer.step()
+    >>> local.phase
+    <Phase.CALIBRATION: 'calibration'>
+    >>> list(local.records)  # add these to the reply
+    ['fixbn-momentum']
+    >>> model[1].running_mean  # frozen
+    tensor([0., 0.])
+
+    In ``NumPyClient.fit``, pass its ``config`` and the client's context:
+
+    >>> with local_training(model, optimizer, config, context) as local:
+    ...     optimizer.step()
+    >>> list(local.metrics)  # add these to the metrics
+    ['fixbn-momentum-buffers']
 
     Args:
-        model: the model, with the global arrays already loaded.
-        optimizer: the optimiser that takes the steps, of this model's parameters; new or of an
-            earlier round, no matter. What accelerate's ``prepare`` returns is taken as well.
-        received: ``msg.content`` (Message API), or the ``config`` of ``NumPyClient.fit``.
-        context: the client's context, whose state keeps the buffers from round to round.
+        model: The model, with the global arrays already loaded.
+        optimizer: The optimizer of the model's parameters that takes the steps, new or from an
+            earlier round. The optimizer that accelerate's ``prepare`` returns works too.
+        received: ``msg.content`` (Message API) or the ``config`` of ``NumPyClient.fit``.
+        context: The client's context. Its state keeps the buffers between rounds.
 
     Raises:
-        ConfigError: ``received`` is neither, there is no learning rate to multiply, or this client
-            takes part in secure aggregation.
-        NoStatisticsError: calibration of a model without running statistics.
-        StatisticsMovedError: the block wrote to frozen statistics.
-        MomentumError: received buffers do not fit the model, or the optimiser's cannot be kept by
-            parameter (LBFGS) or averaged (momentum "global" of another than SGD). Kept ones that do
-            not fit are dropped with a warning.
+        ConfigError: If ``received`` is neither, a parameter group has no learning rate, or the
+            client takes part in secure aggregation.
+        NoStatisticsError: If the round is calibration and the model has no running statistics.
+        StatisticsMovedError: If the block writes to frozen statistics.
+        MomentumError: If received buffers do not fit the model, or the optimizer's buffers cannot
+            be kept (LBFGS) or averaged (momentum "global" with an optimizer other than SGD). Saved
+            buffers that do not fit are dropped with a warning instead.
     """
-    asked = RoundConfig.from_config(_config_of(received))
-    if asked is None:
+    config = RoundConfig.from_config(_config_of(received))
+    if config is None:
         yield LocalTraining(phase=None)
         return
     _refuse_secure_aggregation(context)
-    local = LocalTraining(asked.phase)
+    check_freezable(model)
+    local = LocalTraining(config.phase)
     optimizer = _unwrapped(optimizer)
-    if asked.momentum is not Momentum.RESET:
-        check_optimizer(optimizer, averaged=asked.momentum is Momentum.GLOBAL)
-    match asked.momentum:
-        case Momentum.RESET:
-            start: Buffers = {}
-        case Momentum.LOCAL:
-            start = load_buffers(context, asked, fingerprint(model))
-        case Momentum.GLOBAL:
-            start = _received_momentum(received)
-    try:
-        write_buffers(model, optimizer, start)
-    except MomentumError as error:
-        if asked.momentum is not Momentum.LOCAL:
-            raise
-        _logger.warning("kept momentum dropped, %s Starting from zero.", error)
-        write_buffers(model, optimizer, {})
+    if config.momentum is not Momentum.RESET:
+        check_optimizer(optimizer, averaged=config.momentum is Momentum.GLOBAL)
+    _start_from(config, received, context, model, optimizer)
     with ExitStack() as stack:
-        if asked.phase is Phase.CALIBRATION:
+        if config.phase is Phase.CALIBRATION:
             stack.enter_context(freeze_statistics(model))
-            stack.enter_context(multiplied_learning_rate(optimizer, asked.learning_rate_factor))
+            stack.enter_context(multiplied_learning_rate(optimizer, config.learning_rate_factor))
         yield local
-    if asked.momentum is Momentum.LOCAL:
-        save_buffers(context, asked, read_buffers(model, optimizer), fingerprint(model))
-    elif asked.momentum is Momentum.GLOBAL:
-        buffers = read_momentum(model, optimizer)
+    if config.momentum is Momentum.LOCAL:
+        buffers = _momentum_alone(model, optimizer)
+        save_buffers(context, config, buffers, fingerprint(model))
+    elif config.momentum is Momentum.GLOBAL:
+        buffers = {n: _as_numpy_type(b) for n, b in read_momentum(model, optimizer).items()}
         if isinstance(received, RecordDict):
             local.records[MOMENTUM] = ArrayRecord(buffers)
         else:
             local.metrics[MOMENTUM_BLOB] = safetensors.torch.save(buffers)
+
+
+def _start_from(
+    config: RoundConfig,
+    received: RecordDict | Mapping[str, Any],
+    context: Context,
+    model: nn.Module,
+    optimizer: Optimizer,
+) -> None:
+    """Give the optimizer the momentum buffers that the server's momentum mode selects."""
+    match config.momentum:
+        case Momentum.RESET:
+            write_buffers(model, optimizer, {})
+        case Momentum.GLOBAL:
+            write_buffers(model, optimizer, _received_momentum(received))
+        case Momentum.LOCAL:
+            saved = load_buffers(context, config, fingerprint(model))
+            try:
+                write_buffers(model, optimizer, saved)
+            except MomentumError as error:
+                logger.warning("saved momentum dropped, %s Starting from zero.", error)
+                write_buffers(model, optimizer, {})
+
+
+def _momentum_alone(model: nn.Module, optimizer: Optimizer) -> Buffers:
+    """Return an optimizer's buffers without those that hold weights."""
+    # torch's own optimizers keep no weights to train from (ASGD's average is only a result), but
+    # another optimizer around them may.
+    from_torch = type(optimizer).__module__.startswith("torch.optim")
+    kept, weights = without_weights(
+        read_buffers(model, optimizer), named_parameters(model), by_values=not from_torch
+    )
+    if weights:
+        logger.info(
+            "%s keeps weights, not momentum, in %s: they start anew each round",
+            type(optimizer).__name__, ", ".join(sorted(weights)),
+        )  # fmt: skip
+    return kept
+
+
+def _as_numpy_type(buffer: torch.Tensor) -> torch.Tensor:
+    """Return a buffer in a type that numpy has: float32 for bfloat16."""
+    return buffer.float() if buffer.dtype == torch.bfloat16 else buffer
 
 
 def _config_of(received: RecordDict | Mapping[str, Any]) -> Mapping[str, Any]:
@@ -138,7 +206,7 @@ def _config_of(received: RecordDict | Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(received, Mapping):
         return received
     raise ConfigError(
-        f"local_training got a {type(received).__name__} as its third argument: give it the "
+        f"local_training got a {type(received).__name__} as its third argument: pass the "
         "message's content (msg.content), or the config that NumPyClient.fit receives."
     )
 
@@ -146,15 +214,15 @@ def _config_of(received: RecordDict | Mapping[str, Any]) -> Mapping[str, Any]:
 def _refuse_secure_aggregation(context: Context) -> None:
     if RECORD_KEY_STATE in context.state:
         raise ConfigError(
-            "this client takes part in secure aggregation (secaggplus_mod), which cuts every value "
-            "to a fixed range and shows the server no client's update: statistics beyond the range "
-            "would be wrong, and none could be checked. Leave secaggplus_mod and "
-            "SecAggPlusWorkflow out, or FixBN."
+            "this client takes part in secure aggregation (secaggplus_mod), which clips every "
+            "value to a fixed range and hides each client's update from the server: statistics "
+            "outside the range would be wrong, and none could be checked. Remove secaggplus_mod "
+            "and SecAggPlusWorkflow, or do not use FixBN."
         )
 
 
 def _received_momentum(received: RecordDict | Mapping[str, Any]) -> Buffers:
-    """Return the server's averaged buffers; empty before any client has returned some."""
+    """Return the server's averaged buffers; empty until a client has returned some."""
     if isinstance(received, RecordDict):
         record = received.array_records.get(MOMENTUM, ArrayRecord())
         return {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
@@ -163,6 +231,9 @@ def _received_momentum(received: RecordDict | Mapping[str, Any]) -> Buffers:
 
 
 def _unwrapped(optimizer: Optimizer) -> Optimizer:
-    """Return the optimiser that takes the steps; accelerate wraps it in one without step hooks."""
-    inner = getattr(optimizer, "optimizer", None)
-    return _unwrapped(inner) if isinstance(inner, Optimizer) else optimizer
+    """Return the optimizer inside accelerate's wrapper, which has no step hooks."""
+    for attribute in ("optimizer", "base_optimizer", "_base_optimizer"):
+        inner = getattr(optimizer, attribute, None)
+        if isinstance(inner, Optimizer):
+            return _unwrapped(inner)
+    return optimizer

@@ -1,20 +1,18 @@
-"""Where a client's momentum buffers live between rounds.
+"""Store a client's momentum buffers between rounds.
 
-Either in Flower's ``context.state``, which follows a client through a simulation or a SuperNode's
-life without any set-up, or, where ``state-dir`` is set (in the node's config, else in the run's),
-in files below that directory, which survive the process as well:
+By default the buffers are in Flower's ``context.state``, which lasts as long as the simulation or
+the SuperNode. If ``state-dir`` is set in the node config or the run config, they are in files below
+that directory, which outlive the process:
 
     <state-dir>/<run>/<client>/round-12.safetensors
 
-Both hold the same bytes: a safetensors file whose metadata say of which run, round and model it is.
-What is of another run or model, or of a round that has not come yet, is dropped with a line in the
-log and never used. A run that can go on from a checkpoint tells from which ones: of files, those
-that it would need then are kept beside the newest, so that the client goes back as well.
+Both hold the same bytes: a safetensors file whose metadata names the run, round and model. Buffers
+of another run or model, or of a later round, are dropped with a warning. The server announces its
+checkpoint rounds, so clients can roll back too: the files of these rounds are kept.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from contextlib import suppress
@@ -26,6 +24,7 @@ import safetensors.torch
 from flwr.app import ConfigRecord, Context
 
 from fixbn_flwr.errors import MomentumError
+from fixbn_flwr.log import logger
 from fixbn_flwr.method.optimizer_buffers import Buffers
 from fixbn_flwr.method.round_config import RoundConfig
 from fixbn_flwr.persistence.atomic_files import (
@@ -38,17 +37,15 @@ KEY = "fixbn-momentum"
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
-_logger = logging.getLogger("flwr.fixbn")
-
 
 @dataclass(frozen=True)
 class Stamp:
-    """Whose buffers these are.
+    """The origin of stored buffers.
 
     Attributes:
-        run: Flower's number of the run that they were trained in.
-        round: the round, counted from 1.
-        model: the model's :func:`fixbn_flwr.method.optimizer_buffers.fingerprint`.
+        run: Flower's id of the run.
+        round: The round, counted from 1.
+        model: The model's ``fixbn_flwr.method.optimizer_buffers.fingerprint``.
     """
 
     run: int
@@ -59,84 +56,100 @@ class Stamp:
         """Return the metadata of a safetensors file."""
         return {"run": str(self.run), "round": str(self.round), "model": self.model}
 
-    def is_before(self, run: int, asked: RoundConfig) -> bool:
-        """Tell whether a run, or one that it was resumed from, was here before a round."""
-        last = asked.server_round - 1 if self.run == run else asked.resumed.get(self.run, 0)
-        return self.round <= min(last, asked.server_round - 1)
+    def precedes(self, run: int, config: RoundConfig) -> bool:
+        """Return whether the buffers are of an earlier round of this run, or a run it resumes."""
+        last = config.server_round - 1 if self.run == run else config.resumed.get(self.run, 0)
+        return self.round <= min(last, config.server_round - 1)
 
 
-def save_buffers(context: Context, asked: RoundConfig, buffers: Buffers, model: str) -> None:
-    """Keep ``buffers`` for this client's next round, in place of what was kept before.
+def save_buffers(context: Context, config: RoundConfig, buffers: Buffers, model: str) -> None:
+    """Save ``buffers`` for this client's next round, replacing earlier ones.
 
-    Those of a training that diverged are not kept: every round that began with them would diverge.
+    Buffers with NaN or infinity are not saved, because every round that starts from them diverges.
+
+    Args:
+        context: The client's context.
+        config: The server's instructions for this round.
+        buffers: The buffers by key.
+        model: The model's fingerprint.
 
     Raises:
-        MomentumError: they are to be kept in a file, and it cannot be written.
+        MomentumError: If the file cannot be written.
     """
     if not _are_finite(buffers):
-        _logger.warning(
-            "momentum not kept, it holds NaN or infinity: what was kept before stays. A smaller "
-            "learning rate keeps the training from diverging"
+        logger.warning(
+            "momentum not saved, because it holds NaN or infinity: the earlier momentum is kept. "
+            "Lower the learning rate so that training does not diverge"
         )
         return
-    stamp = Stamp(context.run_id, asked.server_round, model)
+    stamp = Stamp(context.run_id, config.server_round, model)
     content = safetensors.torch.save(buffers, metadata=stamp.as_metadata())
-    folder = _folder_of(context, asked)
+    folder = _folder_of(context, config)
     if folder is None:
         context.state[KEY] = ConfigRecord({KEY: content})
         return
     if not folder.exists():
-        _logger.info("momentum is kept in %s, %.1f MB a round", folder, len(content) / 1e6)
+        logger.info("saving momentum in %s, %.1f MB per round", folder, len(content) / 1e6)
     try:
-        write_atomically(_file(folder, asked.server_round), content)
+        write_atomically(_file(folder, config.server_round), content)
         remove_partial_files(folder)
         rounds = _rounds_in(folder)
-        needed = {max((r for r in rounds if r <= last), default=0) for last in asked.checkpoints}
-        for superseded in set(rounds) - needed - {asked.server_round}:
+        for_checkpoints = {
+            max((r for r in rounds if r <= checkpoint), default=0)
+            for checkpoint in config.checkpoints
+        }
+        for superseded in set(rounds) - for_checkpoints - {config.server_round}:
             _file(folder, superseded).unlink(missing_ok=True)
     except OSError as error:
         raise MomentumError(
-            f"momentum cannot be kept in {folder} ({error}): make room there, mend what is wrong "
-            "with it, or name another directory as state-dir. What was kept before is whole."
+            f"momentum cannot be saved in {folder} ({error}): free space there, fix the directory, "
+            "or set state-dir to another one. The momentum saved earlier is intact."
         ) from error
 
 
-def load_buffers(context: Context, asked: RoundConfig, model: str) -> Buffers:
-    """Return what this client kept in an earlier round of this run; empty if there is nothing."""
-    folder = _folder_of(context, asked)
+def load_buffers(context: Context, config: RoundConfig, model: str) -> Buffers:
+    """Return the buffers that this client saved in an earlier round of this run.
+
+    Args:
+        context: The client's context.
+        config: The server's instructions for this round.
+        model: The model's fingerprint.
+
+    Returns:
+        The buffers by key; empty if there are none or they cannot be used.
+    """
+    folder = _folder_of(context, config)
     if folder is None:
         record = context.state.config_records.get(KEY)
         return (
-            {} if record is None else _usable(cast(bytes, record.get(KEY)), context, asked, model)
+            {} if record is None else _usable(cast(bytes, record.get(KEY)), context, config, model)
         )
     for server_round in sorted(_rounds_in(folder), reverse=True):
         try:
             content = _file(folder, server_round).read_bytes()
         except OSError as error:
             return _dropped(f"unreadable ({error})")
-        # Of a round that is run again, or that the run went back before: an older one may count.
-        before = _stamp(content)
-        if before is None or before.is_before(context.run_id, asked):
-            return _usable(content, context, asked, model)
-        with suppress(OSError):  # it is not used in any case
+        # A newer file is left over if the run was rolled back; an older one may still be valid.
+        stamp = _stamp(content)
+        if stamp is None or stamp.precedes(context.run_id, config):
+            return _usable(content, context, config, model)
+        with suppress(OSError):  # the file is not used, removed or not
             _file(folder, server_round).unlink()
-        _logger.warning("kept momentum removed, %s", _other(before, context, asked))
-    if asked.resumed:
-        _logger.info(
-            "nothing in %s: a client that has trained before has lost its momentum", folder
-        )
+        logger.warning("saved momentum removed, %s", _mismatch(stamp, context, config))
+    if config.resumed:
+        logger.info("no momentum in %s: if this client trained before, it is lost", folder)
     return {}
 
 
-def _usable(content: bytes, context: Context, asked: RoundConfig, model: str) -> Buffers:
-    """Return the buffers of a file; none, with a line in the log, if they must not be used."""
+def _usable(content: bytes, context: Context, config: RoundConfig, model: str) -> Buffers:
+    """Return the buffers in a file, or none, with a warning, if they must not be used."""
     stamp = _stamp(content)
     if stamp is None:
-        return _dropped("unreadable: it is no safetensors file with run, round and model")
-    if not stamp.is_before(context.run_id, asked):
-        return _dropped(_other(stamp, context, asked))
+        return _dropped("unreadable: not a safetensors file with run, round and model")
+    if not stamp.precedes(context.run_id, config):
+        return _dropped(_mismatch(stamp, context, config))
     if stamp.model != model:
-        return _dropped(f"it is of another model ({stamp.model}, and this is {model})")
+        return _dropped(f"it is of another model ({stamp.model}; this one is {model})")
     try:
         buffers = safetensors.torch.load(content)
     except Exception as error:
@@ -145,43 +158,43 @@ def _usable(content: bytes, context: Context, asked: RoundConfig, model: str) ->
 
 
 def _are_finite(buffers: Buffers) -> bool:
-    # In one pass, and without an array of truths: NaN wins against every number.
+    # aminmax takes one pass and no mask; NaN propagates to both ends.
     ends = (end for buffer in buffers.values() if buffer.numel() for end in buffer.aminmax())
     return all(math.isfinite(end) for end in ends)
 
 
-def _dropped(why: str) -> Buffers:
-    _logger.warning("kept momentum dropped, %s: starting without it", why)
+def _dropped(reason: str) -> Buffers:
+    logger.warning("saved momentum dropped, %s: starting without it", reason)
     return {}
 
 
-def _other(stamp: Stamp, context: Context, asked: RoundConfig) -> str:
+def _mismatch(stamp: Stamp, context: Context, config: RoundConfig) -> str:
     return (
-        f"it is of run {stamp.run} round {stamp.round} and this is run {context.run_id} round "
-        f"{asked.server_round}"
+        f"it is of run {stamp.run} round {stamp.round}, but this is run {context.run_id} round "
+        f"{config.server_round}"
     )
 
 
 def _stamp(content: bytes) -> Stamp | None:
-    """Read the stamp out of a safetensors file; None if there is none."""
+    """Return the stamp of a safetensors file, or None if it has none."""
     try:
         metadata = safetensors_metadata(content)
         return Stamp(int(metadata["run"]), int(metadata["round"]), str(metadata["model"]))
-    except Exception:  # whatever was done to the bytes
+    except Exception:  # damaged bytes raise errors of many types
         return None
 
 
-def _folder_of(context: Context, asked: RoundConfig) -> Path | None:
-    """Return this client's folder, or None where buffers live in ``context.state``."""
+def _folder_of(context: Context, config: RoundConfig) -> Path | None:
+    """Return this client's folder, or None if its buffers are in ``context.state``."""
     directory = context.node_config.get("state-dir") or context.run_config.get("state-dir")
     if not directory:
         return None
-    first_run = next(iter(asked.resumed), context.run_id)
+    first_run = next(iter(config.resumed), context.run_id)
     partition = context.node_config.get("partition-id")
     name = str(context.node_config.get("name", ""))
     if partition is not None:
         client = f"partition-{partition}"
-    else:  # a name lasts; Flower's number of a node without a registered key does not
+    else:  # Flower changes the id of a node without a registered key when it restarts
         client = f"node-{name if _NAME.fullmatch(name) else context.node_id}"
     return Path(str(directory)).expanduser() / str(first_run) / client
 
@@ -191,6 +204,6 @@ def _file(folder: Path, server_round: int) -> Path:
 
 
 def _rounds_in(folder: Path) -> list[int]:
-    """Return the rounds of which a folder has files."""
+    """Return the rounds that have a file in the folder."""
     stems = [path.stem.removeprefix("round-") for path in folder.glob("round-*.safetensors")]
     return [int(stem) for stem in stems if stem.isdecimal()]

@@ -1,12 +1,19 @@
-"""Averaging on the server: parameters' weighted mean, statistics by mean or pooled, counters.
+"""Average the parameters, statistics and counters that clients return.
 
-The kinds of array and the formulas are those of METHOD: a state dict's names tell statistics
-(``*.running_mean``, ``*.running_var``) and counters (``*.num_batches_tracked``) from parameters
-(all else). torch fixes those names, so on the server, which has arrays only, they are enough.
-Arrays of whole numbers that are no counters, such as a transformer's table of positions, are
-treated as counters are: no optimiser trains them, and fractions of them mean nothing.
+A model's state dict holds three kinds of array, identified by name because the server has arrays
+but no modules:
 
-Sums run in float64 in the order of the replies and are rounded once, to the arrays' own type.
+- statistics: ``*.running_mean`` and ``*.running_var``;
+- counters: ``*.num_batches_tracked``, and any other array of integers or booleans, such as a
+  transformer's position ids, because no optimizer trains them;
+- parameters: all other arrays.
+
+Client ``k`` with ``n_k`` examples has the weight ``p_k = n_k / sum(n)``. Parameters are averaged
+with these weights. So are the statistics before the freeze, as in FixBN's paper (Zhong, Chen, Chao,
+"Making Batch Normalization Great in Federated Deep Learning", arXiv 2303.06530), unless
+``pooled_statistics`` is used instead.
+
+Sums run in float64 in the order of the updates and are rounded once, to the arrays' own type.
 """
 
 from __future__ import annotations
@@ -23,7 +30,7 @@ Arrays = Mapping[str, Array]
 
 
 class Kind(Enum):
-    """What an array of a model's state is."""
+    """The kind of an array in a model's state dict."""
 
     PARAMETER = "parameter"
     STATISTIC = "statistic"
@@ -31,7 +38,7 @@ class Kind(Enum):
 
 
 def kind_of(name: str, dtype: DTypeLike = np.float32) -> Kind:
-    """Tell the kind of an array from its name in the state dict, and its type."""
+    """Return the kind of an array, given its name in the state dict and its type."""
     match name.rsplit(".", 1)[-1]:
         case "running_mean" | "running_var":
             return Kind.STATISTIC
@@ -42,7 +49,7 @@ def kind_of(name: str, dtype: DTypeLike = np.float32) -> Kind:
 
 
 def of_kind(arrays: Arrays, *kinds: Kind) -> dict[str, Array]:
-    """Return the arrays of these kinds, in their order."""
+    """Return the arrays of the given kinds, in their original order."""
     return {name: array for name, array in arrays.items() if kind_of(name, array.dtype) in kinds}
 
 
@@ -50,11 +57,11 @@ def weighted_mean(updates: Sequence[Arrays], weights: Sequence[float]) -> dict[s
     """Return ``sum_k p_k x_k`` for every array, with ``p_k = weights[k] / sum(weights)``.
 
     Args:
-        updates: one mapping a client, all with the same names and shapes.
-        weights: one positive number a client, such as its number of examples.
+        updates: One mapping per client, all with the same names and shapes.
+        weights: One positive number per client, such as its number of examples.
 
     Returns:
-        Arrays of the shapes and types of the first client's.
+        Arrays with the shapes and types of the first client's.
     """
     return {
         name: _round_to(_mean([update[name] for update in updates], weights), first.dtype)
@@ -63,19 +70,25 @@ def weighted_mean(updates: Sequence[Arrays], weights: Sequence[float]) -> dict[s
 
 
 def pooled_statistics(updates: Sequence[Arrays], weights: Sequence[float]) -> dict[str, Array]:
-    """Return mean and variance of the mixture of all clients' data.
+    """Return the mean and variance of the mixture of all clients' data.
 
     ``mu = sum_k p_k mu_k`` and, by the law of total variance,
-    ``var = sum_k p_k (var_k + (mu_k - mu)^2)``, which counts the spread between the clients too.
-    It equals ``sum_k p_k (var_k + mu_k^2) - mu^2`` and, unlike that form, cannot fall below zero
-    by rounding.
+    ``var = sum_k p_k (var_k + (mu_k - mu)^2)``. Unlike the mean of the variances, this includes the
+    spread between clients. It equals ``sum_k p_k (var_k + mu_k^2) - mu^2``, but rounding cannot
+    make it negative.
 
-    Args and returns: as for ``weighted_mean``, the names being those of statistics.
+    Args:
+        updates: The statistics of each client, all with the same names and shapes.
+        weights: One positive number per client, such as its number of examples.
+
+    Returns:
+        Arrays with the shapes and types of the first client's.
     """
     pooled = weighted_mean(updates, weights)
     for name in pooled:
-        if name.endswith("running_var"):
-            means = [update[name.removesuffix("var") + "mean"] for update in updates]
+        mean_name = name.removesuffix("var") + "mean"
+        if name.endswith("running_var") and mean_name in pooled:
+            means = [update[mean_name] for update in updates]
             mean = _mean(means, weights)
             spread = [
                 update[name].astype(np.float64) + (own_mean - mean) ** 2
@@ -86,9 +99,9 @@ def pooled_statistics(updates: Sequence[Arrays], weights: Sequence[float]) -> di
 
 
 def merged_counters(updates: Sequence[Arrays]) -> dict[str, Array]:
-    """Return the largest count of each counter: an integer of the same shape and type.
+    """Return the elementwise maximum of each counter, with its shape and type unchanged.
 
-    An average of counts would be a float, which torch truncates on loading.
+    A mean would be a float, which torch truncates when it loads it into an integer buffer.
     """
     return {
         name: np.asarray(np.max([update[name] for update in updates], axis=0), dtype=first.dtype)
@@ -97,10 +110,10 @@ def merged_counters(updates: Sequence[Arrays]) -> dict[str, Array]:
 
 
 def median_counters(updates: Sequence[Arrays]) -> dict[str, Array]:
-    """Return the lower median of each counter, which a minority of clients cannot move.
+    """Return the elementwise lower median of each counter, which a minority cannot control.
 
-    The maximum would be whatever one hostile client sends. A count of 2**62 stops a layer with
-    ``momentum=None``, which divides by its count, from learning a statistic again.
+    One hostile client can set the maximum. A layer with ``momentum=None`` divides by its count, so
+    a count of 2**62 would stop it from updating its statistics.
     """
     middle = (len(updates) - 1) // 2
     return {
@@ -118,14 +131,14 @@ def _mean(values: Sequence[Array], weights: Sequence[float]) -> NDArray[np.float
 
 
 def _round_to(value: NDArray[np.float64], dtype: np.dtype[Any]) -> Array:
-    # np.asarray: arithmetic on 0-d arrays gives scalars, which Flower's Array refuses.
+    # Arithmetic on 0-d arrays returns scalars, which Flower's Array does not accept.
     return np.asarray(value).astype(dtype)
 
 
 def first_spoilt(arrays: Arrays, before: Arrays) -> str | None:
-    """Return the name of the first array with NaN or infinity where there was none before."""
+    """Return the name of the first array with NaN or infinity that ``before`` does not have."""
     for name, array in arrays.items():
-        # A model may hold infinity by design, as the mask of an attention layer does.
+        # Some models hold infinity by design, for example in an attention mask.
         if array.dtype.kind == "f" and np.any(~np.isfinite(array) & np.isfinite(before[name])):
             return name
     return None

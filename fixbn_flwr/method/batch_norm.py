@@ -1,15 +1,17 @@
-"""Batch normalisation's statistics: find them, and freeze them while a model trains.
+"""Find the running statistics of batch normalization, and freeze them while a model trains.
 
-The second stage of FixBN (arXiv 2303.06530, section 4) normalises with fixed statistics in the
-forward pass and so in the backward pass too, while the affine parameters and all other layers go on
-training. Setting a layer to ``eval()`` does that only until somebody calls ``model.train()``, which
-most training loops do at the start of every epoch. Here a frozen layer is, for as long as it is
-frozen, an instance of a subclass whose ``training`` always reads False; it remembers what the loop
-asked for and returns to that when it is thawed. Its forward pass, hooks, parameters and place in
-the model stay its own, so ``torch.compile`` and ``copy.deepcopy`` see an ordinary module.
+In the second stage of FixBN (arXiv 2303.06530), batch normalization uses fixed statistics in the
+forward pass, and therefore in the backward pass too. Its affine parameters and all other layers
+keep training. Setting a layer to ``eval()`` is not enough: most training loops call
+``model.train()`` at the start of every epoch, which undoes it.
 
-Layers are found by class, never by name: "bn" is in the name of 85 of ResNet-18's 100 arrays of
-batch normalisation, and of none in VGG's or DenseNet's.
+A frozen layer is temporarily an instance of a subclass whose ``training`` attribute always reads
+False. Calls of ``train()`` and ``eval()`` are recorded and take effect when the layer is thawed.
+The layer object, its forward pass, hooks and parameters stay the same, so ``torch.compile`` and
+``copy.deepcopy`` work as usual.
+
+Layers are found by their buffers, because names of layers are unreliable: only 85 of the 100 batch
+normalization arrays of ResNet-18 have "bn" in their name, and none of VGG's or DenseNet's do.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ from typing import Any, SupportsIndex, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from fixbn_flwr.errors import NoStatisticsError, StatisticsMovedError
@@ -30,7 +31,7 @@ _STATISTICS = ("running_mean", "running_var")
 
 
 class _Frozen:
-    """Mixed in before a layer's own class: reads as not training, remembers what was asked for."""
+    """Mixin that makes a layer read as not training, and records the mode that is set."""
 
     @property
     def training(self) -> bool:
@@ -38,13 +39,12 @@ class _Frozen:
 
     @training.setter
     def training(self, mode: bool) -> None:
-        # Where nn.Module keeps it: thawing the layer brings this value back into force.
+        # nn.Module keeps its attribute here, so the value takes effect when the layer is thawed.
         self.__dict__["training"] = mode
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
-        # Copies and pickles are of the layer's own class: one made inside the block is an ordinary
-        # layer afterwards, instead of staying frozen with nobody left to thaw it. Protocol 1 names
-        # the class freely; from 2 on pickle insists on the class that the layer has now.
+        # Copies and pickles get the layer's own class, since nothing would thaw them later.
+        # Protocol 1 lets us name that class; protocol 2 and later require the current class.
         create, arguments, *rest = cast(tuple[Any, ...], super().__reduce_ex__(1))
         own_class = type(self).__bases__[1]
         return (create, (own_class, *arguments[1:]), *rest)
@@ -52,20 +52,21 @@ class _Frozen:
 
 @functools.cache
 def _frozen_class(layer_class: type) -> type[nn.Module]:
-    """Return the frozen twin of a layer's class, one for each class so that compiled code lasts."""
+    """Return the frozen subclass of a layer's class, cached so that compiled code stays valid."""
     return type(f"Frozen{layer_class.__name__}", (_Frozen, layer_class), {})
 
 
 def statistics_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Return the layers that keep running statistics, by their name in ``model``.
 
-    These are all of torch's batch normalisations (1d, 2d, 3d, SyncBatchNorm), instance
-    normalisations built with ``track_running_stats=True``, and every subclass of either.
+    These are torch's batch normalization layers (1d, 2d, 3d, SyncBatchNorm), instance normalization
+    layers with ``track_running_stats=True``, and every other layer with buffers ``running_mean``
+    and ``running_var``, such as in-place or hand-written batch normalization.
     """
     return {
         name: layer
         for name, layer in model.named_modules()
-        if isinstance(layer, _NormBase) and layer.running_mean is not None
+        if all(isinstance(layer._buffers.get(kind), Tensor) for kind in _STATISTICS)
     }
 
 
@@ -80,32 +81,38 @@ def statistics(model: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def freeze_statistics(model: nn.Module) -> Iterator[None]:
-    """Normalise with the running statistics, as they are now, for the length of a ``with`` block.
+    """Freeze the running statistics of a model inside a ``with`` block.
 
-    The statistics are read and never written, in training mode too, whatever the block does with
-    ``model.train()`` and ``model.eval()``. Everything else follows those calls as ever: dropout
-    drops, affine parameters get gradients. Blocks may be nested; the outermost one thaws. A copy of
-    the model made inside the block is an ordinary, thawed one.
+    Layers normalize with the statistics that they have at the start of the block and never update
+    them, even in training mode. Everything else follows ``model.train()`` and ``model.eval()`` as
+    usual: dropout drops, and affine parameters get gradients. Blocks can be nested; leaving the
+    outermost one thaws the statistics. A copy of the model made inside the block is not frozen.
 
+    >>> import torch
+    >>> from torch import nn
+    >>> from fixbn_flwr import freeze_statistics
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
     >>> with freeze_statistics(model):
-    ...     _ = model.train()(torch.randn(1, 4))  # a batch of one trains
+    ...     model.train()(torch.ones(1, 4)).sum().backward()  # works with a batch of one
     >>> model[1].num_batches_tracked
     tensor(0)
+    >>> model[1].weight.grad is not None
+    True
+
+    Args:
+        model: The model, with the statistics to freeze already loaded.
 
     Raises:
-        NoStatisticsError: the model has no layer with running statistics, or a lazy one that has
-            neither seen a batch nor been loaded.
-        StatisticsMovedError: at the end of the block a statistic differs from its value at the
-            start, because the block wrote to it (``load_state_dict``, ``reset_running_stats``).
-            Not raised over another exception.
+        NoStatisticsError: If no layer has running statistics, or a lazy layer is uninitialized.
+        StatisticsMovedError: If a statistic has changed at the end of the block, for example by
+            ``load_state_dict`` or ``reset_running_stats``. Not raised over another exception.
     """
     layers = statistics_layers(model)
     if not layers:
         raise NoStatisticsError(
             f"{type(model).__name__} has no layer with running statistics, so there is nothing to "
-            "freeze: FixBN needs batch normalisation with track_running_stats=True. For a model "
-            "without it set freeze_after=1.0, or leave FixBN out."
+            "freeze: FixBN needs batch normalization with track_running_stats=True. For a model "
+            "without it, set freeze_after=1.0 or do not use FixBN."
         )
     _settle_lazy(layers)
     before = statistics(model)
@@ -123,24 +130,24 @@ def freeze_statistics(model: nn.Module) -> Iterator[None]:
 
 
 def _settle_lazy(layers: dict[str, nn.Module]) -> None:
-    """Make loaded lazy layers what they become at their next batch; that change would thaw."""
+    """Convert loaded lazy layers now: converting at their next batch would thaw them."""
     for name, layer in layers.items():
         if not isinstance(layer, LazyModuleMixin):
             continue
         if layer.has_uninitialized_params():
             raise NoStatisticsError(
-                f"layer {name!r} is a {type(layer).__name__} that knows no shapes yet, so it has "
-                "no running statistics to freeze: run one batch through the model, or load the "
-                "global arrays, first."
+                f"layer {name!r} is an uninitialized {type(layer).__name__}, so it has no running "
+                "statistics to freeze: run one batch through the model, or load the global arrays, "
+                "first."
             )
-        layer._infer_parameters(layer, (None,))  # the input is not read any more
+        layer._infer_parameters(layer, (None,))  # initialized layers ignore the input
 
 
 def _check_unmoved(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
     moved = [
         name
         for name, value in before.items()
-        # The loop may have moved the model to another device.
+        # The training loop may have moved the model to another device.
         if name not in after or not torch.equal(value, after[name].to(value))
     ]
     if any(name in after and after[name].dtype != before[name].dtype for name in moved):

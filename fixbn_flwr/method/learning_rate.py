@@ -1,16 +1,14 @@
-"""A factor on an optimiser's learning rate that acts in its steps and nowhere else.
+"""Multiply an optimizer's learning rate by a factor, only while it takes a step.
 
-FixBN's calibration wants a smaller rate (``learning_rate_factor``), and training loops have many
-ways to set theirs: before the loop, by hand inside it, by schedulers that multiply the current rate
-and by schedulers that compute it anew from the one that they found at first. So the rate itself is
-left to the loop, and the factor is put on when a step begins and taken off when it ends, by the
-step hooks that every ``torch.optim.Optimizer`` has. They are called too where mixed precision, a
-compiled step, Lightning or accelerate takes the step.
+FixBN's calibration can use a smaller learning rate (``learning_rate_factor``). Training loops set
+their rate in many ways: before the loop, by hand inside it, or with schedulers that read the
+current or the initial rate. Changing the rate itself would interfere with all of them. Instead, the
+step hooks of ``torch.optim.Optimizer`` apply the factor when a step begins and remove it when the
+step ends. Mixed precision, compiled steps, Lightning and accelerate call these hooks too.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,8 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fixbn_flwr.errors import ConfigError
-
-_logger = logging.getLogger("flwr.fixbn")
+from fixbn_flwr.log import logger
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
@@ -28,20 +25,21 @@ Keywords = dict[str, Any]
 
 @contextmanager
 def multiplied_learning_rate(optimizer: Optimizer, factor: float) -> Iterator[None]:
-    """Take every step of a ``with`` block at ``factor`` times the learning rate.
+    """Multiply the learning rate by ``factor`` in every step inside a ``with`` block.
 
-    What the block reads and writes in ``param_groups`` is the rate without the factor, whether it
-    is a number or a tensor; groups that the block adds are included. An optimiser that reads its
-    rate only when it meets a parameter for the first time (Rprop) obeys the factor only then, and
-    what a subclass of an optimiser does after ``super().step()`` is done at the full rate. A block
-    in which this optimiser takes no step at all is warned about: another one may have taken them.
+    The block reads and writes the rate without the factor in ``param_groups``, as a number or a
+    tensor. Groups that the block adds are included. A warning is logged if this optimizer takes no
+    step inside the block, since another optimizer may have taken the steps.
+
+    Two cases differ: Rprop reads its rate only at its first step, so the factor has no effect
+    later; and whatever a subclass does after ``super().step()`` uses the full rate.
 
     Args:
-        optimizer: any optimiser whose groups have an ``"lr"``.
-        factor: on the learning rate; 1.0 leaves the optimiser alone.
+        optimizer: An optimizer whose groups have an ``"lr"``.
+        factor: The factor; 1.0 does nothing.
 
     Raises:
-        ConfigError: a parameter group has no learning rate to multiply.
+        ConfigError: If a parameter group has no learning rate.
     """
     if factor == 1.0:
         yield
@@ -50,10 +48,11 @@ def multiplied_learning_rate(optimizer: Optimizer, factor: float) -> Iterator[No
         if not isinstance(group.get("lr"), int | float | Tensor):
             raise ConfigError(
                 f"learning_rate_factor={factor:g} has no learning rate to multiply: a parameter "
-                f"group of this {type(optimizer).__name__} has lr={group.get('lr')!r}. Give it a "
-                "number, or leave the factor at 1.0."
+                f"group of this {type(optimizer).__name__} has lr={group.get('lr')!r}. Set lr to a "
+                "number, or the factor to 1.0."
             )
     steps = _Steps(factor)
+    before = _versions(optimizer)
     hooks = (
         optimizer.register_step_pre_hook(steps.begin),
         optimizer.register_step_post_hook(steps.end),
@@ -64,23 +63,29 @@ def multiplied_learning_rate(optimizer: Optimizer, factor: float) -> Iterator[No
         for hook in hooks:
             hook.remove()
         steps.restore(optimizer)
-    if not steps.taken:
-        _logger.warning(
-            "learning_rate_factor=%g had no step to act in: the %s that local_training got took "
-            "none. Give it the optimiser whose step() is called; an optimiser around another one "
-            "hands it on (as sharpness-aware ones do: give it the inner one).",
+    # A client without examples takes no step, and changes no parameter.
+    if not steps.taken and _versions(optimizer) != before:
+        logger.warning(
+            "learning_rate_factor=%g had no effect: the %s passed to local_training took no step. "
+            "Pass the optimizer whose step() is called. If one optimizer wraps another, as for "
+            "sharpness-aware minimization, pass the inner one.",
             factor, type(optimizer).__name__,
         )  # fmt: skip
 
 
+def _versions(optimizer: Optimizer) -> list[int]:
+    """Return how often each parameter has been changed in place, by torch's own count."""
+    return [p._version for group in optimizer.param_groups for p in group["params"]]
+
+
 class _Steps:
-    """Puts the factor on as a step begins and takes it off as it ends."""
+    """Step hooks that apply the factor when a step begins and remove it when the step ends."""
 
     def __init__(self, factor: float) -> None:
         self.factor = factor
         self.taken = False
-        # By group, empty between steps. Rates are replaced, never changed in place: groups may
-        # share one tensor.
+        # One entry per group, empty between steps. Rates are replaced, never changed in place,
+        # because groups may share one tensor.
         self.own: list[Any] = []
         self.multiplied: list[Any] = []
 
@@ -96,7 +101,7 @@ class _Steps:
         self.restore(optimizer)
 
     def multiply(self, optimizer: Optimizer) -> None:
-        # A step that raised has not ended, and one that calls its base class's begins twice.
+        # A step that raised has no end, and a step that calls its base class's begins twice.
         self.restore(optimizer)
         self.own = [group["lr"] for group in optimizer.param_groups]
         self.multiplied = [own * self.factor for own in self.own]
@@ -104,15 +109,15 @@ class _Steps:
             group["lr"] = multiplied
 
     def restore(self, optimizer: Optimizer) -> None:
-        # Not strict: a closure may add groups.
+        # Not strict, because a closure may add groups.
         rates = zip(optimizer.param_groups, self.own, self.multiplied, strict=False)
         for group, own, multiplied in rates:
-            if group["lr"] is multiplied:  # else it was set since, and that holds
+            if group["lr"] is multiplied:  # otherwise it was set during the step
                 group["lr"] = own
         self.own, self.multiplied = [], []
 
     def _closure(self, optimizer: Optimizer, argument: Any) -> Any:
-        """Return a step's closure without the factor: it is the loop's code, and it may raise."""
+        """Wrap a step's closure so that it runs without the factor, like the rest of the loop."""
         if not callable(argument):
             return argument
 

@@ -1,12 +1,12 @@
-"""An optimiser's buffers by parameter name: read them, write them, start from zero.
+"""Read, write and reset an optimizer's buffers by parameter name.
 
-FixBN's second proposal (arXiv 2303.06530, section 5): a client goes on from the momentum with which
-its last local training ended. torch keeps buffers by parameter object and saves them by position;
-names survive a new process, a new optimiser and another order of the parameters.
+FixBN's second proposal (arXiv 2303.06530) is that a client resumes with the momentum at the end of
+its last local training. torch keys buffers by parameter object and saves them by position. Names
+also work with a new process, a new optimizer or another order of the parameters.
 
-A buffer's key is its parameter's name for SGD's momentum, and ``name.slot`` for whatever else an
-optimiser keeps (Adam's ``exp_avg``, ``exp_avg_sq`` and ``step``). All of torch's optimisers are
-served but LBFGS, whose history belongs to no single parameter.
+The key of SGD's momentum is the parameter's name. All other buffers have the key ``name.slot``, for
+example Adam's ``exp_avg``, ``exp_avg_sq`` and ``step``. All of torch's optimizers are supported
+except LBFGS, whose history belongs to no single parameter.
 """
 
 from __future__ import annotations
@@ -26,40 +26,46 @@ Buffers = dict[str, Tensor]
 
 _SGD_SLOT = "momentum_buffer"
 _STEP_SLOT = "step"
-# Single numbers that torch's optimisers keep for a parameter, which may be a single number itself.
+# Slots that hold one number per parameter. A shape does not tell: parameters can be 0-d too.
 _NUMBERS = (_STEP_SLOT, "mu_product", "mu", "eta")
-_REMEDY = 'use momentum="reset", or an optimiser that keeps its buffers by parameter (SGD, Adam)'
+_REMEDY = 'use momentum="reset", or an optimizer that keeps its buffers by parameter (SGD, Adam)'
 
 
 def check_optimizer(optimizer: Optimizer, *, averaged: bool) -> None:
-    """Refuse, before any training, one of torch's optimisers whose buffers could not be kept.
+    """Raise an error, before training, if an optimizer's buffers cannot be kept.
 
     Args:
-        optimizer: the optimiser.
-        averaged: whether the server is to average the buffers; it can average SGD's and Muon's.
+        optimizer: The optimizer.
+        averaged: Whether the server averages the buffers, which works for SGD and Muon.
 
     Raises:
-        MomentumError: LBFGS; if ``averaged``, any of torch's others that keeps more than momentum.
+        MomentumError: If it is LBFGS or, if ``averaged``, another of torch's optimizers that keeps
+            more than momentum.
     """
     if isinstance(optimizer, LBFGS):
         raise MomentumError(
             f"LBFGS keeps one history for all parameters together, not by their names: {_REMEDY}."
         )
-    torchs_own = type(optimizer).__module__.startswith("torch.optim")
-    if averaged and torchs_own and not isinstance(optimizer, SGD | Muon):
+    from_torch = type(optimizer).__module__.startswith("torch.optim")
+    if averaged and from_torch and not isinstance(optimizer, SGD | Muon):
         raise _only_momentum(optimizer, "more than momentum")
 
 
 def read_buffers(model: nn.Module, optimizer: Optimizer) -> Buffers:
-    """Return a copy on the CPU of every buffer that ``optimizer`` holds, in the model's order.
+    """Return copies on the CPU of all buffers of ``optimizer``, in the model's order.
 
-    A parameter that has no buffer yet (no step was taken, or it got no gradient) is left out. A
-    step count that is a Python number (SparseAdam's) is returned as a 0-d int64 tensor.
+    Args:
+        model: The model whose parameters the optimizer trains.
+        optimizer: The optimizer.
+
+    Returns:
+        The buffers by key. Parameters without a buffer are left out. Step counts that are Python
+        ints, as SparseAdam's are, become 0-d int64 tensors.
 
     Raises:
-        MomentumError: the optimiser trains a parameter that is not the model's, or keeps something
-            that is neither a number nor a buffer of its parameter's shape (or that shape's rows and
-            columns, as Adafactor does).
+        MomentumError: If the optimizer trains a parameter that the model does not have, or keeps
+            something other than numbers, buffers of the parameter's shape, or rows and columns of
+            that shape (as Adafactor does).
     """
     parameters = _trained_parameters(model, optimizer)
     if foreign := [key for key in optimizer.state if not isinstance(key, Tensor)]:
@@ -70,16 +76,16 @@ def read_buffers(model: nn.Module, optimizer: Optimizer) -> Buffers:
     buffers: Buffers = {}
     for name, parameter in parameters.items():
         kept = {
-            # Python's int is torch's int64 and back: torch's own counts are floats.
+            # Python ints become int64 tensors. torch's own step tensors are floats.
             slot: torch.tensor(value) if type(value) is int else value
             for slot, value in optimizer.state.get(parameter, {}).items()
-            if value is not None  # SGD's, while its momentum is 0
+            if value is not None  # SGD's buffer with momentum 0
         }
         for slot, value in kept.items():
             if not isinstance(value, Tensor):
                 raise MomentumError(
-                    f"{type(optimizer).__name__} keeps {slot!r} for {name!r}, a "
-                    f"{type(value).__name__} and no tensor: {_REMEDY}."
+                    f"{type(optimizer).__name__} keeps {slot!r} for {name!r}, which is a "
+                    f"{type(value).__name__}, not a tensor: {_REMEDY}."
                 )
         if not _fit(kept, parameter):
             raise MomentumError(
@@ -88,18 +94,21 @@ def read_buffers(model: nn.Module, optimizer: Optimizer) -> Buffers:
             )
         for slot, value in kept.items():
             key = name if slot == _SGD_SLOT else f"{name}.{slot}"
-            # Contiguous: files and messages hold plain arrays whatever the memory format is.
-            buffers[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            # Contiguous, because files and messages do not keep the memory format.
+            # Dense, because a sparse gradient makes sparse momentum, which files cannot hold.
+            dense = value.detach().cpu()
+            dense = dense.to_dense() if dense.layout != torch.strided else dense
+            buffers[key] = dense.clone(memory_format=torch.contiguous_format)
     return buffers
 
 
 def read_momentum(model: nn.Module, optimizer: Optimizer) -> Buffers:
-    """Return SGD's momentum of every trained parameter, zeros where there is none yet.
+    """Return SGD's momentum of every trained parameter, or zeros where there is none yet.
 
-    Always the same names and shapes, so that a server can average what several clients return.
+    All clients return the same names and shapes, so the server can average them.
 
     Raises:
-        MomentumError: the optimiser keeps other buffers than SGD's momentum.
+        MomentumError: If the optimizer keeps buffers other than SGD's momentum.
     """
     parameters = _trained_parameters(model, optimizer)
     buffers = read_buffers(model, optimizer)
@@ -112,18 +121,23 @@ def read_momentum(model: nn.Module, optimizer: Optimizer) -> Buffers:
 
 
 def write_buffers(model: nn.Module, optimizer: Optimizer, buffers: Mapping[str, Tensor]) -> None:
-    """Put ``buffers`` into ``optimizer`` in place of all that it holds.
+    """Replace all state of ``optimizer`` with ``buffers``.
 
-    Parameters without a buffer start as in a new optimiser; ``write_buffers(model, optimizer, {})``
-    resets all. Values are copied to each parameter's device, type and memory format (single numbers
-    keep their type; a step count stays on the CPU unless the optimiser is fused or capturable).
-    Buffers of the model's parameters that this optimiser does not train are passed over.
+    Parameters without a buffer start as in a new optimizer, so ``write_buffers(model, optimizer,
+    {})`` resets everything. Values are copied to each parameter's device, type and memory format.
+    Single numbers keep their type, and step counts stay on the CPU unless the optimizer is fused or
+    capturable. Buffers of parameters that this optimizer does not train are ignored.
+
+    Args:
+        model: The model whose parameters the optimizer trains.
+        optimizer: The optimizer.
+        buffers: The buffers, as ``read_buffers`` or ``read_momentum`` returns them.
 
     Raises:
-        MomentumError: a buffer's name or shape fits no parameter of the model. The optimiser is
-            then unchanged.
+        MomentumError: If a buffer's name or shape matches no parameter of the model. The optimizer
+            is then unchanged.
     """
-    parameters, of_model = _trained_parameters(model, optimizer), _named_parameters(model)
+    parameters, of_model = _trained_parameters(model, optimizer), named_parameters(model)
     steps_on_device = {
         parameter
         for group in optimizer.param_groups
@@ -135,8 +149,8 @@ def write_buffers(model: nn.Module, optimizer: Optimizer, buffers: Mapping[str, 
         name, slot = (key, _SGD_SLOT) if key in of_model else (*key.rsplit(".", 1), "")[:2]
         if name not in of_model:
             raise MomentumError(
-                f"the kept momentum has a buffer {key!r}, and the model has no parameter of that "
-                'name. If the model changed on purpose, use momentum="reset" or a new run.'
+                f"the momentum has a buffer {key!r}, but the model has no parameter of that name. "
+                'If the model changed on purpose, use momentum="reset" or start a new run.'
             )
         if name in parameters:
             kept.setdefault(name, {})[slot] = buffer
@@ -145,7 +159,7 @@ def write_buffers(model: nn.Module, optimizer: Optimizer, buffers: Mapping[str, 
         parameter = parameters[name]
         if not _fit(slots, parameter):
             raise MomentumError(
-                f"the kept momentum of {name!r} has shape {_shapes(slots)}, the parameter has "
+                f"the momentum of {name!r} has shape {_shapes(slots)}, but the parameter has "
                 f'{tuple(parameter.shape)}. If the model changed on purpose, use momentum="reset" '
                 "or start a new run."
             )
@@ -158,7 +172,7 @@ def write_buffers(model: nn.Module, optimizer: Optimizer, buffers: Mapping[str, 
 
 
 def _placed(slot: str, buffer: Tensor, parameter: Tensor, step_on_device: bool) -> Tensor | int:
-    """Return a copy of a kept buffer as the optimiser itself would hold it."""
+    """Return a copy of a buffer with the device, type and format that the optimizer uses."""
     if buffer.dim() == 0 and buffer.dtype == torch.int64:
         return int(buffer)
     if slot == _STEP_SLOT:
@@ -171,9 +185,9 @@ def _placed(slot: str, buffer: Tensor, parameter: Tensor, step_on_device: bool) 
 
 
 def _fit(slots: Mapping[str, Tensor], parameter: Tensor) -> bool:
-    """Whether a parameter's buffers have its shape, or are the rows and columns that span it."""
+    """Return whether the buffers have the parameter's shape, or rows and columns spanning it."""
     shapes = [buffer.shape for slot, buffer in slots.items() if slot not in _NUMBERS]
-    if all(shape == parameter.shape for shape in shapes):  # spares SGD the slow function below
+    if all(shape == parameter.shape for shape in shapes):  # fast path: broadcast_shapes is slow
         return True
     try:
         spanned: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
@@ -188,7 +202,7 @@ def _shapes(slots: Mapping[str, Tensor]) -> str:
 
 
 def _state_when_built(optimizer: Optimizer) -> dict[Tensor, dict[str, Any]]:
-    """Return the state of a new optimiser like this one, which is empty for all but Adagrad."""
+    """Return the state of a newly built optimizer of this kind: empty except for Adagrad."""
     if not isinstance(optimizer, Adagrad):
         return {}
     groups = [dict(group) for group in optimizer.param_groups]
@@ -198,33 +212,33 @@ def _state_when_built(optimizer: Optimizer) -> dict[Tensor, dict[str, Any]]:
 
 def _only_momentum(optimizer: Optimizer, what: str) -> MomentumError:
     return MomentumError(
-        f"{type(optimizer).__name__} keeps {what}, and only SGD's momentum can be averaged by the "
-        'server: use torch.optim.SGD, or momentum="local" or "reset".'
+        f"{type(optimizer).__name__} keeps {what}, but the server can average only SGD's momentum: "
+        'use torch.optim.SGD, or momentum="local" or "reset".'
     )
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return what names, shapes and types of a model's parameters come down to, 16 hex digits."""
-    named = _named_parameters(model).items()
+    """Return a hash of the names, shapes and types of a model's parameters, 16 hex digits."""
+    named = named_parameters(model).items()
     parameters = [(name, list(value.shape), str(value.dtype)) for name, value in named]
     return hashlib.sha256(json.dumps(parameters).encode()).hexdigest()[:16]
 
 
 def _trained_parameters(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """Return the optimiser's parameters by their name in the model, in the model's order."""
+    """Return the optimizer's parameters by name, in the model's order."""
     trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-    named = {name: p for name, p in _named_parameters(model).items() if p in trained}
+    named = {name: p for name, p in named_parameters(model).items() if p in trained}
     if len(named) < len(trained):
         raise MomentumError(
-            f"the optimiser trains {len(trained)} parameters and only {len(named)} of them belong "
+            f"the optimizer trains {len(trained)} parameters, but only {len(named)} of them belong "
             f"to {type(model).__name__}: build it from this model's parameters()."
         )
     return named
 
 
-def _named_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Return all parameters by the name that they have in the bare model."""
-    # torch.compile and data parallelism put these into the names; the model is still the same.
+def named_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters by their name in the unwrapped model."""
+    # torch.compile and data parallelism add prefixes to the names.
     parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     prefix = "module." if isinstance(getattr(model, "_orig_mod", model), parallel) else ""
     return {

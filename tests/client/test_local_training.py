@@ -325,7 +325,7 @@ def test_kept_momentum_of_another_model_is_dropped(caplog: pytest.LogCaptureFixt
     other = nn.Sequential(nn.Linear(9, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
     with local_training(other, later := sgd(other), asked(2), context):
         assert buffers_of(other, later) == {}
-    assert "kept momentum dropped, it is of another model" in caplog.text
+    assert "saved momentum dropped, it is of another model" in caplog.text
 
 
 def test_kept_momentum_that_fits_no_parameter_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
@@ -334,7 +334,7 @@ def test_kept_momentum_that_fits_no_parameter_is_dropped(caplog: pytest.LogCaptu
     save_buffers(context, config, {"nowhere": torch.ones(2)}, fingerprint(model))
     with local_training(model, optimizer := sgd(model), asked(2), context):
         assert buffers_of(model, optimizer) == {}
-    assert re.search(r"kept momentum dropped, .*'nowhere'.* Starting from zero", caplog.text)
+    assert re.search(r"saved momentum dropped, .*'nowhere'.* Starting from zero", caplog.text)
 
 
 # Exceptions

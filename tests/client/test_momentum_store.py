@@ -103,7 +103,7 @@ def test_another_run_starts_from_zero(place: Path | None, caplog: pytest.LogCapt
     later = context(place, run_id=2)
     later.state = client.state  # a SuperNode may hand on the state of a series of runs
     assert load(later, 2) == {}
-    assert place is not None or "it is of run 1 round 1 and this is run 2" in caplog.text
+    assert place is not None or "it is of run 1 round 1, but this is run 2" in caplog.text
     save(later, 1, {})
     if place is not None:  # nor does it touch what belongs to the first
         assert equal(load(client, 2), BUFFERS)
@@ -117,7 +117,7 @@ def test_a_round_not_later_than_the_stamp_starts_from_zero(
     client = context(place)
     save(client, 3, BUFFERS)
     assert load(client, server_round) == {}
-    assert f"round 3 and this is run 1 round {server_round}" in caplog.text
+    assert f"round 3, but this is run 1 round {server_round}" in caplog.text
 
 
 def test_another_model_starts_from_zero(
@@ -126,7 +126,7 @@ def test_another_model_starts_from_zero(
     client = context(place)
     save(client, 1, BUFFERS)
     assert load(client, 2, "wider") == {}
-    assert "it is of another model (model, and this is wider)" in caplog.text
+    assert "it is of another model (model; this one is wider)" in caplog.text
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -136,7 +136,7 @@ def test_momentum_of_a_training_that_diverged_is_not_kept(
     client = context(place)
     save(client, 1, BUFFERS)
     save(client, 2, {**BUFFERS, "conv.weight": torch.tensor([1.0, bad])})
-    assert "momentum not kept, it holds NaN or infinity" in caplog.text
+    assert "momentum not saved, because it holds NaN or infinity" in caplog.text
     assert equal(load(client, 3), BUFFERS)
     _damage(client, place, safetensors.torch.save(
         {"x": torch.tensor([bad])}, metadata=Stamp(1, 1, "model").as_metadata()
@@ -197,7 +197,7 @@ def test_a_resumed_run_goes_back_to_the_file_of_its_checkpoint(
         save(first, server_round, values, checkpoints=(1, 2))
     after_2 = {"resumed": {1: 2}}
     assert load(second, 3, **after_2)["x"] == 2.0
-    assert "it is of run 1 round 3 and this is run 2 round 3" in caplog.text
+    assert "it is of run 1 round 3, but this is run 2 round 3" in caplog.text
     save(second, 3, {"x": torch.tensor([30.0])}, checkpoints=(1, 2), **after_2)
     assert load(second, 4, **after_2)["x"] == 30.0
     assert load(third, 4, resumed={1: 2, 2: 3})["x"] == 30.0
@@ -317,7 +317,7 @@ def test_a_disk_that_is_full_is_said_with_what_to_do(
 
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", fails)
-        with pytest.raises(MomentumError, match=r"kept in .* \(disk full\): make room .* is whole"):
+        with pytest.raises(MomentumError, match=r"saved in .* \(disk full\): free space there"):
             save(client, 2, BUFFERS)
     assert equal(load(client, 3), BUFFERS)
 

@@ -223,7 +223,7 @@ def test_state_that_nobody_stamped_is_dropped_with_a_line(
     with caplog.at_level(logging.WARNING, "flwr"):
         assert load_buffers(keeping(content), asked(2), MODEL) == {}
     (line,) = caplog.messages
-    assert "kept momentum dropped, unreadable" in line
+    assert "saved momentum dropped, unreadable" in line
 
 
 TREE = to_bytes(

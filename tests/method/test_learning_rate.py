@@ -246,9 +246,10 @@ def test_a_block_without_a_step_is_warned_about(
     """Another optimiser may have taken them, as the inner one of a sharpness-aware one does."""
     optimizer = SGD(parameters(), 0.5)
     with multiplied_learning_rate(optimizer, FACTOR):
-        for _ in range(steps):
-            step(optimizer)
-    assert ("had no step to act in: the SGD" in caplog.text) == (steps == 0)
+        step(optimizer if steps else SGD(optimizer.param_groups[0]["params"], 0.5))
+    assert ("had no effect: the SGD passed to local_training took no step" in caplog.text) == (
+        steps == 0
+    )
 
 
 # Entering

@@ -249,7 +249,7 @@ def test_global_momentum_is_sgds_only() -> None:
     model = network()
     optimizer = Adam(model.parameters())
     train(model, optimizer, 1)
-    with pytest.raises(MomentumError, match=r"Adam keeps .*only SGD's momentum"):
+    with pytest.raises(MomentumError, match=r"Adam keeps .*average only SGD's momentum"):
         read_momentum(model, optimizer)
 
 

@@ -262,7 +262,9 @@ def test_of_all_others_it_averages_none_and_says_so_before_training(name: str) -
     model = network()
     optimizer = OPTIMISERS[name](model.parameters())
     with (
-        pytest.raises(MomentumError, match="more than momentum, and only SGD's"),
+        pytest.raises(
+            MomentumError, match="more than momentum, but the server can average only SGD's"
+        ),
         local_training(model, optimizer, asked(momentum="global"), client()),
     ):
         pytest.fail("entered")
@@ -309,8 +311,8 @@ class Strange(Optimizer):
     ("kept", "message"),
     [
         ({"count": {"n": 1}}, r"Strange keeps 'count' for all parameters together"),
-        ({"first": {"history": []}}, r"Strange keeps 'history' for 'weight', a list"),
-        ({"first": {"rate": 0.5}}, r"Strange keeps 'rate' for 'weight', a float"),
+        ({"first": {"history": []}}, r"Strange keeps 'history' for 'weight', which is a list"),
+        ({"first": {"rate": 0.5}}, r"Strange keeps 'rate' for 'weight', which is a float"),
         ({"first": {"row": torch.zeros(2)}}, r"shapes \(2,\) for 'weight', which has \(2, 3\)"),
         ({"first": {"flat": torch.zeros(6)}}, r"shapes \(6,\) for 'weight', which has \(2, 3\)"),
     ],
