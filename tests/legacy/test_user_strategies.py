@@ -131,3 +131,49 @@ def test_a_client_that_keeps_batch_norm_private_is_told_of_the_contradiction(
 
     run_older(fixbn(), app(on_reply=on_reply), 1)
     assert "(FedBN) contradicts FixBN" in caplog.text
+
+
+# FixBN with freeze_after=1.0 changes nothing
+
+
+class Halving(FedAvg):
+    """Halves the learning rate once, in the config that every round gets."""
+
+    rate = 0.1
+
+    def configure_fit(self, server_round: int, parameters: Any, client_manager: Any) -> Any:
+        if server_round == 3:
+            self.rate *= 0.5
+        fits = super().configure_fit(server_round, parameters, client_manager)
+        for _, fit in fits:
+            fit.config = {"lr": self.rate, "server-round": server_round}
+        return fits
+
+
+@pytest.mark.parametrize("make", [FedAvg, Saving, Halving])
+def test_a_run_that_never_freezes_has_flowers_messages_and_metrics(make: Any) -> None:
+    def run(wrap: bool) -> tuple[list[Any], list[Any]]:
+        seen: list[Any] = []
+        averaged: list[Any] = []
+
+        class Noting(Trainer):
+            def fit(self, parameters: Any, config: Any) -> Any:
+                own = {key: v for key, v in config.items() if not key.startswith("fixbn")}
+                seen.append((own, len(parameters), self.partition))
+                return super().fit(parameters, config)
+
+        def average(metrics: list[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
+            averaged.append(sorted((n, sorted(own.items())) for n, own in metrics))
+            return {}
+
+        strategy = make(
+            initial_parameters=fedavg().initial_parameters,
+            on_fit_config_fn=lambda server_round: {"server-round": server_round},
+            fit_metrics_aggregation_fn=average,
+        )
+        strategy.fraction_evaluate = 0.0
+        strategy = fixbn(strategy, freeze_after=1.0) if wrap else strategy
+        run_older(strategy, app(metrics={"loss": 0.5}), ROUNDS)
+        return sorted(seen, key=str), averaged
+
+    assert run(True) == run(False)
