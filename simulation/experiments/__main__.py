@@ -1,8 +1,8 @@
 """The paper's experiments: each a TOML file in simulation/experiments, run by one command.
 
-python -m simulation.experiments list                                # what there is
-python -m simulation.experiments run normalisers --scale cpu         # goes on where it was stopped
-python -m simulation.experiments report normalisers --scale cpu      # tables and figures of what has ended
+python -m simulation.experiments list                            # what there is
+python -m simulation.experiments run normalisers --scale cpu     # resumes where it was stopped
+python -m simulation.experiments report normalisers --scale cpu  # tables and figures so far
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ def measure_run(
         what: the experiment's table `measure`.
 
     Returns:
-        {"gradients": rows for `simulation.reporting.line_figures.draw_gradients`, "not measured": why, of models
-        that have diverged}; nothing for a method that the table does not name.
+        {"gradients": rows for `reporting.line_figures.draw_gradients`, "not measured": the reason
+        for each model that diverged}. Empty for a method that the table does not name.
     """
     of = what["of"].get(run.method)
     if of is None or run.kind == "search":

@@ -1,8 +1,8 @@
-"""Any task, tested on training images that were held out: where learning rates are looked for.
+"""Any task, tested on held-out training images: the search for learning rates uses it.
 
-`simulation.experiments.held_out_task:cifar10` is a task of one's own (see `fixbn_flwr.tasks.get_task`): that of the
-name behind the colon, with every so-manieth of its training images in the place of its test images.
-So the test images decide nothing but the result.
+`simulation.experiments.held_out_task:cifar10` is the task after the colon (see
+`fixbn_flwr.tasks.get_task`) with every n-th training image in place of its test images. So the test
+images decide nothing but the result.
 """
 
 from __future__ import annotations

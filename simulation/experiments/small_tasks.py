@@ -1,4 +1,6 @@
-"""The tasks at a size that two cores can run dozens of times: `task="simulation.experiments.small_tasks:CIFAR10"`.
+"""The tasks at a size that two cores can run dozens of times.
+
+Use one as `task="simulation.experiments.small_tasks:CIFAR10"`.
 
 The images are the real ones at half their height and width, each pixel the mean of four. CIFAR-10
 has the first 2,000 of its test images and ResNet-8, the smallest network of He et al.'s family (one

@@ -48,8 +48,8 @@ def write_report(experiment: Experiment, output: Path) -> Path:
     results = lines_of(planned, lines)
     if not results:
         raise ConfigError(
-            f"{source} has no result yet: `python -m simulation.experiments run {experiment.name} --scale"
-            f" {experiment.scale}` makes them."
+            f"{source} has no result yet: run `python -m simulation.experiments run"
+            f" {experiment.name} --scale {experiment.scale}`."
         )
     parts = [
         f"# {experiment.title}",

@@ -20,8 +20,9 @@ RESULT = Result(
     clients=5, learning_rate=0.05, accuracy=0.4, accuracies={5: 0.3, 10: 0.5},
     losses={5: 1.5, 10: 1.25}, failure=None, dropped=0, seconds=1.5,
     bytes_sent=10.0, bytes_received=12.0,
-    client_state_bytes=0.0, run_config={"task": "digits", "seed": 1}, started="2026-11-22T14:00:00",
-    hardware={"cores": 2}, versions={"torch": "2"}, command="python -m simulation.experiments run x",
+    client_state_bytes=0.0, run_config={"task": "digits", "seed": 1},
+    started="2026-11-22T14:00:00", hardware={"cores": 2}, versions={"torch": "2"},
+    command="python -m simulation.experiments run x",
 )  # fmt: skip
 
 
