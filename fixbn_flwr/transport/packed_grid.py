@@ -8,8 +8,8 @@ Between machines Flower moves each array of a message as two objects or more, ea
 its own on every hop, and looks for replies every 3 seconds: 122 arrays of 45 MB take 24 to 32
 seconds there and back, four flat ones 5 to 7. So the server packs the arrays of a message end to
 end, one flat array a dtype (see ``fixbn_flwr.transport.packing``), and the mod unpacks them on
-arrival; the reply goes back the same way. Strategies and clients of either generation see named arrays, bit for
-bit.
+arrival; the reply goes back the same way. Strategies and clients of either generation see named
+arrays, bit for bit.
 
 A simulation passes whole messages within one machine: there ``flat_in_deployment`` returns the grid
 as it was, and the mod, which packs only what answers a packed message, does nothing. So there is no

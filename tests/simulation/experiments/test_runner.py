@@ -201,5 +201,6 @@ def test_a_report_does_not_depend_on_which_run_ended_first(experiment, copied):
 
 
 def test_a_report_of_nothing_says_how_to_make_something(experiment, tmp_path):
-    with pytest.raises(ConfigError, match=r"python -m simulation\.experiments run it --scale smoke"):
+    command = r"python -m simulation\.experiments run it --scale smoke"
+    with pytest.raises(ConfigError, match=command):
         write_report(experiment, tmp_path)
