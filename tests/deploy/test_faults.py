@@ -20,7 +20,7 @@ from tests.support.machines import Service, round_lines, switch_off
 pytestmark = pytest.mark.slow
 
 ROUNDS, FREEZE_AFTER = 6, 2
-ROUND_TIMEOUT = 90.0  # seconds; a round of new workers takes some 20 on two idle cores
+ROUND_TIMEOUT = 150.0  # seconds; a round of new workers takes about 20 on two idle cores
 
 
 @pytest.fixture(scope="module")
@@ -186,9 +186,7 @@ def test_a_round_ends_without_a_client_that_answers_too_late(
     )
     a.order("train")
     c.order("train")
-    late.wait_for(
-        r"client \d+ \(hospital-b\) timed out after 9\d seconds: the round ends without "
-    )
+    late.wait_for(r"client \d+ \(hospital-b\) timed out after 15\d seconds: the round ends without ")
     assert late.end() == 0
     (line,) = federation.rounds("late")
     assert (line["clients"], line["dropped"]) == (2, 1)

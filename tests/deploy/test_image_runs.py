@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.dockerfile import instructions
-from tests.support.machines import ROOT, TIMEOUT, free_port
+from tests.support.machines import ROOT, free_port
+from tests.support.waiting import TIMEOUT, shell_wait
 
 pytestmark = pytest.mark.slow
 
@@ -106,12 +107,13 @@ def test_the_image_serves_as_superlink_and_as_supernode_by_a_user_with_no_rights
                 *steps(),
                 as_user("id -u; pwd; which python start-superlink; touch /opt/venv/x || true"),
                 "stat -c '%a %U %n' /var/lib/fixbn /certificates /keys/hospital-a",
-                as_user(f"start-superlink --insecure --port {port} > superlink.log 2>&1 & echo"),
-                as_user(f"until {healthy}; do sleep 1; done"),
+                as_user(f"exec start-superlink --insecure --port {port}")
+                + " > superlink.log 2>&1 &",
+                shell_wait(as_user(healthy), log="superlink.log"),
                 "export FIXBN_HOME=/var/lib/fixbn/node",
-                as_user(f"{node} > node.log 2>&1 & echo"),
-                as_user(f"until {healthy}; do sleep 1; done"),
-                "until grep 'SuperNode ID' node.log; do sleep 1; done",
+                as_user(f"exec {node}") + " > node.log 2>&1 &",
+                shell_wait(as_user(healthy), log="node.log"),
+                shell_wait("grep 'SuperNode ID' node.log", log="node.log"),
                 "cat superlink.log node.log",
                 "python -c 'import fixbn_flwr; print(fixbn_flwr.__file__)'",
             ]

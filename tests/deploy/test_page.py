@@ -13,14 +13,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.support.machines import (
-    ROOT,
-    Machine,
-    free_port,
-    round_lines,
-    switch_off,
-    without_colours,
-)
+from tests.support.machines import ROOT, Machine, free_port, round_lines, switch_off
+from tests.support.waiting import TIMEOUT, without_colours
 
 PAGE = (ROOT / "deploy" / "README.md").read_text()
 ADDRESSES = {"10.0.0.1": "127.0.0.2", "10.0.0.2": "127.0.0.3", "10.0.0.3": "127.0.0.4"}
@@ -91,6 +85,7 @@ def test_from_nothing_to_two_rounds_and_again_after_an_upgrade(
         for block in blocks():
             if block.section.startswith(section) and not block.where.endswith("install"):
                 commands = block.commands.replace("8000", port)
+                commands = commands.replace("timeout 120 ", f"timeout {TIMEOUT:.0f} ")
                 for page, address in ADDRESSES.items():
                     commands = commands.replace(page, address)
                 for where in ADDRESSES if block.where == "everywhere" else [block.where]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import ssl
 import stat
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
 )
 
-from tests.support.machines import PROGRAMS, ROOT
+from tests.support.machines import PROGRAMS, ROOT, free_port
+from tests.support.waiting import TIMEOUT, wait_for_line, wait_until
 
 SCRIPTS = sorted(
     path for path in (ROOT / "deploy").iterdir() if path.suffix == "" and path.is_file()
@@ -28,23 +30,45 @@ SCRIPTS = sorted(
 Run = Callable[[str], "subprocess.CompletedProcess[str]"]
 
 
+def environment(home: Path) -> dict[str, str]:
+    path = os.pathsep.join([str(ROOT / "deploy"), str(PROGRAMS), os.environ["PATH"]])
+    return {"HOME": str(home), "PATH": path}
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Run a script of deploy/ by a shell line, in an empty folder that is its home as well."""
+    """Run a script of deploy/ by a shell line, in an empty folder that is also its home."""
 
     def run(line: str) -> subprocess.CompletedProcess[str]:
-        path = os.pathsep.join([str(ROOT / "deploy"), str(PROGRAMS), os.environ["PATH"]])
         return subprocess.run(
             ["sh", "-c", line],
             cwd=tmp_path,
-            env={"HOME": str(tmp_path), "PATH": path},
+            env=environment(tmp_path),
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=TIMEOUT,
         )
 
     return run
+
+
+@contextmanager
+def running(line: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a script of deploy/ in the background, in the folder of its log; end it afterwards."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            shlex.split(line),
+            cwd=log.parent,
+            env=environment(log.parent) | {"PYTHONUNBUFFERED": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(TIMEOUT)
 
 
 def mode(path: Path) -> str:
@@ -241,26 +265,31 @@ def test_a_port_that_is_taken_is_said(made: Run) -> None:
 @pytest.mark.parametrize(
     ("host", "asked"), [("0.0.0.0", "127.0.0.1"), ("::1", "[::1]"), ("::", "[::1]")]
 )
-def test_health_is_asked_where_the_superlink_listens(run: Run, host: str, asked: str) -> None:
+def test_check_health_asks_where_the_superlink_listens(
+    run: Run, tmp_path: Path, host: str, asked: str
+) -> None:
     try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.bind((host, 0))
-            port = probe.getsockname()[1]
+        port = free_port(host)
     except OSError:
         pytest.skip(f"this machine has no address {host}")
-    answer = run(
-        f"start-superlink --insecure --host {host} --port {port} --home home > log 2>&1 & "
-        "until check-health --home home 2>/dev/null; do sleep 0.5; done; kill $!; wait"
-    )
-    assert answer.stdout == f"http://{asked}:{port}/health answers.\n"
+    answers: list[subprocess.CompletedProcess[str]] = []
+
+    def is_healthy() -> bool:
+        answers.append(run("check-health --home home"))
+        return answers[-1].returncode == 0
+
+    log = tmp_path / "log"
+    line = f"start-superlink --insecure --host {host} --port {port} --home home"
+    with running(line, log) as superlink:
+        wait_until(is_healthy, "the SuperLink was healthy", process=superlink, log=log)
+    assert answers[-1].stdout == f"http://{asked}:{port}/health answers.\n"
 
 
-def test_two_nodes_never_share_a_home_and_its_momentum(run: Run) -> None:
+def test_two_nodes_never_share_a_home_and_its_momentum(run: Run, tmp_path: Path) -> None:
     node = "start-supernode --insecure --superlink 127.0.0.1:9 --partition 0/2 --home home"
-    answer = run(
-        f"{node} > log 2>&1 & until grep -q Starting log; do sleep 0.1; done; "
-        f"{node}; status=$?; kill $!; wait; exit $status"
-    )
+    with running(node, tmp_path / "log") as first:
+        wait_for_line(tmp_path / "log", "Starting SuperNode", first)
+        answer = run(node)
     assert refusal(answer).endswith(
         "/home runs already: stop that one first, or give this one a key, hence a home, of its own "
         "(without keys: its own --name)."
@@ -295,10 +324,9 @@ def tls_port(made: Run, tmp_path: Path) -> Iterator[int]:
                 with connection, context.wrap_socket(connection, server_side=True) as encrypted:
                     encrypted.recv(1)
 
-        thread = threading.Thread(target=serve)
+        thread = threading.Thread(target=serve, daemon=True)  # it may never get a connection
         thread.start()
         yield server.getsockname()[1]
-    thread.join(30)
 
 
 def test_plain_text_is_not_even_tried_where_the_superlink_has_tls(made: Run, tls_port: int) -> None:

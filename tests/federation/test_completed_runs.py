@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,8 @@ from safetensors.numpy import load_file
 from fixbn_flwr.app.cli import APP
 from fixbn_flwr.app.runs.reader import read_metrics
 from fixbn_flwr.method.averaging import Kind, kind_of
-from tests.support.real_runs import PROGRAMS, Outcome, Simulate, processes_of
+from tests.support.machines import free_port
+from tests.support.real_runs import PROGRAMS, Outcome, Simulate, kill_processes_of
 from tests.support.whole_app import rounds_of, run_app, weight_of
 
 pytestmark = pytest.mark.slow
@@ -114,8 +113,8 @@ def test_the_flwr_command_alone_completes_with_the_clients_that_flower_has(tmp_p
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": "47391",
-        "FLWR_LOCAL_CONTROL_API_PORT": "47393",
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port("127.0.0.1")),
+        "FLWR_LOCAL_CONTROL_API_PORT": str(free_port("127.0.0.1")),
     }
     config = f'num-server-rounds=2 freeze-after=1 output-dir="{runs}"'
     command = ["flwr", "run", str(APP), "--stream", "--run-config", config]
@@ -125,10 +124,7 @@ def test_the_flwr_command_alone_completes_with_the_clients_that_flower_has(tmp_p
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
         )
     finally:
-        while left := processes_of(home):
-            for process in left:
-                os.kill(process, signal.SIGKILL)
-            time.sleep(0.1)
+        kill_processes_of(home)
     (folder,) = runs.iterdir()
     assert [line["clients"] for line in rounds_of(folder)] == [2, 2], answer.stdout
     assert (folder / "final.safetensors").is_file()

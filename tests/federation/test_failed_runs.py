@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from fixbn_flwr.app.local_superlink import SuperLinkError, local_superlink
-from tests.support.real_runs import PROGRAMS, Simulate, home_until, processes_of, start_fixbn
+from tests.support.real_runs import PROGRAMS, Simulate, home_until, processes_of, running_fixbn
+from tests.support.waiting import TIMEOUT
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +28,7 @@ def test_a_batch_larger_than_the_smallest_client_is_one_message_and_exit_code_1(
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=TIMEOUT,
     )
     assert answer.returncode == 1
     (message,) = answer.stderr.splitlines()
@@ -58,7 +59,7 @@ def test_a_key_that_the_app_does_not_have_starts_no_run(simulate: Simulate) -> N
 
 def test_nothing_outlives_a_run_that_is_cut_short(tmp_path: Path) -> None:
     words = [f"output-dir={tmp_path}", "num-server-rounds=100000", "--workers=1"]
-    with start_fixbn("run", *words, folder=tmp_path) as run:
+    with running_fixbn("run", *words, folder=tmp_path) as run:
         home = home_until(run, "round ")
         assert len(processes_of(home)) > 5  # SuperLink, SuperExec, flwr run, simulation, Ray's
         run.send_signal(signal.SIGTERM)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from fixbn_flwr.app.runs.reader import read_config, read_metrics
-from tests.support.real_runs import PROGRAMS, home_until, processes_of, start_fixbn
+from tests.support.real_runs import PROGRAMS, home_until, processes_of, running_fixbn
+from tests.support.waiting import TIMEOUT
 from tests.support.whole_app import run_app
 
 pytestmark = pytest.mark.slow
@@ -23,7 +24,7 @@ def test_the_server_is_killed_in_the_midst_of_a_run(tmp_path: Path) -> None:
     state, runs = tmp_path / "state", tmp_path / "runs"
     words = [f"{key}={value}" for key, value in CONFIG.items()]
     words += [f"state-dir={state}", f"output-dir={runs}", "run-name=killed", "fraction-train=0.5"]
-    with start_fixbn("run", *words, "--clients=4", "--workers=1", folder=tmp_path) as run:
+    with running_fixbn("run", *words, "--clients=4", "--workers=1", folder=tmp_path) as run:
         home = home_until(run, "round  4/")
         simulations = [p for p, c in processes_of(home).items() if "flwr-simulation" in c]
         assert simulations
@@ -41,7 +42,7 @@ def test_the_server_is_killed_in_the_midst_of_a_run(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=TIMEOUT,
     )
     assert again.returncode == 0, again.stdout + again.stderr
     assert f"Run folder: {folder}" in again.stdout

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,17 +14,19 @@ import pytest
 import torch
 
 from fixbn_flwr.app.cli import APP
-from fixbn_flwr.app.local_superlink import SuperLink, free_port
+from fixbn_flwr.app.local_superlink import SuperLink
 from tests.support import roaming
-from tests.support.real_runs import PROGRAMS, processes_of
+from tests.support.machines import ROOT, free_port
+from tests.support.real_runs import PROGRAMS, kill_processes_of
+from tests.support.waiting import wait_for_line
 from tests.support.whole_app import rounds_of, run_app
 
 pytestmark = pytest.mark.slow
 
-START = 300.0  # seconds for a node of Ray's, on a busy machine
+ADDRESS = "127.0.0.1"
 ROUNDS = 6
 CONFIG: dict[str, Any] = {
-    "task": "roaming:TASK",
+    "task": "tests.support.roaming:TASK",
     "partition": "natural",
     "fraction-train": 1.0,
     "num-server-rounds": ROUNDS,
@@ -43,9 +42,8 @@ class InCluster(SuperLink):
     """A SuperLink whose simulations run in a cluster that is there, as with RAY_ADDRESS."""
 
     def __init__(self, home: Path, cluster: str) -> None:
-        super().__init__(home, free_port())
-        tasks = os.pathsep.join([str(Path(__file__).parent), str(APP)])
-        self._environment |= {"RAY_ADDRESS": cluster, "PYTHONPATH": tasks}
+        super().__init__(home, free_port(ADDRESS))
+        self._environment |= {"RAY_ADDRESS": cluster, "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture
@@ -53,36 +51,28 @@ def home() -> Iterator[Path]:
     """A folder whose processes end with it; short, since Ray puts sockets deep below it."""
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
-        while left := processes_of(Path(folder)):
-            for process in left:
-                with suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
-            time.sleep(0.1)
+        kill_processes_of(Path(folder))
 
 
 @pytest.fixture
 def cluster(home: Path) -> Iterator[str]:
     """The address of a cluster of two nodes of one core each; Ray's own programs, on loopback."""
-    port = free_port()
-    address = f"127.0.0.1:{port}"
-    head = ["--head", f"--port={port}", f"--ray-client-server-port={free_port()}"]
+    port = free_port(ADDRESS)
+    address = f"{ADDRESS}:{port}"
+    head = ["--head", f"--port={port}", f"--ray-client-server-port={free_port(ADDRESS)}"]
     head.append("--include-dashboard=false")
     with ExitStack() as nodes:
         for name, where in (("head", head), ("worker", [f"--address={address}"])):
             command = [str(PROGRAMS / "ray"), "start", *where, "--block", "--num-cpus=1"]
-            command += ["--disable-usage-stats", "--node-ip-address=127.0.0.1"]
+            command += ["--disable-usage-stats", f"--node-ip-address={ADDRESS}"]
             command += [f"--temp-dir={home / name}", f"--object-store-memory={200 * 10**6}"]
-            command += [f"--dashboard-agent-listen-port={free_port()}"]
+            command += [f"--dashboard-agent-listen-port={free_port(ADDRESS)}"]
             log = home / f"{name}.log"
             with log.open("wb") as file:
                 node = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
             nodes.callback(node.wait)
             nodes.callback(node.terminate)
-            end = time.monotonic() + START
-            while "Ray runtime started" not in log.read_text():
-                assert node.poll() is None, log.read_text()
-                assert time.monotonic() < end, log.read_text()
-                time.sleep(0.2)
+            wait_for_line(log, "Ray runtime started", node)
         yield address
 
 

@@ -18,7 +18,7 @@ from fixbn_flwr.app.cli import APP
 from fixbn_flwr.app.local_superlink import local_superlink
 from fixbn_flwr.app.runs.reader import read_metrics
 from fixbn_flwr.testing import SerializingGrid
-from simulation.benchmarks.process_monitor import descendants, processes
+from simulation.benchmarks.process_monitor import descendants
 from tests.support.whole_app import serve
 
 pytestmark = pytest.mark.slow
@@ -84,7 +84,7 @@ class Memory(threading.Thread):
             if not self.rounds_file.exists():
                 continue
             done = self.rounds_file.read_bytes().count(b"\n")
-            ours = descendants(os.getpid(), processes())
+            ours = descendants()
             for role, samples in self.seen.items():
                 held = [resident(process.pid) for process in ours if process.role == role]
                 if held:

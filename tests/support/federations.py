@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any, Protocol
 
 from safetensors.numpy import load_file
 
-from tests.support.machines import TIMEOUT, Machine, Service, free_port
+from tests.support.machines import Machine, Service, free_port
+from tests.support.waiting import wait_until
 
 ADDRESS = "127.0.0.2"
+LOG = "supernode.log"
 
 
 class Network(Protocol):
@@ -68,7 +69,10 @@ class Federation:
             f"--host {self.hosts[0] if len(self.hosts) == 1 else '0.0.0.0'}",
             "superlink.log",
         )
-        self.link.run("until deploy/check-health --home ~/.fixbn/superlink; do sleep 0.5; done")
+        health = "deploy/check-health --home ~/.fixbn/superlink"
+        service.wait_until(
+            lambda: self.link.run(health, check=False).returncode == 0, "the SuperLink was healthy"
+        )
         return service
 
     def data(self, machine: Machine, part: str) -> None:
@@ -131,13 +135,11 @@ class Node:
         )
 
     def start(self) -> Service:
-        return self.machine.start(self._command, "supernode.log")
+        return self.machine.start(self._command, LOG)
 
     def wait_until_it_trains(self) -> None:
-        end = time.monotonic() + TIMEOUT
-        while not (self.machine.home / "waiting").exists():
-            assert time.monotonic() < end, f"{self.name} does not train"
-            time.sleep(0.1)
+        waiting = self.machine.home / "waiting"
+        wait_until(waiting.exists, f"{self.name} trained", log=self.machine.home / LOG)
 
     def order(self, word: str) -> None:
         """Let it take the step that it waits for, once it does."""
@@ -145,10 +147,12 @@ class Node:
         file = self.machine.home / "word"
         file.write_text(word)
         os.replace(file, self.machine.home / "order")
-        end = time.monotonic() + TIMEOUT
-        while (self.machine.home / "waiting").exists():
-            assert time.monotonic() < end, f"{self.name} does not do what it was told"
-            time.sleep(0.05)
+        waiting = self.machine.home / "waiting"
+        wait_until(
+            lambda: not waiting.exists(),
+            f"{self.name} took the order {word!r}",
+            log=self.machine.home / LOG,
+        )
 
     def power_failure(self) -> None:
         """Nothing that runs there gets to say good-bye."""

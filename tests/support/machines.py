@@ -13,15 +13,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+
+from tests.support.waiting import TIMEOUT, read_log, wait_for_line, wait_until
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(sys.executable).parent
 APP = ("fixbn_flwr", "deploy", "examples", "pyproject.toml")
-TIMEOUT = 1200.0  # seconds for what takes some ten on an idle machine
+
+_RESERVED: list[socket.socket] = []  # see free_port
 
 
 class Machine:
@@ -103,23 +105,23 @@ class Machine:
                 os.kill(process, signal.SIGKILL)
 
     def wait_until_off(self) -> None:
-        """Wait until all that ran here has ended."""
-        end = time.monotonic() + TIMEOUT
-        while left := self.processes():
-            assert time.monotonic() < end, f"still running: {left}"
-            time.sleep(0.2)
+        """Wait until all processes of this machine have ended."""
+        wait_until(lambda: not self.processes(), f"all processes of {self.address} ended")
 
     def switch_off(self) -> None:
-        """End all that runs here."""
-        while self.processes():
+        """Kill all processes of this machine."""
+
+        def is_off() -> bool:
             self.kill("")
-            time.sleep(0.05)
+            return not self.processes()
+
+        wait_until(is_off, f"all processes of {self.address} were killed")
         for process in self.started:
             process.wait(TIMEOUT)
 
 
 class Service:
-    """A process that stays, and what it has said so far."""
+    """A process that stays, and its log so far."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self.process = process
@@ -127,19 +129,15 @@ class Service:
 
     @property
     def said(self) -> str:
-        return without_colours(self._log.read_text(errors="replace"))
+        return read_log(self._log)
 
-    def wait_for(self, pattern: str, count: int = 1, timeout: float = TIMEOUT) -> re.Match[str]:
-        """Wait until a pattern stands in the log, so many times; return the last match."""
-        end = time.monotonic() + timeout
-        while True:
-            over = self.process.poll() is not None
-            matches = list(re.finditer(pattern, self.said))
-            if len(matches) >= count:
-                return matches[count - 1]
-            assert not over, f"ended before it said {pattern!r}:\n{self.said}"
-            assert time.monotonic() < end, f"has not said {pattern!r}:\n{self.said}"
-            time.sleep(0.2)
+    def wait_for(self, pattern: str, count: int = 1) -> re.Match[str]:
+        """Wait until a pattern matches in the log so many times; return the last match."""
+        return wait_for_line(self._log, pattern, self.process, count=count)
+
+    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait until a condition holds; fail at once if the process ends first."""
+        wait_until(condition, what, process=self.process, log=self._log)
 
     def end(self) -> int:
         """Wait for the process to end by itself; return its status."""
@@ -151,14 +149,18 @@ class Service:
         return self.end()
 
 
-def without_colours(text: str) -> str:
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
-
-
 def free_port(address: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
+    """Reserve a port of an address for a server that a test starts later.
+
+    A socket stays bound to it, without listening, until the tests end. The kernel then gives the
+    port to nobody else, and a server that sets SO_REUSEADDR can still bind it.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    reserved = socket.socket(family)
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind((address, 0))
+    _RESERVED.append(reserved)
+    return int(reserved.getsockname()[1])
 
 
 def round_lines(log: str) -> list[str]:

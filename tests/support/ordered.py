@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from fixbn_flwr.tasks import Split, Task, get_task, load_splits
 from fixbn_flwr.tasks.task import accuracy
-from fixbn_flwr.transport import packed_grid
+from fixbn_flwr.transport.packing import Packer
 
 
 def load(data_dir: Path | None) -> tuple[Split, Split]:
@@ -57,14 +57,14 @@ def at_the_tests_word(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def flood() -> None:
     """Let all replies of this process carry more than a server should take."""
-    honest = packed_grid.Packer.pack
+    honest = Packer.pack
 
-    def pack(packer: packed_grid.Packer, content: RecordDict) -> RecordDict:
+    def pack(packer: Packer, content: RecordDict) -> RecordDict:
         packed = honest(packer, content)
         packed["flood"] = ConfigRecord({"flood": bytes(20 * 10**6)})
         return packed
 
-    packed_grid.Packer.pack = pack  # type: ignore[method-assign]
+    Packer.pack = pack  # type: ignore[method-assign]
 
 
 TASK = Task(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support.waiting import wait_until
 
 PROGRAMS = Path(sys.executable).parent  # where fixbn and flwr are
 
@@ -24,15 +28,21 @@ class Outcome:
 Simulate = Callable[..., Outcome]
 
 
-def start_fixbn(*words: str, folder: Path) -> subprocess.Popen[str]:
-    """Start `fixbn` in a folder, with all that it says in one stream."""
-    return subprocess.Popen(
+@contextmanager
+def running_fixbn(*words: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run `fixbn` in a folder, with stdout and stderr in one stream; stop it if a test fails."""
+    with subprocess.Popen(
         [str(PROGRAMS / "fixbn"), *words],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        except BaseException:
+            process.terminate()
+            raise
 
 
 def home_until(run: subprocess.Popen[str], line_begins: str) -> Path:
@@ -46,6 +56,19 @@ def home_until(run: subprocess.Popen[str], line_begins: str) -> Path:
             assert home is not None
             return home
     raise AssertionError(f"no line begins with {line_begins!r}:\n{''.join(said)}")
+
+
+def kill_processes_of(home: Path) -> None:
+    """Kill the processes of a FLWR_HOME, also those that they start meanwhile."""
+
+    def are_gone() -> bool:
+        found = processes_of(home)
+        for process in found:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        return not found
+
+    wait_until(are_gone, f"all processes of {home} were killed")
 
 
 def processes_of(home: Path) -> dict[int, str]:

@@ -8,7 +8,6 @@ train as clients ever do.
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from fixbn_flwr.tasks import Split, Task, get_task, load_splits
 from fixbn_flwr.tasks.task import accuracy
+from tests.support.waiting import wait_until
 
 CLIENTS = 3
 _DIGITS = get_task("digits")
@@ -43,11 +43,14 @@ class Places:
         return cross_entropy(outputs, targets)
 
     def _visit(self, client: int) -> None:
-        assert self._folder is not None
-        visits = len(read(self._folder, client))
-        while client == (visits + 1) % 2 and len(read(self._folder, 2)) == visits:
-            time.sleep(0.05)
-        with (self._folder / str(client)).open("a") as file:
+        folder = self._folder
+        assert folder is not None
+        visits = len(read(folder, client))
+        if client == (visits + 1) % 2:
+            wait_until(
+                lambda: len(read(folder, 2)) > visits, f"client 2 trained in round {visits + 1}"
+            )
+        with (folder / str(client)).open("a") as file:
             file.write(f"{ray.get_runtime_context().get_node_id()}\n")
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,9 +35,8 @@ from fixbn_flwr.method.round_config import Momentum, RoundConfig
 from fixbn_flwr.method.schedule import Phase
 from fixbn_flwr.tasks import get_task
 from fixbn_flwr.transport.packing import Packer, unpack
+from tests.support.waiting import TIMEOUT, wait_until
 from tests.support.whole_app import SMALL
-
-PATIENCE = 300.0  # seconds, on a busy machine
 
 
 @pytest.fixture
@@ -59,7 +57,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
     """End a node, and wait for its workers to end."""
     process.kill()
     process.wait()
-    wait_until(lambda: not workers_of(process.pid))
+    wait_until(lambda: not workers_of(process.pid), "the workers ended")
 
 
 @pytest.fixture(scope="module")
@@ -107,13 +105,6 @@ def workers_of(node: int) -> list[int]:
 
 def sockets_in(directory: Path) -> list[Path]:
     return [path for path in directory.iterdir() if path.is_socket()]
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def context_of(partition: int = 0, **run_config: Any) -> Context:
@@ -187,7 +178,7 @@ def test_two_nodes_have_two_workers_and_each_ends_with_its_node(
     (first,), (second,) = (workers_of(node.pid) for node in pair)
     assert first != second
     pair[0].kill()  # it becomes a zombie, which counts as ended
-    wait_until(lambda: not workers_of(pair[0].pid))
+    wait_until(lambda: not workers_of(pair[0].pid), "the worker ended")
     assert workers_of(pair[1].pid) == [second]
     assert [path.name.split("-")[0] for path in sockets_in(tmp_path)] == [str(pair[1].pid)]
 
@@ -220,9 +211,9 @@ def test_a_worker_that_is_killed_gives_an_error_and_the_next_message_starts_anot
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_until(lambda: processor_time(worker) > before + 1.0)  # it trains
+    wait_until(lambda: processor_time(worker) > before + 1.0, "the worker trained", process=long)
     os.kill(worker, signal.SIGKILL)
-    stderr = long.communicate(timeout=PATIENCE)[1]
+    stderr = long.communicate(timeout=TIMEOUT)[1]
     assert "WorkerError: the worker process of this node ended while it handled a" in stderr
     assert "The next message starts a new worker." in stderr
     reply = make_forwarder(tmp_path, node).answer(train_message(2), context)
@@ -241,10 +232,10 @@ def test_cancelling_a_message_stops_its_training(
     long = subprocess.Popen(
         [sys.executable, "-c", FORWARDED, *arguments(tmp_path, node, steps=10**6)]
     )
-    wait_until(lambda: processor_time(worker) > before + 1.0)
+    wait_until(lambda: processor_time(worker) > before + 1.0, "the worker trained", process=long)
     long.kill()  # as `flwr stop` does
     long.wait()
-    wait_until(lambda: not workers_of(node.pid))
+    wait_until(lambda: not workers_of(node.pid), "the worker ended")
 
 
 # A process that forwards one message, as Flower's process does.
@@ -274,7 +265,7 @@ def test_an_idle_worker_ends_and_leaves_no_socket(
     tmp_path: Path, node: subprocess.Popen[bytes]
 ) -> None:
     make_forwarder(tmp_path, node, idle=0.5).answer(train_message(1), context_of())
-    wait_until(lambda: not workers_of(node.pid))
+    wait_until(lambda: not workers_of(node.pid), "the worker ended")
     assert sockets_in(tmp_path) == []
     assert make_forwarder(tmp_path, node).answer(train_message(2), context_of()).has_content()
 
@@ -313,7 +304,7 @@ def test_the_socket_of_a_killed_worker_is_replaced(
 ) -> None:
     make_forwarder(tmp_path, node).answer(train_message(1), context_of())
     os.kill(workers_of(node.pid)[0], signal.SIGKILL)
-    wait_until(lambda: not workers_of(node.pid))
+    wait_until(lambda: not workers_of(node.pid), "the worker ended")
     assert make_forwarder(tmp_path, node).answer(train_message(2), context_of()).has_content()
 
 
