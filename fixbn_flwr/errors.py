@@ -1,27 +1,36 @@
-"""Every error this package raises, in one tree.
+"""All errors that this package raises, in one tree.
 
     FixBNError
-    ├── ConfigError            a value the user gave cannot work (also a ValueError)
-    ├── NoStatisticsError      there is no batch normalisation layer to freeze
-    ├── StatisticsMovedError   frozen statistics were changed while a client trained
-    ├── MomentumError          momentum buffers do not belong to this model or optimiser
+    ├── ConfigError            a value from the user cannot work (also a ValueError)
+    ├── NoStatisticsError      there is no batch normalization layer to freeze
+    ├── StatisticsMovedError   frozen statistics changed while a client trained
+    ├── MomentumError          momentum buffers do not fit the model or the optimizer
     ├── ReplyError             a client's reply cannot be averaged
     │   ├── NoExamplesError    the client has no examples
     │   └── NotFiniteError     it holds NaN or infinity: the client's training diverged
-    ├── RoundsFailedError      no client delivers a usable update any more
+    ├── RoundsFailedError      no client returns a usable update
     ├── ClientsMissingError    fewer clients are connected than a round needs
-    └── CheckpointError        a run cannot be kept, or cannot go on from what was kept
+    └── CheckpointError        a checkpoint cannot be written or resumed from
 
-Each message names the value, says why it cannot work, and what to do about it.
+Each message names the value, the reason and the remedy.
 """
 
 
 class FixBNError(Exception):
-    """Root of the tree: ``except FixBNError`` catches whatever this package raises."""
+    """Root of the tree: ``except FixBNError`` catches all errors of this package.
+
+    >>> from flwr.serverapp.strategy import FedAvg
+    >>> from fixbn_flwr import FixBN, FixBNError
+    >>> try:
+    ...     FixBN(FedAvg(), freeze_after=-1)
+    ... except FixBNError as error:
+    ...     print(str(error).partition(",")[0])
+    freeze_after=-1 is a negative round: use 1 or more
+    """
 
 
 class ConfigError(FixBNError, ValueError):
-    """A value given by the user cannot work."""
+    """A value from the user cannot work."""
 
 
 class NoStatisticsError(FixBNError):
@@ -29,15 +38,15 @@ class NoStatisticsError(FixBNError):
 
 
 class StatisticsMovedError(FixBNError):
-    """Frozen statistics were changed during local training."""
+    """Frozen statistics changed during local training."""
 
 
 class MomentumError(FixBNError):
-    """Momentum buffers do not fit the model or the optimiser they are meant for."""
+    """Momentum buffers do not fit the model or the optimizer."""
 
 
 class ReplyError(FixBNError):
-    """A client's reply lacks what averaging needs, or holds what must not be averaged."""
+    """A client's reply cannot be averaged with the others."""
 
 
 class NotFiniteError(ReplyError):
@@ -61,8 +70,8 @@ class RoundsFailedError(FixBNError):
 
 
 class ClientsMissingError(FixBNError):
-    """Fewer clients than a round needs are connected, and waiting has not helped."""
+    """Fewer clients are connected than a round needs, and the wait for more timed out."""
 
 
 class CheckpointError(FixBNError):
-    """A checkpoint cannot be written, or is not one that a run can go on from."""
+    """A checkpoint cannot be written, or a run cannot resume from it."""

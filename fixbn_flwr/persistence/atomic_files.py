@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, also when the machine stops, and what heads them."""
+"""Write files whole or not at all, even if the machine stops, and read their metadata."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that whoever opens it, at any moment, finds the old or the new one whole.
+    """Write a file so that a reader finds the old or the new content, never a part.
 
     When this returns, the file is on the disk and survives a loss of power.
     """
@@ -26,16 +26,16 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the new name, too
+        os.fsync(folder)  # the new name
     finally:
         os.close(folder)
 
 
 def safetensors_metadata(content: bytes) -> dict[str, Any]:
-    """Return the metadata of a safetensors file: header's length, header in JSON, data.
+    """Return the metadata in the JSON header of a safetensors file.
 
     Raises:
-        Exception: it has none, or is no such file; of what type depends on how it is damaged.
+        Exception: If it has none, or is not such a file. The type depends on the damage.
     """
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     metadata: dict[str, Any] = header["__metadata__"]
@@ -43,6 +43,6 @@ def safetensors_metadata(content: bytes) -> dict[str, Any]:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what a process that was killed in the middle of ``write_atomically`` has left."""
+    """Remove files that a process left when it was killed inside ``write_atomically``."""
     for partial in folder.glob(".*.partial"):
         partial.unlink(missing_ok=True)

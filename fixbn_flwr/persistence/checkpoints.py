@@ -1,38 +1,37 @@
-"""The checkpoints of a run: files from which it goes on as if it had never stopped.
+"""The checkpoints of a run: files from which it resumes as if it had never stopped.
 
     checkpoints = Checkpoints(folder / "checkpoints", keep=2)
     checkpoints.save(server_round, {"model": arrays, "strategy": strategy.state()})   # evaluate_fn
     server_round, tree = checkpoints.newest()                                         # afterwards
 
-A file is written whole or not at all, and its name ends with the checksum of its content, so that
-one that was torn or changed later is known as such: the one before it is taken then. What it holds
-is a tree, see :mod:`fixbn_flwr.persistence.safetensors_tree`.
+A file is written whole or not at all. Its name ends with the checksum of its content, so a damaged
+file is recognized and the one before it is used. The content is a tree, see
+:mod:`fixbn_flwr.persistence.safetensors_tree`. :mod:`fixbn_flwr.persistence.resumable_start` does all
+of this in one call.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 from collections.abc import Collection
 from pathlib import Path
 
 from fixbn_flwr.errors import CheckpointError
+from fixbn_flwr.log import logger
 from fixbn_flwr.persistence.atomic_files import remove_partial_files, write_atomically
 from fixbn_flwr.persistence.safetensors_tree import Tree, from_bytes, to_bytes
 
 _NAME = re.compile(r"round-(\d+)-([0-9a-f]{64})\.safetensors")
-
-_logger = logging.getLogger("flwr.fixbn")
 
 
 class Checkpoints:
     """The checkpoints in a folder.
 
     Args:
-        folder: where they are; made with the first one.
-        keep: how many of the newest are kept.
-        always: rounds whose checkpoints are kept as well.
+        folder: The folder. It is created with the first checkpoint.
+        keep: The number of newest checkpoints to keep. Default: 2.
+        always: Rounds whose checkpoints are kept as well. Default: none.
     """
 
     def __init__(self, folder: Path, keep: int = 2, always: Collection[int] = ()) -> None:
@@ -41,10 +40,17 @@ class Checkpoints:
         self._always = always
 
     def save(self, server_round: int, tree: Tree) -> Path:
-        """Write what a run needs to go on after a round; remove what is older than it must be.
+        """Write a checkpoint and remove those that are no longer needed.
+
+        Args:
+            server_round: The round that has ended.
+            tree: What the run needs to resume.
+
+        Returns:
+            The path of the file.
 
         Raises:
-            CheckpointError: it cannot be written, or the tree holds what no file can.
+            CheckpointError: If it cannot be written, or a file cannot hold the tree.
         """
         content = to_bytes(tree)
         name = f"round-{server_round:06d}-{hashlib.sha256(content).hexdigest()}.safetensors"
@@ -55,37 +61,36 @@ class Checkpoints:
             until_now = [r for r in self.rounds() if r <= server_round]
             kept = {*until_now[-self._keep :], *self._always} & {*until_now}
             for its_round, other in self._of_round():
-                # One of a later round, or of this one, is damaged: the run has gone back before it.
+                # A checkpoint of a later round, or another one of this round, is damaged.
                 damaged = its_round == server_round and other != path
                 if its_round not in kept or damaged:
                     other.unlink()
         except OSError as error:
             raise CheckpointError(
-                f"round {server_round} cannot be written to {self._folder} ({error}): make room "
-                "there, or mend what is wrong with it, and resume the run; the checkpoint before "
-                "is as it was."
+                f"round {server_round} cannot be written to {self._folder} ({error}): free space "
+                "there, or fix the folder, and resume the run. The checkpoint before is unchanged."
             ) from error
         return path
 
     def rounds(self) -> list[int]:
-        """Return the rounds of which there are checkpoints, whole or not, the newest last."""
+        """Return the rounds that have checkpoints, intact or not, the newest last."""
         return sorted({server_round for server_round, _ in self._of_round()})
 
     def newest(self) -> tuple[int, Tree]:
-        """Return the round and the content of the newest checkpoint that is whole.
+        """Return the round and the content of the newest intact checkpoint.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: If there is none.
         """
         found = sorted(self._of_round(), reverse=True)
         for server_round, path in found:
             try:
                 return server_round, _read(path)
             except CheckpointError as error:
-                _logger.warning("%s; the checkpoint before it is taken, if there is one", error)
+                logger.warning("%s; trying the checkpoint before it", error)
         raise CheckpointError(
-            f"{self._folder} has no whole checkpoint ({len(found)} damaged): the run cannot be "
-            "resumed and must be started again."
+            f"{self._folder} has no intact checkpoint ({len(found)} damaged): the run cannot be "
+            "resumed. Start it again."
         )
 
     def _of_round(self) -> list[tuple[int, Path]]:

@@ -1,8 +1,8 @@
-"""Numbers, texts and arrays in dictionaries and lists, as one safetensors file and back.
+"""Convert numbers, strings and arrays in dictionaries and lists to one safetensors file, and back.
 
-The arrays are the file's tensors, each named by its way through the tree; all the rest is JSON in
-its metadata, where ``{"$array": name}`` stands for an array. Nothing is pickled: reading a file
-runs no code, whoever wrote it.
+Arrays become the file's tensors, each named by its path in the tree. The rest is JSON in the file's
+metadata, where ``{"$array": name}`` stands for an array. Nothing is pickled, so reading a file never
+runs code.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from fixbn_flwr.method.averaging import Array
 from fixbn_flwr.persistence.atomic_files import safetensors_metadata
 
 Tree = Any
-"""None, bool, int, float, str, numpy array or number, ArrayRecord; or a dict with names for keys,
-a list or a tuple of such."""
+"""None, bool, int, float, str, numpy array or number, or ArrayRecord; or a dict with string keys,
+list or tuple of these."""
 
 _JSON = "tree"
-_DTYPES = frozenset("?bBhHiIlLqQefd")  # dtype.char: what safetensors knows
+_DTYPES = frozenset("?bBhHiIlLqQefd")  # dtype.char of the types that safetensors supports
 
 
 def to_bytes(tree: Tree) -> bytes:
     """Return a tree as a file's content; the same tree gives the same bytes.
 
     Raises:
-        CheckpointError: there is something else in it; the message says where.
+        CheckpointError: If the tree holds anything else. The message says where.
     """
     arrays: dict[str, Array] = {}
     text = json.dumps(_encoded(tree, "", arrays))
@@ -44,7 +44,7 @@ def from_bytes(content: bytes) -> Tree:
     """Return the tree that ``to_bytes`` was given.
 
     Raises:
-        CheckpointError: this is no such file.
+        CheckpointError: If the content is not such a file.
     """
     try:
         text = safetensors_metadata(content)[_JSON]
@@ -52,20 +52,20 @@ def from_bytes(content: bytes) -> Tree:
     except (
         AttributeError, KeyError, TypeError, ValueError, RecursionError, SafetensorError
     ) as error:  # fmt: skip
-        raise CheckpointError(f"this is no file that can be resumed from ({error})") from error
+        raise CheckpointError(f"this file is not a checkpoint ({error})") from error
 
 
 def can_be_kept(tree: Tree) -> bool:
-    """Tell whether ``to_bytes`` takes it."""
+    """Return whether ``to_bytes`` accepts a tree."""
     try:
         _encoded(tree, "", {})
-    except (CheckpointError, RecursionError):  # a list that holds itself
+    except (CheckpointError, RecursionError):  # a list that contains itself
         return False
     return True
 
 
 def is_same(one: Tree, other: Tree) -> bool:
-    """Tell whether two trees hold the same, bit for bit."""
+    """Return whether two trees are equal, bit for bit."""
     if type(one) is not type(other):
         return False
     if isinstance(one, np.ndarray | np.generic):
@@ -97,12 +97,14 @@ def _encoded(tree: Tree, where: str, arrays: dict[str, Array]) -> Any:
             for place, item in enumerate(tree)
         ]
         return {"$tuple": items} if isinstance(tree, tuple) else items
-    raise CheckpointError(f"{where or 'it'} is a {type(tree).__name__}, which no checkpoint holds")
+    raise CheckpointError(
+        f"{where or 'it'} is a {type(tree).__name__}, which a checkpoint cannot hold"
+    )
 
 
 def _put(array: Array, where: str, arrays: dict[str, Array]) -> str:
-    """Put an array in under a name of its own, and return that."""
-    taken = not where or where in arrays or where == "__metadata__"  # safetensors' own
+    """Store an array under a name of its own and return the name."""
+    taken = not where or where in arrays or where == "__metadata__"  # used by safetensors
     name = f"{where}#{len(arrays)}" if taken else where
     arrays[name] = array
     return name

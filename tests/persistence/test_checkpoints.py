@@ -52,11 +52,11 @@ def test_a_damaged_one_is_known_and_the_one_before_is_taken(
 
 
 def test_without_a_whole_one_there_is_nothing_to_go_on_from(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no whole checkpoint \(0 damaged\).*started again"):
+    with pytest.raises(CheckpointError, match=r"no intact checkpoint \(0 damaged\).*Start it again"):
         Checkpoints(tmp_path / "none").newest()
     checkpoints = saved(tmp_path, 1)
     next(tmp_path.iterdir()).write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"no whole checkpoint \(1 damaged\)"):
+    with pytest.raises(CheckpointError, match=r"no intact checkpoint \(1 damaged\)"):
         checkpoints.newest()
 
 
@@ -82,7 +82,7 @@ def test_a_full_disk_is_said_and_the_one_before_stays(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(CheckpointError, match=r"No space left.*make room"):
+        with pytest.raises(CheckpointError, match=r"No space left.*free space"):
             checkpoints.save(2, {"w": np.ones(1)})
     assert checkpoints.newest()[0] == 1
     assert len(list(tmp_path.iterdir())) == 1

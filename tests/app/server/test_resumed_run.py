@@ -236,7 +236,7 @@ def test_without_checkpoints_there_is_nothing_to_resume(tmp_path: Path) -> None:
     config = config_of(tmp_path, checkpoint_every=0)
     folder = run_until_failure(config, 3)
     assert not (folder / "checkpoints").exists()
-    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+    with pytest.raises(CheckpointError, match="no intact checkpoint"):
         run({**config, "resume": str(folder)}, 2)
 
 
