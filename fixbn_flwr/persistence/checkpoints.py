@@ -6,8 +6,8 @@
 
 A file is written whole or not at all. Its name ends with the checksum of its content, so a damaged
 file is recognized and the one before it is used. The content is a tree, see
-:mod:`fixbn_flwr.persistence.safetensors_tree`. :mod:`fixbn_flwr.persistence.resumable_start` does all
-of this in one call.
+:mod:`fixbn_flwr.persistence.safetensors_tree`. To start or resume a run in one call, see
+:mod:`fixbn_flwr.persistence.resumable_start`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Convert numbers, strings and arrays in dictionaries and lists to one safetensors file, and back.
 
-Arrays become the file's tensors, each named by its path in the tree. The rest is JSON in the file's
-metadata, where ``{"$array": name}`` stands for an array. Nothing is pickled, so reading a file never
-runs code.
+Arrays become the file's tensors, each named by its path in the tree. The rest is JSON in the
+file's metadata, where ``{"$array": name}`` stands for an array. Nothing is pickled, so reading a
+file never runs code.
 """
 
 from __future__ import annotations

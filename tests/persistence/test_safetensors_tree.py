@@ -102,5 +102,5 @@ def of_json(text: str) -> bytes:
     ],
 )
 def test_another_file_is_refused(content: bytes) -> None:
-    with pytest.raises(CheckpointError, match="no file that can be resumed from"):
+    with pytest.raises(CheckpointError, match="this file is not a checkpoint"):
         from_bytes(content)
