@@ -1,9 +1,8 @@
-"""A Flower app that sends one array there and back: what an exchange costs before anybody trains.
+"""A Flower app that sends one array to each node and back: the lower bound of a round's overhead.
 
-The floor of `python -m simulation.benchmarks --deployment`, which copies this file into an app of
-its own. As many bytes as the model has go to each node at once and come back changed: what it has
-moved once Flower, which names objects by their content, would not move again. Of ours there is only
-the transport, a line on each side: no worker, no momentum, no checkpoint.
+`python -m simulation.benchmarks deployment` runs it. The array has as many bytes as the model. Each
+node changes it, because Flower identifies objects by their content and would not send the same
+bytes again. The app packs arrays and polls quickly, and has no worker, momentum or checkpoint.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ client = ClientApp(mods=[flat_arrays_mod])
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
-    """Exchange the array with all nodes, round after round, and write down the seconds of each."""
+    """Exchange the array with all nodes in each round, and write the seconds of each as JSON."""
     config = context.run_config
     nodes, length, rounds = (int(config[key]) for key in ("nodes", "length", "rounds"))
     grid = flat_in_deployment(grid)
@@ -38,9 +37,9 @@ def main(grid: Grid, context: Context) -> None:
     seconds = []
     for _ in range(rounds):
         started = time.monotonic()
-        content = _holding(values)
+        content = _record(values)
         messages = [Message(content, node_id, MessageType.TRAIN) for node_id in node_ids]
-        changed = [_values_of(reply) for reply in grid.send_and_receive(messages)]
+        changed = [_values(reply) for reply in grid.send_and_receive(messages)]
         values = np.mean(changed, axis=0)
         seconds.append(time.monotonic() - started)
     Path(str(config["output"])).write_text(json.dumps(seconds))
@@ -48,15 +47,15 @@ def main(grid: Grid, context: Context) -> None:
 
 @client.train()
 def add(message: Message, context: Context) -> Message:
-    """Return the array with a number added that is the node's own."""
+    """Add a number of this node's own to the array."""
     number = 1 + int(context.node_config["partition-id"])
-    return Message(_holding(_values_of(message) + np.float32(number)), reply_to=message)
+    return Message(_record(_values(message) + np.float32(number)), reply_to=message)
 
 
-def _holding(values: NDArray[np.float32]) -> RecordDict:
+def _record(values: NDArray[np.float32]) -> RecordDict:
     return RecordDict({ARRAYS: ArrayRecord({VALUES: Array(values)})})
 
 
-def _values_of(message: Message) -> NDArray[np.float32]:
+def _values(message: Message) -> NDArray[np.float32]:
     values: NDArray[np.float32] = message.content.array_records[ARRAYS][VALUES].numpy()
     return values

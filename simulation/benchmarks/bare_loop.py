@@ -1,7 +1,8 @@
-"""The benchmark's yardstick (a): the same local steps in a bare PyTorch loop, without Flower.
+"""Baseline (a) of the speed benchmark: the same local steps in a bare PyTorch loop.
 
-Written for speed and with the arithmetic of our own app: whole batches out of one uint8 tensor,
-normalised and augmented together, a model and an SGD optimiser built once, no DataLoader.
+It computes what our app computes, as fast as PyTorch can: whole batches from one uint8 tensor are
+normalized and augmented together, model and SGD optimizer are built once, and there is no
+DataLoader.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ WARM_UP = 3  # steps before the clock starts
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to use the machine's cores and memory.
+    """A way to use the machine's cores and memory.
 
     Attributes:
-        processes: how many train at the same time.
-        threads: of each process.
-        channels_last: whether images and weights lie in memory channel by channel in each pixel.
+        processes: The number of processes that train at the same time.
+        threads: The number of threads of each process.
+        channels_last: Whether images and weights are in PyTorch's channels-last memory format.
     """
 
     processes: int
@@ -33,7 +34,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """The variant in words, such as "2 processes x 1 thread, channels-last"."""
+        """The name, such as "2 processes x 1 thread, channels-last"."""
         processes = f"{self.processes} process{'es' if self.processes > 1 else ''}"
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         memory = "channels-last" if self.channels_last else "contiguous"
@@ -41,7 +42,7 @@ class Variant:
 
 
 def variants(cores: int) -> list[Variant]:
-    """All threads in one process and a process per core, each in both memory formats."""
+    """Return one process with all threads and one process per core, in both memory formats."""
     return [
         Variant(processes, cores // processes, channels_last)
         for processes in dict.fromkeys((1, cores))
@@ -58,11 +59,11 @@ class _Job:
 
 
 class BareLoops:
-    """Processes, one per core, that train on demand; they wait in between.
+    """Processes, one per core, that train on demand.
 
     Args:
-        cores: how many processes to start.
-        data_dir: the folder with CIFAR-10.
+        cores: The number of processes.
+        data_dir: The directory with CIFAR-10.
     """
 
     def __init__(self, cores: int, data_dir: Path) -> None:
@@ -90,7 +91,7 @@ class BareLoops:
             process.join()
 
     def run(self, variant: Variant, steps: int, batch_size: int) -> tuple[float, float]:
-        """Take ``steps`` steps in all, shared equally by the variant's processes.
+        """Take ``steps`` steps in total, divided equally among the variant's processes.
 
         Returns:
             Images per second, and images per second of processor time.
@@ -99,7 +100,7 @@ class BareLoops:
         pipes = self._pipes[: variant.processes]
         for pipe in pipes:
             pipe.send(job)
-        for pipe in pipes:  # each has warmed up
+        for pipe in pipes:  # wait for the warm-up
             pipe.recv()
         for pipe in pipes:
             pipe.send("go")
@@ -110,7 +111,7 @@ class BareLoops:
 
 
 def _serve(pipe: Connection, data_dir: Path) -> None:
-    """Run in a process of its own: do jobs until it is ended."""
+    """Run jobs until the process is terminated."""
     import torch
 
     from fixbn_flwr.tasks import get_task, load_splits, normalise

@@ -1,9 +1,10 @@
-"""One measured `flwr run`: of our own app, or of the quickstart beside it."""
+"""One measured `flwr run`, of our app or of the quickstart."""
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,13 @@ from pathlib import Path
 from fixbn_flwr.app.config.rules import Value
 from fixbn_flwr.app.local_superlink import SuperLink
 from fixbn_flwr.errors import FixBNError
+from simulation import REPOSITORY
 from simulation.benchmarks.process_monitor import Watch
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 QUICKSTART = REPOSITORY / "simulation" / "benchmarks" / "quickstart"
-CLIENTS, STEPS, BATCH = 10, 20, 20  # in a round; of a client in a round; images a step
+CLIENTS, STEPS, BATCH = 10, 20, 20  # per round; per client and round; images per step
 
-# Ray would put its workers behind all other programs of the machine; the bare loop is not there.
+# By default Ray lowers the priority of its workers; the bare loop has normal priority.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 
@@ -26,10 +27,10 @@ class Measurement:
     """One run of an app.
 
     Attributes:
-        warm_rounds: seconds of each.
-        processor: seconds of processor time of all processes together in the warm rounds.
-        first_round: seconds from submission to the end of round 1.
-        peak_megabytes: by role, see ``simulation.benchmarks.process_monitor``.
+        warm_rounds: The seconds of each warm round.
+        processor: Seconds of processor time of all processes in the warm rounds.
+        first_round: Seconds from submission to the end of round 1.
+        peak_megabytes: Peak memory by role; see ``simulation.benchmarks.process_monitor``.
     """
 
     warm_rounds: list[float]
@@ -49,7 +50,7 @@ def our_app(
     clients: int = CLIENTS,
     state_dir: str = "",
 ) -> Measurement:
-    """Run our app; the round after the warm ones is the last, which is always evaluated."""
+    """Run our app. The last round, which is always evaluated, follows the warm rounds."""
     run_config: dict[str, Value] = {
         "task": "cifar10",
         "data-dir": str(data),
@@ -59,7 +60,7 @@ def our_app(
         "batch-size": BATCH,
         "learning-rate": 0.05,
         "num-server-rounds": rounds + 2,
-        "freeze-after": 1.0,  # statistics of the batch in every round, as in the bare loop
+        "freeze-after": 1.0,  # batch statistics in every round, as in the bare loop
         "evaluate-every": rounds + 3,
         "device": "cpu",
         "state-dir": state_dir,
@@ -106,3 +107,14 @@ def _run(
     seconds = [json.loads(line)["seconds"] for line in rounds_file.read_text().splitlines()]
     processor = watch.processor[rounds] - watch.processor[0]
     return Measurement(seconds[1 : rounds + 1], processor, watch.first_round, watch.peaks)
+
+
+def start_table(runs: Mapping[str, list[Measurement]]) -> str:
+    """Return the seconds from submission to round 2, and peak memory, as text."""
+    roles = ("server", "worker", "ray")
+    lines = [f"{'':<38}{'to round 2':>14}" + "".join(f"{role + ' MB':>12}" for role in roles)]
+    for name, measured in runs.items():
+        start = statistics.median(run.first_round for run in measured)
+        peaks = [max(run.peak_megabytes.get(role, 0.0) for run in measured) for role in roles]
+        lines.append(f"{name:<38}{start:>12.1f} s" + "".join(f"{peak:>12.0f}" for peak in peaks))
+    return "\n".join(lines)

@@ -1,11 +1,11 @@
-"""What FixBN costs in communication and in state: bytes of real messages, by method and model.
+"""Measure the bytes of messages and of state, by method and model.
 
 python -m simulation.benchmarks.message_sizes --output simulation/results/communication/bytes.json
 
-Two rounds of one client are run in this process, by the real strategies and a real ClientApp, and
-every message is weighed as the protobuf that Flower sends: the first of them in exploration, the
-second in calibration, when all that a method keeps has been kept. The sizes depend on the model
-alone, so the client takes one step on noise.
+The real strategies and a real ClientApp run two rounds with one client in this process, one of
+exploration and one of calibration. The sizes are those of Flower's protocol buffers in round 2,
+when a method has all of its state. They depend on the model alone, so the client takes one step on
+random images.
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ METHODS: dict[str, Callable[[], Strategy]] = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes of one method with one model, in the second of two rounds.
+    """Bytes of a method with a model, in round 2.
 
     Attributes:
-        model: the model's name.
-        method: the method's name.
-        down: of the message to a client.
-        up: of its reply.
-        client_state: of what a client keeps until its next round.
-        server_state: of what the server keeps beside the model.
+        model: The model's name.
+        method: The method's name.
+        down: The size of the message to a client.
+        up: The size of its reply.
+        client_state: The size of a client's state between rounds.
+        server_state: The size of the server's state besides the model.
     """
 
     model: str
@@ -77,14 +77,14 @@ class Cost:
 
 
 class WeighingGrid(Grid):
-    """Calls a ClientApp for each message and weighs both.
+    """A Grid that calls a ClientApp for each message and records the sizes of message and reply.
 
     Args:
-        client_app: what the client runs.
+        client_app: The client.
     """
 
     def __init__(self, client_app: ClientApp) -> None:
-        # What Flower's own processes are told when they start, and messages cannot do without.
+        # Flower's processes get these when they start; messages need them.
         TaskIdentity.task_id = TaskIdentity.node_id = TaskIdentity.run_id = 1
         self.client_app = client_app
         self.context = Context(1, CLIENT, {}, RecordDict(), {})
@@ -92,34 +92,34 @@ class WeighingGrid(Grid):
         self._run = Run.create_empty(1)
 
     def set_run(self, run: Run) -> None:
-        """Take another run."""
+        """See ``Grid.set_run``."""
         self._run = run
 
     @property
     def run(self) -> Run:
-        """The run."""
+        """See ``Grid.run``."""
         return self._run
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Not used: strategies make their messages themselves."""
+        """Not used by strategies, which create messages themselves."""
         raise NotImplementedError
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Not used: strategies send and receive at once."""
+        """Not used by strategies, which call ``send_and_receive``."""
         raise NotImplementedError
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Not used: strategies send and receive at once."""
+        """Not used by strategies, which call ``send_and_receive``."""
         raise NotImplementedError
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the only client."""
+        """Return the single client."""
         return [CLIENT]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Weigh each message, let the client answer, weigh its reply."""
+        """Return the client's replies, and record the sizes of the last message and reply."""
         replies = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = "message"
@@ -131,7 +131,7 @@ class WeighingGrid(Grid):
 
 
 def client_of(build: Callable[[], nn.Module]) -> ClientApp:
-    """Return a client that trains one step on noise, as any Message API client would."""
+    """Return a Message API client that takes one step on random images."""
     app = ClientApp()
 
     @app.train()
@@ -156,14 +156,14 @@ def client_of(build: Callable[[], nn.Module]) -> ClientApp:
 
 
 def measure(model: str, method: str) -> Cost:
-    """Run two rounds of a method with a model and weigh the second."""
+    """Run two rounds of a method with a model, and return the sizes of the second."""
     build, strategy = MODELS[model], METHODS[method]()
     grid = WeighingGrid(client_of(build))
     strategy.start(grid, ArrayRecord(build().state_dict()), num_rounds=2)
     kept = grid.context.state
     server = 0
     if isinstance(strategy, FixBN):
-        state = strategy._state  # what is kept is nobody else's concern
+        state = strategy._state  # there is no public access to it
         arrays = {**(state.frozen_statistics or {}), **state.global_momentum}
         server = sum(array.nbytes for array in arrays.values())
     return Cost(
@@ -187,8 +187,12 @@ def table(costs: Iterable[Cost]) -> str:
     return "\n".join(rows)
 
 
-def main(output: Annotated[Path | None, typer.Option(help="Write JSON, too.")] = None) -> None:
-    """Weigh every method with every model; takes some seconds."""
+def main(
+    output: Annotated[
+        Path | None, typer.Option(help="Also write the report to this JSON file.")
+    ] = None,
+) -> None:
+    """Measure every method with every model; this takes a few seconds."""
     torch.manual_seed(0)
     costs = [measure(model, method) for model in MODELS for method in METHODS]
     print(table(costs))

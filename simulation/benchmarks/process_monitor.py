@@ -1,41 +1,40 @@
-"""Watching a run from outside: the memory and the processor time of its processes."""
+"""Watch the memory and the processor time of a run's processes."""
 
 from __future__ import annotations
 
-import os
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+import psutil
+
 MEMORY_EVERY = 1.0  # seconds
 FILE_EVERY = 0.1  # seconds
-TICKS = os.sysconf("SC_CLK_TCK")  # of processor time in a second
 
 
 @dataclass(frozen=True)
 class Process:
-    """What /proc tells of a process.
+    """A process at one moment.
 
     Attributes:
-        pid: its number.
-        parent: its parent's number.
-        command: the command line.
-        peak_megabytes: the most memory that was ever resident.
-        seconds: of processor time so far.
+        pid: The process id.
+        command: The command line.
+        peak_megabytes: The most resident memory so far, in 10^6 bytes.
+        seconds: The processor time so far.
     """
 
     pid: int
-    parent: int
     command: str
     peak_megabytes: float
     seconds: float
 
     @property
     def role(self) -> str:
-        """Return "server" (server app and Flower's engine), "worker", "ray" or "other"."""
+        """The role: "server" (server app and Flower's engine), "worker", "ray" or "other"."""
         if self.command.startswith("ray::ClientAppActor"):
             return "worker"
         if "flwr-simulation" in self.command:
@@ -45,15 +44,33 @@ class Process:
         return "other"
 
 
+def descendants() -> list[Process]:
+    """Return the children of this process, their children, and so on."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error, OSError, IndexError):  # it has ended, or is a zombie
+            command = " ".join(child.cmdline()).strip()
+            time_used = child.cpu_times()
+            peak = _peak_megabytes(child.pid)
+            found.append(Process(child.pid, command, peak, time_used.user + time_used.system))
+    return found
+
+
+def _peak_megabytes(pid: int) -> float:
+    """Return a process's peak memory, which the kernel keeps and psutil does not report."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split(maxsplit=1)[0]) * 1024 / 1e6
+
+
 @dataclass
 class Watch:
-    """A thread that looks at this process's descendants for as long as a ``with`` block lasts.
+    """A thread that watches this process's descendants during a ``with`` block.
 
     Attributes:
-        rounds_file: a file that the run writes a line into at the end of every round.
-        peaks: megabytes by role; for "worker" of the largest one, for "ray" of all its processes.
-        first_round: seconds from the start of the block to the end of round 1; None before.
-        processor: seconds of processor time of all processes at the end of each round.
+        rounds_file: A file that gets a line at the end of each round.
+        peaks: Megabytes by role: of the largest process, and of all processes together for "ray".
+        first_round: Seconds from the start of the block to the end of round 1; None before.
+        processor: Seconds of processor time of all processes at the end of each round.
     """
 
     rounds_file: Path
@@ -63,7 +80,7 @@ class Watch:
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Watch:
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
 
@@ -76,17 +93,17 @@ class Watch:
         self._stop.set()
         self._thread.join()
 
-    def _look(self) -> None:
-        started, looked = time.monotonic(), 0.0
+    def _watch(self) -> None:
+        started, last_look = time.monotonic(), 0.0
         while not self._stop.wait(FILE_EVERY):
             now = time.monotonic()
             done = self._rounds_done()
             if done and self.first_round is None:
                 self.first_round = now - started
-            if done > len(self.processor) or now - looked > MEMORY_EVERY:
-                looked, seen = now, descendants(os.getpid(), processes())
-                merge_peaks(self.peaks, seen)
-                total = sum(process.seconds for process in seen)
+            if done > len(self.processor) or now - last_look > MEMORY_EVERY:
+                last_look, processes = now, descendants()
+                merge_peaks(self.peaks, processes)
+                total = sum(process.seconds for process in processes)
                 self.processor += [total] * (done - len(self.processor))
 
     def _rounds_done(self) -> int:
@@ -95,50 +112,10 @@ class Watch:
         return 0
 
 
-def merge_peaks(peaks: dict[str, float], seen: list[Process]) -> None:
-    """Raise the peaks by role to what is seen now."""
+def merge_peaks(peaks: dict[str, float], processes: Sequence[Process]) -> None:
+    """Raise the peaks by role to those of the processes."""
     for role in ("server", "worker", "ray"):
-        megabytes = [process.peak_megabytes for process in seen if process.role == role]
+        megabytes = [process.peak_megabytes for process in processes if process.role == role]
         if megabytes:
             now = sum(megabytes) if role == "ray" else max(megabytes)
             peaks[role] = max(peaks.get(role, 0.0), now)
-
-
-def descendants(ancestor: int, everything: list[Process]) -> list[Process]:
-    """Return children of a process, their children, and so on."""
-    found, parents = list[Process](), {ancestor}
-    while parents:
-        children = [process for process in everything if process.parent in parents]
-        found += children
-        parents = {process.pid for process in children}
-    return found
-
-
-def processes() -> list[Process]:
-    """Return all processes of this machine that have memory of their own."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with suppress(OSError):  # it has just ended
-                status, stat, command = (
-                    (folder / name).read_text() for name in ("status", "stat", "cmdline")
-                )
-                process = parse(status, stat, command)
-                if process is not None:
-                    found.append(process)
-    return found
-
-
-def parse(status: str, stat: str, command: str) -> Process | None:
-    """Read a process's files in /proc; None for one without memory (kernel, zombie)."""
-    fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-    if "VmHWM" not in fields:
-        return None
-    user, system = stat.rpartition(")")[2].split()[11:13]
-    return Process(
-        pid=int(fields["Pid"]),
-        parent=int(fields["PPid"]),
-        command=command.replace("\0", " ").strip(),
-        peak_megabytes=int(fields["VmHWM"].split()[0]) * 1024 / 1e6,
-        seconds=(int(user) + int(system)) / TICKS,
-    )

@@ -1,10 +1,11 @@
-"""A federation of real processes on this machine, as on separate ones: SuperLink and SuperNodes.
+"""A federation of real processes on this machine: a SuperLink and SuperNodes.
 
     with real_federation(nodes=2, secure=True) as link:
         failure = link.run(app, run_config, {}, print)
 
-They talk through loopback, with TLS, node authentication and a database when ``secure``, and have a
-home and ports of their own. For measurements and tests; `deploy/` is for machines that stay.
+The processes communicate over loopback and have their own home and ports. With ``secure=True`` they
+use TLS, node authentication and a database. This is for measurements and tests; `deploy/` is for
+separate machines.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from pathlib import Path
 
 from fixbn_flwr.app.local_superlink import SuperLink, SuperLinkError, free_port
 
-_NAME = "simulation"  # of the connection, as a SuperLink calls it
-_START = 180.0  # seconds for the SuperLink to answer, and for every node to connect
+_NAME = "simulation"  # of the connection in Flower's config.toml
+_START = 180.0  # seconds for the SuperLink to respond, and for every node to connect
 
 
 @contextmanager
@@ -32,16 +33,16 @@ def real_federation(
     environment: Mapping[str, str] | None = None,
     of_nodes: Mapping[str, str] | None = None,
 ) -> Iterator[RealFederation]:
-    """Start a SuperLink and its SuperNodes, and stop them and all that they started.
+    """Start a SuperLink and its SuperNodes; stop them and all their processes afterwards.
 
     Args:
-        nodes: how many; node ``i`` holds partition ``i``.
-        secure: TLS, authenticated nodes and a database; otherwise none of them.
-        environment: variables of all processes that differ from this one's.
-        of_nodes: further ones, of SuperNodes and what these start.
+        nodes: The number of SuperNodes. Node ``i`` has partition ``i``.
+        secure: Whether to use TLS, node authentication and a database.
+        environment: Environment variables for all processes, in addition to this process's.
+        of_nodes: Environment variables for the SuperNodes and the processes that they start.
 
     Raises:
-        SuperLinkError: they did not start; the message ends with what they said.
+        SuperLinkError: If they do not start. The message ends with their logs.
     """
     with tempfile.TemporaryDirectory(prefix="fixbn-", ignore_cleanup_errors=True) as home:
         link = RealFederation(Path(home), nodes, secure, environment or {}, of_nodes or {})
@@ -67,7 +68,7 @@ class RealFederation(SuperLink):
         self._nodes = nodes
         self._secure = secure
         self._node_processes: list[subprocess.Popen[bytes]] = []
-        # Sockets of the nodes' workers, too, end with the federation.
+        # The sockets of the nodes' workers are removed with the home.
         self._environment |= {"TMPDIR": str(home), **environment}
         self._of_nodes = of_nodes
 
@@ -93,17 +94,17 @@ class RealFederation(SuperLink):
         self._wait("the SuperLink did not start", self._listens)
         for number in range(self._nodes):
             self._start_node(number)
-        self._wait("not every SuperNode has connected", self._all_connected)
+        self._wait("not all SuperNodes have connected", self._all_connected)
 
     def stop(self) -> None:
-        """End all processes."""
+        """Stop all processes."""
         super().stop()
         for process in self._node_processes:
             process.wait()
         self._node_processes.clear()
 
     def node_log(self, number: int) -> str:
-        """Return what a node, its workers and its clients have said so far."""
+        """Return the log of a node, with the output of its clients and its worker."""
         return (self._home / f"node{number}.log").read_text()
 
     def _start_node(self, number: int) -> None:
@@ -144,7 +145,9 @@ class RealFederation(SuperLink):
 
     def _make_certificate(self) -> None:
         if shutil.which("openssl") is None:
-            raise SuperLinkError("openssl makes the certificate, and is not installed: install it")
+            raise SuperLinkError(
+                "openssl is not installed, and the certificate is made with it: install it"
+            )
         command = ["openssl", "req", "-x509", "-newkey", "ec", "-nodes", "-days", "2"]
         command += ["-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=localhost"]
         command += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
@@ -165,10 +168,10 @@ class RealFederation(SuperLink):
     def _all_connected(self) -> bool:
         return all("SuperNode ID" in self.node_log(number) for number in range(self._nodes))
 
-    def _wait(self, failure: str, holds: Callable[[], bool]) -> None:
+    def _wait(self, failure: str, condition: Callable[[], bool]) -> None:
         end = time.monotonic() + _START
-        while not holds():
+        while not condition():
             if time.monotonic() > end:
-                said = "\n".join(path.read_text() for path in sorted(self._home.glob("*.log")))
-                raise SuperLinkError(f"{failure}:\n{said}")
+                logs = "\n".join(path.read_text() for path in sorted(self._home.glob("*.log")))
+                raise SuperLinkError(f"{failure}:\n{logs}")
             time.sleep(0.2)

@@ -17,7 +17,7 @@ import typer
 
 from fixbn_flwr.app.cli import run_commands
 from fixbn_flwr.tasks import get_task, load_splits
-from simulation.benchmarks.measured_run import REPOSITORY
+from simulation import REPOSITORY
 from simulation.experiments.experiment import Experiment, Scale, names
 from simulation.experiments.result_log import RESULTS
 from simulation.experiments.runner import Runner

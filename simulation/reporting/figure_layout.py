@@ -1,4 +1,4 @@
-"""A figure around its panels: their grid, labels at its edges, and a legend below it."""
+"""The layout of a figure: a grid of panels, labels at its edges, and a legend below it."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 8.0  # inches; at 100 pixels an inch this is what a README shows
-RESOLUTION = 150  # pixels an inch
-LETTER = 0.085  # inches, roughly, of a letter
+WIDTH = 8.0  # inches
+RESOLUTION = 150  # pixels per inch
+LETTER = 0.085  # approximate width of a letter, in inches
 
 
 def new_figure(
     panels: int, *, columns: int, title: str, panel_height: float = 3.3
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with its title, and the panels in it, line by line.
+    """Return a figure with a title, and its panels row by row.
 
     Args:
-        panels: how many.
-        columns: the most beside each other; four panels are two by two even if three would fit.
-        title: what the figure shows.
-        panel_height: in inches, of the panel with what belongs to it.
+        panels: The number of panels.
+        columns: The maximum number of columns. Four panels are two by two even if three fit.
+        title: The title.
+        panel_height: The height of a panel with its labels, in inches. Default: 3.3.
     """
-    from matplotlib.figure import Figure  # its own canvas is Agg: no display, no global state
+    from matplotlib.figure import Figure  # uses Agg: no display, no global state
 
     columns = max(1, min(columns, 2 if panels == 4 else 3, panels))
     rows = -(-panels // columns)
@@ -39,20 +39,20 @@ def new_figure(
     for ax in found[panels:]:
         ax.remove()
     for ax in found[max(0, panels - columns) : panels]:
-        ax.tick_params(labelbottom=True)  # of a column whose lowest panel was removed, too
+        ax.tick_params(labelbottom=True)  # also where the lowest panel of a column was removed
     figure.suptitle(textwrap.fill(title, 78))
     return figure, found[:panels]
 
 
 def columns_of(axes: Sequence[Axes]) -> int:
-    """How many panels are beside each other."""
+    """Return the number of columns of panels."""
     spec = axes[0].get_gridspec()
-    assert spec is not None  # they were made by subplots()
+    assert spec is not None  # they are from subplots()
     return spec.ncols
 
 
 def label_axes(axes: Sequence[Axes], x_label: str, y_label: str) -> None:
-    """Name both axes once a column and once a row of panels."""
+    """Label the x axis once per column and the y axis once per row of panels."""
     columns = columns_of(axes)
     room = int(0.85 * WIDTH / columns / LETTER)
     for ax in axes[-columns:]:
@@ -62,20 +62,20 @@ def label_axes(axes: Sequence[Axes], x_label: str, y_label: str) -> None:
 
 
 def add_legend(figure: Figure, styles: dict[str, Style], *, line: bool, note: str) -> None:
-    """Put the methods below the panels, where they hide nothing, with a note on what is drawn."""
+    """Add a legend of the methods, with a note, below the panels."""
     entry = LETTER * max(len(name) for name in styles) + 0.7
     figure.legend(
         handles=[style.handle(name, line) for name, style in styles.items()],
         loc="outside lower center",
         ncols=max(1, min(len(styles), int(WIDTH / entry))),
-        handlelength=3.2 if line else 1.5,  # a line's dashes can be told
+        handlelength=3.2 if line else 1.5,  # long enough to show the dashes of a line
         title=note,
         title_fontproperties={"size": "small"},
     )
 
 
 def seeds_note(cells: Sequence[Cell]) -> str:
-    """How many seeds there are in a place: "3 seeds", "1 to 3 seeds"."""
+    """Return the number of seeds per cell, such as "3 seeds" or "1 to 3 seeds"."""
     counts = sorted({cell.runs for cell in cells if cell.runs})
     if counts == [1]:
         return "1 seed"

@@ -1,7 +1,4 @@
-"""The grids of an experiment as figures: PNG files for the README, drawn without a display.
-
-`View` says how a grid is shown. Lines by round and by layer are in curves.py.
-"""
+"""Draw the grids of an experiment as PNG files. `View` describes the figure of a grid."""
 
 from __future__ import annotations
 
@@ -22,42 +19,35 @@ from simulation.reporting.figure_layout import (
     seeds_note,
 )
 from simulation.reporting.grouping import axes, methods, place, results_of, values
-from simulation.reporting.panels import (
-    difference,
-    draw_lines,
-    draw_map,
-    draw_points,
-    scale_of,
-    set_scale,
-    styles_of,
-)
+from simulation.reporting.heat_map import difference, draw_map
+from simulation.reporting.panels import draw_lines, draw_points, scale_of, set_scale, styles_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SLOT = 0.12  # inches that a method's marker needs beside the others
-CELL_WIDTH, CELL_HEIGHT = 0.62, 0.42  # inches that the number in a cell of a map needs
+SLOT = 0.12  # width of a method's marker, in inches
+CELL_WIDTH, CELL_HEIGHT = 0.62, 0.42  # size of a cell of a map with its number, in inches
 KINDS = ("points", "lines", "map")
 
 
 @dataclass(frozen=True)
 class View:
-    """How one grid of an experiment is shown; a table of the experiment's TOML file.
+    """The figure of a grid; a table of the experiment's TOML file.
 
     Attributes:
-        title: what the figure shows, a sentence.
-        kind: "points" for places side by side, "lines" for a number along x, "map" for differences
+        title: The title, a sentence.
+        kind: "points" for categories, "lines" for numbers on the x axis, "map" for differences
             from a baseline over two axes.
-        x: the axis along x; of a map the columns.
-        x_label: what stands under it, with its unit.
-        panels: the axis whose values get a panel each; None: one panel.
-        rows: of a map, the axis along y, named beside it.
-        baseline: of a map, the method whose accuracy is subtracted from every other's.
-        y_label: what is measured, with its unit.
+        x: The axis of the grid on the x axis; the columns of a map.
+        x_label: The label of the x axis, with its unit.
+        panels: The axis of the grid with a panel per value. Default: one panel.
+        rows: The axis of the grid on the y axis of a map.
+        baseline: The method of a map whose accuracy is subtracted from that of the others.
+        y_label: The label of the y axis, with its unit. Default: "test accuracy (%)".
 
     Raises:
-        ConfigError: there is no such kind, a map lacks `rows` or `baseline` or has `panels`, or
-            another kind has what only a map has.
+        ConfigError: If the kind is unknown, a map lacks `rows` or `baseline` or has `panels`, or
+            another kind has `rows` or a `baseline`.
     """
 
     title: str
@@ -73,30 +63,30 @@ class View:
         view = f'view "{self.title}"'
         if self.kind not in KINDS:
             raise ConfigError(
-                f"{view}: kind is {self.kind!r}, which cannot be drawn: take {', '.join(KINDS)}."
+                f"{view}: {self.kind!r} is not a kind: choose one of {', '.join(KINDS)}."
             )
         if self.kind == "map" and (None in (self.rows, self.baseline) or self.panels is not None):
             raise ConfigError(
-                f"{view}: a map has a panel a method, an axis along y and a method to subtract:"
-                " give rows and baseline, leave out panels."
+                f"{view}: a map has one panel per method, rows and a method to subtract:"
+                " set rows and baseline, and remove panels."
             )
         if self.kind != "map" and (self.rows, self.baseline) != (None, None):
             raise ConfigError(
-                f"{view}: only a map has rows and a baseline: leave them out, or make it a map."
+                f"{view}: only a map has rows and a baseline: remove them, or set kind to map."
             )
 
 
 def draw(results: Sequence[Result], view: View, path: Path) -> None:
-    """Draw a grid's results into a PNG file; for the errors see `figure_of`."""
+    """Save the figure of a grid's results as PNG; see `figure_of`."""
     figure_of(results, view).savefig(path, format="png")
 
 
 def figure_of(results: Sequence[Result], view: View) -> Figure:
-    """The figure of a grid's results: of each method the mean over the seeds, and how far they lie.
+    """Return the figure of a grid's results: mean and range over the seeds by method.
 
     Raises:
-        ConfigError: there is no result, an axis of the view is not one of the grid or the other way
-            round, or a map's baseline is not one of several methods.
+        ConfigError: If there is no result, the axes of the view are not those of the grid, or the
+            baseline of a map is not one of several methods.
     """
     shown = results_of(results)
     check_axes(shown, [axis for axis in (view.x, view.panels, view.rows) if axis is not None])
@@ -104,24 +94,24 @@ def figure_of(results: Sequence[Result], view: View) -> Figure:
 
 
 def check_axes(shown: Sequence[Result], wanted: Sequence[str]) -> None:
-    """Make sure that a figure shows every axis of the grid, so that it mixes up no settings.
+    """Check that a figure shows exactly the axes of the grid, so that it mixes no settings.
 
     Raises:
-        ConfigError: it does not, or shows an axis that is not there.
+        ConfigError: If it does not.
     """
     found = axes(shown)
     if set(found) != set(wanted):
         raise ConfigError(
             f"a figure with the axes {', '.join(wanted) or '(none)'} cannot show the grid"
-            f' "{shown[0].grid}", whose axes are {", ".join(found) or "(none)"}: name each of'
-            " them once, as x, panels or rows."
+            f' "{shown[0].grid}", whose axes are {", ".join(found) or "(none)"}: use each'
+            " axis once, as x, panels or rows."
         )
 
 
 def panel_settings(
     shown: Sequence[Result], axis: str | None
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """The title and the setting of each panel; one panel without either when `axis` is None."""
+    """Yield the title and the setting of each panel; one panel without them if `axis` is None."""
     if axis is None:
         yield "", {}
     else:
@@ -130,7 +120,7 @@ def panel_settings(
 
 
 def _marks(shown: Sequence[Result], view: View) -> Figure:
-    """Points or lines."""
+    """Return a figure of points or lines."""
     names, labels = methods(shown), values(shown, view.x)
     panels = {
         title: {
@@ -155,21 +145,21 @@ def _marks(shown: Sequence[Result], view: View) -> Figure:
     label_axes(grid, view.x_label, view.y_label)
     note = seeds_note(cells)
     if note != "1 seed":
-        note = f"mean of {note}, with a bar from the lowest to the highest and a dot for each"
+        note = f"mean of {note}, with a bar from minimum to maximum and a dot for each"
     add_legend(figure, styles_of(names), line=not points, note=note)
     return figure
 
 
 def _map(shown: Sequence[Result], view: View) -> Figure:
-    """A panel a method: what it has over the baseline at each place of two axes."""
+    """Return a figure with a panel per method: its difference from the baseline in each cell."""
     names = methods(shown)
-    assert view.rows is not None  # View has made sure
+    assert view.rows is not None  # checked by View
     assert view.baseline is not None
     if view.baseline not in names or len(names) == 1:
         raise ConfigError(
-            f'view "{view.title}": the baseline is {view.baseline!r}, to be subtracted from other'
-            f" methods, but those with a result are {', '.join(names)}: name one of them, or run"
-            " the others."
+            f'view "{view.title}": the baseline is {view.baseline!r}, but the methods with a result'
+            f" are {', '.join(names)}: choose one of several methods with results, or run the"
+            " missing ones."
         )
     rows, columns = values(shown, view.rows), values(shown, view.x)
     cells = {

@@ -1,4 +1,4 @@
-"""Runs by their place in an experiment's grid: what its tables and figures are made of."""
+"""Group results by their cell in an experiment's grid, for tables and figures."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from simulation.experiments.result_log import Result
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of a method in one place of a grid: they differ in their seed only.
+    """The runs of a method in one cell of a grid. They differ only in their seed.
 
     Attributes:
-        accuracies: of the runs that went to their end, in %.
-        diverged: the number of those that did not, or that ended with a loss that is not a number.
+        accuracies: The accuracies of the runs that completed, in %.
+        diverged: The number of runs that failed or ended with a loss that is not finite.
     """
 
     accuracies: tuple[float, ...]
@@ -26,16 +26,16 @@ class Cell:
 
     @property
     def runs(self) -> int:
-        """The number of all runs."""
+        """The number of runs, with those that diverged."""
         return len(self.accuracies) + self.diverged
 
     @property
     def mean(self) -> float:
-        """The mean accuracy in %; not a number when there is none."""
+        """The mean accuracy in %; NaN if no run completed."""
         return statistics.fmean(self.accuracies) if self.accuracies else math.nan
 
     def __str__(self) -> str:
-        """As in a table: "57.2 ± 1.3 (3)", mean, sample standard deviation, number of seeds."""
+        """Return the mean, sample standard deviation and number of seeds: "57.2 ± 1.3 (3)"."""
         parts = []
         if len(self.accuracies) > 1:
             deviation = statistics.stdev(self.accuracies)
@@ -48,18 +48,18 @@ class Cell:
 
 
 def results_of(lines: Iterable[Result]) -> list[Result]:
-    """The results of a grid, without the searches, each with a value on every axis.
+    """Return the results of a grid, without searches, each with a value on every axis.
 
-    A run without a value on an axis that others have, such as a central one where there are no
-    clients to divide the data among, does not depend on it, and stands at every value of it.
+    A run without a value on an axis does not depend on it, such as centralized training on the
+    partition of the data. It is repeated for each value of that axis.
 
     Raises:
-        ConfigError: there is no result, or they are of several grids.
+        ConfigError: If there is no result, or the results are of several grids.
     """
     results = [line for line in lines if line.kind == "result"]
     if not results:
         raise ConfigError(
-            "there is no result to show: no run has ended yet; make some with"
+            "there is no result to show: no run has completed yet; start some with"
             " `python -m simulation.experiments run`"
         )
     grids = distinct(result.grid for result in results)
@@ -79,7 +79,7 @@ def results_of(lines: Iterable[Result]) -> list[Result]:
 
 
 def cell_of(runs: Sequence[Result]) -> Cell:
-    """The cell of runs that differ in their seed only."""
+    """Return the cell of runs that differ only in their seed."""
     ended = [run for run in runs if not run.diverged]
     return Cell(
         tuple(100 * run.accuracy for run in ended if run.accuracy is not None),
@@ -88,7 +88,7 @@ def cell_of(runs: Sequence[Result]) -> Cell:
 
 
 def place(results: Iterable[Result], setting: Mapping[str, str], method: str) -> Cell:
-    """The cell of a method at a value of every axis."""
+    """Return the cell of a method at one value of each axis."""
     return cell_of(
         [
             result
@@ -99,22 +99,22 @@ def place(results: Iterable[Result], setting: Mapping[str, str], method: str) ->
 
 
 def methods(results: Iterable[Result]) -> list[str]:
-    """The methods in the order in which they first appear."""
+    """Return the methods in order of first appearance."""
     return distinct(result.method for result in results)
 
 
 def axes(results: Iterable[Result]) -> list[str]:
-    """The axes in the order in which they first appear."""
+    """Return the axes in order of first appearance."""
     return distinct(axis for result in results for axis in result.setting)
 
 
 def values(results: Iterable[Result], axis: str) -> list[str]:
-    """The values on an axis: as numbers if all of them are, else as they first appear."""
+    """Return the values on an axis, in the order of :func:`ordered`."""
     return ordered(result.setting[axis] for result in results if axis in result.setting)
 
 
 def ordered(labels: Iterable[str]) -> list[str]:
-    """Labels without repetition: as numbers if all of them are, else as they first appear."""
+    """Return distinct labels, sorted if all are numbers, else in order of first appearance."""
     found = distinct(labels)
     numbers = as_numbers(found)
     if numbers is None:
@@ -123,7 +123,7 @@ def ordered(labels: Iterable[str]) -> list[str]:
 
 
 def as_numbers(labels: Sequence[str]) -> list[float] | None:
-    """What the labels are as numbers ("20", "0.1", "10 %"); None if one of them is not."""
+    """Return labels such as "20", "0.1" or "10 %" as numbers; None if one is not a number."""
     try:
         numbers = [float(label.removesuffix("%")) for label in labels]
     except ValueError:
@@ -132,5 +132,5 @@ def as_numbers(labels: Sequence[str]) -> list[float] | None:
 
 
 def distinct(labels: Iterable[str]) -> list[str]:
-    """Labels in the order in which they first appear."""
+    """Return distinct labels in order of first appearance."""
     return list(dict.fromkeys(labels))

@@ -1,4 +1,4 @@
-"""Figures of lines: accuracy in the course of the rounds, and gradients from layer to layer."""
+"""Line figures: accuracy by round, and updates by layer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
 
 from fixbn_flwr.method.schedule import freeze_round
 from simulation.experiments.gradients import ALL_LAYERS
@@ -28,16 +30,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MARKS = 8  # markers on a line
+MARKS = 8  # markers per line
 
 _MEASURED = {
     "cosine": (
-        "cosine with the\ncentralised update",
-        "1: the direction of the centralised update; 0: at a right angle to it",
+        "cosine with the\ncentralized update",
+        "1: same direction as the centralized update; 0: orthogonal to it",
     ),
     "norm_ratio": (
-        "length over that of the\ncentralised update",
-        "1: as long as the centralised update",
+        "length relative to the\ncentralized update",
+        "1: as long as the centralized update",
     ),
 }
 
@@ -49,26 +51,26 @@ def draw_courses(
     title: str,
     y_label: str = "test accuracy (%)",
 ) -> None:
-    """Draw the accuracy in the course of the runs into a PNG file; see `figure_of_courses`."""
+    """Save the accuracy by round as PNG; see `figure_of_courses`."""
     figure_of_courses(results, panels, title, y_label).savefig(path, format="png")
 
 
 def figure_of_courses(
     results: Sequence[Result], panels: str | None, title: str, y_label: str = "test accuracy (%)"
 ) -> Figure:
-    """Mean accuracy by share of the rounds, a line a method, with a band from lowest to highest.
+    """Return the mean accuracy by share of the rounds, with a band from minimum to maximum.
 
-    A run counts until it diverges; an open marker below the panel shows when that was. An
-    upright line shows T*, where there are runs that freeze.
+    A run is included until it diverges. An open marker below the panel shows when it does. A
+    vertical line shows T* if there are runs that freeze.
 
     Args:
-        results: of one grid.
-        panels: its only axis, whose values get a panel each; None: it has no axis, one panel.
-        title: what the figure shows.
-        y_label: what is measured, with its unit.
+        results: The results of one grid.
+        panels: The only axis of the grid, with a panel per value; None if the grid has no axis.
+        title: The title.
+        y_label: The label of the y axis, with its unit. Default: "test accuracy (%)".
 
     Raises:
-        ConfigError: there is no result, or there are other axes.
+        ConfigError: If there is no result, or the grid has other axes.
     """
     shown = results_of(results)
     check_axes(shown, [] if panels is None else [panels])
@@ -98,9 +100,9 @@ def figure_of_courses(
     label_axes(grid, "share of the rounds (%)", y_label)
     note = seeds_note(cells)
     if note != "1 seed":
-        note = f"mean of {note}, with a band from the lowest to the highest"
+        note = f"mean of {note}, with a band from minimum to maximum"
     if freezes:
-        note += "; upright line: T*, after which FixBN's statistics are frozen"
+        note += "; vertical line: T*, after which FixBN's statistics are frozen"
     add_legend(figure, styles_of(names), line=True, note=note)
     return figure
 
@@ -111,41 +113,34 @@ def draw_gradients(
     path: Path,
     title: str,
 ) -> None:
-    """Draw gradients from layer to layer into a PNG file; see `figure_of_gradients`."""
+    """Save the comparison of updates by layer as PNG; see `figure_of_gradients`."""
     figure_of_gradients(rows, measured, title).savefig(path, format="png")
 
 
 def figure_of_gradients(
     rows: Sequence[Mapping[str, Any]], measured: Literal["cosine", "norm_ratio"], title: str
 ) -> Figure:
-    """The federated update beside the centralised one by layer: a panel a model and step count.
+    """Return the comparison of updates by layer, with a panel per model and number of steps.
 
     Args:
-        rows: comparisons with "model", "local_steps", "mode", "name", "depth" and what is measured,
-            of several runs the mean; those of all layers together are not drawn.
-        measured: the cosine of the two updates, or the ratio of their lengths.
-        title: what the figure shows.
+        rows: The comparisons, with "model", "local_steps", "mode", "name", "depth" and the measured
+            quantity. Lines are the mean over runs. Rows named "all layers" are not drawn.
+        measured: The cosine of the two updates, or the ratio of their lengths.
+        title: The title.
     """
     layers = [row for row in rows if row["name"] != ALL_LAYERS]
     models = distinct(str(row["model"]) for row in layers)
     modes = distinct(str(row["mode"]) for row in layers)
     steps = sorted({int(row["local_steps"]) for row in layers})
+    means = pd.DataFrame(layers).groupby(["model", "local_steps", "mode", "depth"])[measured].mean()
     figure, grid = new_figure(
         len(models) * len(steps), columns=len(steps), title=title, panel_height=2.3
     )
     places = [(model, count) for model in models for count in steps]
     for ax, (model, count) in zip(grid, places, strict=True):
         for index, mode in enumerate(modes):
-            found: dict[int, list[float]] = {}
-            for row in layers:
-                if (row["model"], row["local_steps"], row["mode"]) == (model, count, mode):
-                    found.setdefault(row["depth"], []).append(row[measured])
-            _plot(
-                ax,
-                [(depth, statistics.fmean(of)) for depth, of in sorted(found.items())],
-                style(index),
-                index,
-            )
+            if (model, count, mode) in means:
+                _plot(ax, list(means[model, count, mode].items()), style(index), index)
         ax.set_title(f"{model}, {count} local step{'s' * (count != 1)}", fontsize="medium")
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
@@ -156,13 +151,13 @@ def figure_of_gradients(
 
 
 def _freezes_after(run: Result) -> float:
-    """T* as share of the rounds in %."""
+    """Return T* as a share of the rounds, in %."""
     rounds: int = run.run_config["num-server-rounds"]
     return 100 * freeze_round(run.run_config["freeze-after"], rounds) / rounds
 
 
 def _course(run: Result) -> dict[float, float]:
-    """Accuracy in % by share of the rounds in %, until the loss is not a number any more."""
+    """Return the accuracy in % by share of the rounds in %, as long as the loss is finite."""
     rounds = run.run_config["num-server-rounds"]
     course = {}
     for number in sorted(run.accuracies):
@@ -189,7 +184,7 @@ def _draw_course(ax: Axes, runs: Sequence[Result], drawn: Style, index: int, sca
 
 
 def _plot(ax: Axes, points: Sequence[tuple[float, float]], drawn: Style, index: int) -> None:
-    """A line with some markers, which begin elsewhere on each, so that of two equal both show."""
+    """Plot a line with markers, shifted by index so that equal lines stay visible."""
     step = max(1, len(points) // MARKS)
     ax.plot(
         [x for x, _ in points], [y for _, y in points], color=drawn.color, linestyle=drawn.dashes,

@@ -1,7 +1,6 @@
-"""The report of an experiment: its tables in a Markdown file, its figures beside it.
+"""The report of an experiment: a Markdown file with its tables, and its figures.
 
-`results/<experiment>/<scale>.md` is written from the lines of `<scale>.jsonl` alone, so anyone can
-make it again from what is committed.
+`results/<experiment>/<scale>.md` depends only on the lines of `<scale>.jsonl`.
 """
 
 from __future__ import annotations
@@ -32,32 +31,34 @@ from simulation.reporting.tables import (
 
 
 def write_report(experiment: Experiment, output: Path) -> Path:
-    """Write the tables and figures of the runs that have ended, and show the main tables.
+    """Write the tables and figures of the completed runs, and print the main tables.
+
+    Args:
+        experiment: The experiment at one scale.
+        output: The directory with the results of all experiments.
 
     Returns:
-        The Markdown file.
+        The path of the Markdown file.
 
     Raises:
-        ConfigError: no run has ended yet.
+        ConfigError: If no run has completed.
     """
     source = results_file(experiment.name, experiment.scale, output)
+    command = f"python -m simulation.experiments run {experiment.name} --scale {experiment.scale}"
     lines = read(source)
     searches = lines_of(experiment.searches(), lines)
     rate = searched_rates(experiment, lines)
     planned = experiment.results(rate) if rate else []
     results = lines_of(planned, lines)
     if not results:
-        raise ConfigError(
-            f"{source} has no result yet: run `python -m simulation.experiments run"
-            f" {experiment.name} --scale {experiment.scale}`."
-        )
+        raise ConfigError(f"{source} has no result yet: run `{command}` first.")
     parts = [
         f"# {experiment.title}",
-        f"`python -m simulation.experiments run {experiment.name} --scale {experiment.scale}`:"
+        f"`{command}`:"
         f" {len(results)} of {len(planned)} runs. {hardware_line([*searches, *results])}",
-        f"{_conditions(results)} Every number is the mean over the last fifth of a run's rounds, of"
-        " a run that freezes over those after T* only; then mean ± standard deviation over the"
-        " seeds (their number).",
+        f"{_conditions(results)} An accuracy is the mean over the last fifth of a run's"
+        " rounds, and only over rounds after T* if the run freezes. Cells are the mean ± standard"
+        " deviation over the seeds, with their number.",
     ]
     folder = source.parent
     for name, view in experiment.views.items():
@@ -78,7 +79,7 @@ def write_report(experiment: Experiment, output: Path) -> Path:
         parts += _layers(experiment, results, folder)
     parts += [
         "## Learning rates",
-        "Accuracy in %, on training images that the run did not train on, by the rate in round 1.",
+        "Accuracy in % on held-out training images, by the learning rate in round 1.",
         learning_rates([*searches, *results]),
     ]
     path = source.with_suffix(".md")
@@ -88,7 +89,7 @@ def write_report(experiment: Experiment, output: Path) -> Path:
 
 
 def _conditions(results: Sequence[Result]) -> str:
-    """What the runs were made on, in a sentence: data, network, clients, steps and rounds."""
+    """Return a sentence with the data, network, clients, steps and rounds of the runs."""
 
     def of(values: Iterable[object]) -> str:
         return ", ".join(distinct(map(str, values)))
@@ -105,7 +106,7 @@ def _conditions(results: Sequence[Result]) -> str:
 
 
 def _layers(experiment: Experiment, results: Sequence[Result], folder: Path) -> list[str]:
-    """What `gradients` measured beside the accuracies."""
+    """Return the part of the report on the measured updates, and draw its figures."""
     rows: list[dict[str, Any]] = list(
         chain.from_iterable(result.extra.get("gradients", []) for result in results)
     )
@@ -114,7 +115,7 @@ def _layers(experiment: Experiment, results: Sequence[Result], folder: Path) -> 
     of = (experiment.measure or {})["of"].values()
     order = [INITIAL, *distinct(method["model"] for method in of)]
     rows.sort(key=lambda row: order.index(row["model"]))
-    title = "The federated update beside the centralised one, layer by layer"
+    title = "The federated and the centralized update, layer by layer"
     directions = folder / f"{experiment.scale}-layers.png"
     draw_gradients(rows, "cosine", directions, title)
     lengths = folder / f"{experiment.scale}-layers-length.png"
@@ -133,7 +134,7 @@ def _layers(experiment: Experiment, results: Sequence[Result], folder: Path) -> 
 
 
 def _explained(results: Sequence[Result]) -> list[str]:
-    """The share of the gap to centralised training that freezing closes, by seed."""
+    """Return the share of the gap to centralized training that freezing closes, by seed."""
     sentences = []
     for seed in sorted({result.seed for result in results}):
         of = {r.method: r.accuracy for r in results if r.seed == seed}
@@ -143,7 +144,7 @@ def _explained(results: Sequence[Result]) -> list[str]:
             share = explained_share(*known)
             batch, frozen, central = (f"{accuracy:.1%}" for accuracy in known)
             sentences.append(
-                f"Seed {seed}: BN {batch}, FixBN {frozen}, centralised {central}: the frozen"
+                f"Seed {seed}: BN {batch}, FixBN {frozen}, centralized {central}: frozen"
                 f" statistics close {share:.0%} of the gap."
             )
     return ["\n".join(f"- {sentence}" for sentence in sentences)] if sentences else []

@@ -1,7 +1,7 @@
-"""What goes into one panel of a figure: markers with bars, lines, a heat map, bands.
+"""Draw points and lines into one panel of a figure.
 
-The styles are those of a run's own figure: Okabe and Ito's colours, and a marker and dashes for
-each method, so that a figure reads in grey print.
+The styles are those of a run's figure: Okabe and Ito's colors, and a marker and dashes for each
+method, so that a figure is readable in grayscale.
 """
 
 from __future__ import annotations
@@ -17,26 +17,25 @@ from simulation.reporting.grouping import Cell, as_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.image import AxesImage
     from matplotlib.lines import Line2D
     from matplotlib.transforms import Transform
 
-# Of the experiments, in the order of their styles.
+# The methods of the experiments, in the order of their styles.
 METHODS = ("BN", "GN", "FixBN", "LN", "IN", "FixUp", "centralised")
 LOG_FROM_RATIO = 20.0
-LEAST_SPAN = 5.0  # percentage points: a difference of less is not blown up to fill a panel
+LEAST_SPAN = 5.0  # the smallest range of a panel, in percentage points
 MARK, DOT = 5.5, 3.5  # points
 
 
 class Style(NamedTuple):
-    """How a method is drawn."""
+    """The style of a method."""
 
     color: str
     dashes: str
     marker: str
 
     def handle(self, label: str, line: bool) -> Line2D:
-        """The method's entry in a legend."""
+        """Return the method's entry in a legend."""
         from matplotlib.lines import Line2D
 
         handle = Line2D([], [], color=self.color, marker=self.marker, markersize=MARK, label=label)
@@ -45,12 +44,13 @@ class Style(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """The vertical axis that all panels share, in %, with a strip below it for diverged runs.
+    """The y axis that all panels share, in %, with a strip below it for diverged runs.
 
     Attributes:
-        low: the lowest accuracy shown.
-        high: the highest.
-        stack: the most diverged runs in one place, for which the strip has room; 0: no strip.
+        low: The lowest accuracy shown.
+        high: The highest accuracy shown.
+        stack: The most diverged runs in one cell, which sets the height of the strip; 0 for no
+            strip.
     """
 
     low: float
@@ -64,31 +64,31 @@ class Scale(NamedTuple):
 
     @property
     def bottom(self) -> float:
-        """The lower edge of the strip, or of the axis when there is none."""
+        """The lower edge of the strip, or of the axis if there is no strip."""
         return self.low - self.row * (self.stack + 0.6 if self.stack else 0)
 
 
 def style(index: int) -> Style:
-    """The style of the method with this index; the first 49 differ in colour or marker."""
+    """Return the style of the method with this index; the first 49 differ in color or marker."""
     color, dashes, _ = STYLES[index % len(STYLES)]
     return Style(color, dashes, STYLES[(index + index // len(STYLES)) % len(STYLES)][2])
 
 
 def styles_of(names: Iterable[str]) -> dict[str, Style]:
-    """The style of each method, which those of the experiments have in every figure."""
+    """Return the style of each method; those of the experiments are the same in every figure."""
     others = itertools.count(len(METHODS))
     return {name: style(METHODS.index(name) if name in METHODS else next(others)) for name in names}
 
 
 def scale_of(accuracies: Sequence[float], stack: int) -> Scale:
-    """The scale that shows these accuracies, in %, and as many diverged runs in one place."""
+    """Return the scale for these accuracies, in %, and `stack` diverged runs in one cell."""
     low, high = min(accuracies, default=0.0), max(accuracies, default=100.0)
     margin = max(0.06 * (high - low), (LEAST_SPAN - (high - low)) / 2)
     return Scale(max(0.0, low - margin), min(100.0, high + margin), stack)
 
 
 def set_scale(ax: Axes, scale: Scale) -> None:
-    """Give a panel its vertical axis, with the strip for diverged runs if one is needed."""
+    """Set the y axis of a panel, with a strip for diverged runs if the scale has one."""
     from matplotlib.ticker import MaxNLocator
 
     ticks = MaxNLocator(7, steps=[1, 2, 5, 10]).tick_values(scale.low, scale.high)
@@ -101,7 +101,7 @@ def set_scale(ax: Axes, scale: Scale) -> None:
         labels.append("diverged")
     ax.set_yticks(ticks, labels)
     ax.set_ylim(scale.bottom, scale.high)
-    ax.set_axisbelow(True)  # the strip covers its grid line
+    ax.set_axisbelow(True)  # the strip covers the grid line
     ax.grid(axis="y", alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
 
@@ -109,14 +109,14 @@ def set_scale(ax: Axes, scale: Scale) -> None:
 def draw_points(
     ax: Axes, rows: Mapping[str, Sequence[Cell]], labels: Sequence[str], scale: Scale, room: float
 ) -> None:
-    """Draw a marker for each cell, the methods beside each other at each label.
+    """Draw a marker for each cell, with the methods side by side at each label.
 
     Args:
-        ax: the panel.
-        rows: the cells of each method, one a label; with no run, a cell is left empty.
-        labels: along the horizontal axis, broken into lines where they are too long.
-        scale: of the vertical axis.
-        room: for a label, in letters.
+        ax: The panel.
+        rows: The cells of each method, one per label; a cell without runs is not drawn.
+        labels: The labels of the x axis, wrapped if they are too long.
+        scale: The scale of the y axis.
+        room: The width of a label, in letters.
     """
     width = 0.8 / len(rows)
     styles = styles_of(rows)
@@ -134,10 +134,10 @@ def draw_points(
 def draw_lines(
     ax: Axes, rows: Mapping[str, Sequence[Cell]], labels: Sequence[str], scale: Scale, room: float
 ) -> None:
-    """Draw the means of each method, joined where neighbours have one; arguments likewise.
+    """Draw the means of each method as a line; for the arguments see `draw_points`.
 
-    Labels that are numbers stand at their places, on a log scale when they span enough; where
-    there is no room for all, every second has its label, or fewer.
+    Labels that are numbers are positions on the x axis, which is logarithmic if they span a ratio
+    above 20. If there is no room for all labels, every second one is drawn, or fewer.
     """
     from matplotlib.ticker import NullLocator
     from matplotlib.transforms import ScaledTranslation
@@ -153,9 +153,9 @@ def draw_lines(
     inches = ax.get_figure(root=True).dpi_scale_trans  # type: ignore[union-attr]
     styles = styles_of(rows)
     for index, (name, cells) in enumerate(rows.items()):
-        # A little aside, so that bars do not cover each other: the line stays true.
-        aside = 3 / 72 * (index - (len(rows) - 1) / 2)
-        transform = ax.transData + ScaledTranslation(aside, 0, inches)
+        # Shift each method by 3 points, so that bars do not overlap.
+        shift = 3 / 72 * (index - (len(rows) - 1) / 2)
+        transform = ax.transData + ScaledTranslation(shift, 0, inches)
         drawn = styles[name]
         ax.plot(
             positions, [cell.mean for cell in cells], color=drawn.color, linestyle=drawn.dashes,
@@ -177,7 +177,7 @@ def _wrapped(labels: Sequence[str], room: float) -> list[str]:
 def _draw_cell(
     ax: Axes, x: float, cell: Cell, style: Style, scale: Scale, transform: Transform
 ) -> None:
-    """A filled marker at the mean, a bar and faint dots for the seeds, an open marker a failure."""
+    """Draw the mean, the seeds as dots on a bar, and diverged runs as open markers."""
     from matplotlib.colors import to_rgba
 
     if len(cell.accuracies) > 1:
@@ -197,58 +197,9 @@ def _draw_cell(
 def draw_diverged(
     ax: Axes, positions: Sequence[float], style: Style, scale: Scale, transform: Transform
 ) -> None:
-    """Open markers in the strip below the panel, one above the other."""
+    """Draw diverged runs as open markers in the strip below the panel, stacked."""
     ax.plot(
         positions, [scale.low - scale.row * (k + 0.8) for k in range(len(positions))],
         color=style.color, marker=style.marker, markersize=MARK - 1, markerfacecolor="white",
         markeredgewidth=1.2, linestyle="none", transform=transform,
     )  # fmt: skip
-
-
-def difference(cell: Cell, baseline: Cell) -> float:
-    """A cell's mean less the baseline's, in percentage points; not a number without either."""
-    return cell.mean - baseline.mean
-
-
-def draw_map(
-    ax: Axes, cells: Sequence[Sequence[Cell]], baseline: Sequence[Sequence[Cell]], limit: float
-) -> AxesImage:
-    """Draw differences as a heat map, with each number written into its cell.
-
-    Args:
-        ax: the panel.
-        cells: the method's, row by row.
-        baseline: the cells to subtract, likewise.
-        limit: percentage points at the ends of the colours; zero is in the middle.
-
-    Returns:
-        What a colour bar is made for.
-    """
-    from matplotlib import colormaps
-
-    found = [
-        [difference(cell, below) for cell, below in zip(row, row_below, strict=True)]
-        for row, row_below in zip(cells, baseline, strict=True)
-    ]
-    colors = colormaps["PuOr_r"].with_extremes(bad="0.88")
-    image = ax.imshow(found, cmap=colors, vmin=-limit, vmax=limit, aspect="auto")
-    for y, row in enumerate(cells):
-        for x, cell in enumerate(row):
-            text = _map_text(cell, baseline[y][x])
-            ax.text(
-                x, y, text, ha="center", va="center",
-                fontsize="medium" if "\n" not in text else "x-small",
-                color="white" if abs(found[y][x]) > 0.6 * limit else "black",
-            )  # fmt: skip
-    return image
-
-
-def _map_text(cell: Cell, baseline: Cell) -> str:
-    """The difference, and what keeps it from being one of all seeds."""
-    found = difference(cell, baseline)
-    lines = [] if math.isnan(found) else [f"{found:+.1f}"]
-    for whose, of in (("", cell), ("baseline ", baseline)):
-        if of.diverged:
-            count = "" if of.diverged == of.runs else f"{of.diverged} of {of.runs} "
-            lines.append(f"{whose}{count}diverged".replace(" diverged", "\ndiverged"))
-    return "\n".join(lines) or "-"

@@ -1,7 +1,4 @@
-"""An experiment's results as tables, in Markdown and on the console; the figures are in figures.py.
-
-Every function takes lines as `simulation.experiments.result_log` reads them, and returns text.
-"""
+"""The tables of an experiment's results, in Markdown and on the console."""
 
 from __future__ import annotations
 
@@ -9,8 +6,9 @@ import itertools
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from statistics import fmean
 from typing import Any
+
+import pandas as pd
 
 from simulation.experiments.gradients import ALL_LAYERS
 from simulation.experiments.result_log import Result
@@ -26,18 +24,19 @@ from simulation.reporting.grouping import (
     values,
 )
 
-GRADIENT_MEASURES = ("cosine", "norm_ratio", "distance")
+GRADIENT_MEASURES = ["cosine", "norm_ratio", "distance"]
 
 
 def table(results: Sequence[Result], columns: str) -> str:
-    """Accuracies of a grid in Markdown: a row a method, a column a value of the axis `columns`.
+    """Return the accuracies of a grid in Markdown.
 
-    A cell is "57.2 ± 1.3 (3)": mean and sample standard deviation in % over the seeds, and their
-    number; "57.2 (1), 2 of 3 diverged" where only one went to its end. Every other axis has a
-    column of its own before the methods.
+    A row is a method, and a column is a value of the axis `columns`. Each other axis has its own
+    column before the methods. A cell such as "57.2 ± 1.3 (3)" is the mean and the sample standard
+    deviation in % over the seeds, with their number. "57.2 (1), 2 of 3 diverged" means that one of
+    three runs completed.
 
     Raises:
-        ConfigError: there is no result, or they are of several grids.
+        ConfigError: If there is no result, or the results are of several grids.
     """
     shown = results_of(results)
     others = [axis for axis in axes(shown) if axis != columns]
@@ -53,64 +52,59 @@ def table(results: Sequence[Result], columns: str) -> str:
 
 
 def learning_rates(results: Sequence[Result]) -> str:
-    """What the searches found, in Markdown: held-out accuracy in % by method, setting and rate.
+    """Return the searches in Markdown: held-out accuracy in % by method, setting and rate.
 
-    In bold the rate that the results of that method and setting were made with; where there is no
-    result yet, the one with the highest accuracy. A sentence below counts the rows in which that is
-    the smallest or the largest rate tried.
+    Bold is the rate of the results of that method and setting or, without a result, the rate with
+    the highest accuracy. A sentence below counts the rows in which it is the smallest or the
+    largest rate of the search.
     """
     searches = [line for line in results if line.kind == "search"]
     if not searches:
-        return "No learning rate was searched for."
-    rates = ordered(f"{line.learning_rate:g}" for line in searches)
-    names = axes(searches)
-    groups = _by_place(searches, names)
+        return "There was no search for learning rates."
+    axes_of = axes(searches)
+    keys = [*axes_of, "method"]
+    found = _frame(searches, axes_of)
+    used = _frame([line for line in results if line.kind == "result"], axes_of)
+    used_rates = {key: set(group["rate"]) for key, group in used.groupby(keys)} if len(used) else {}
+    rates = ordered(found["rate"])
     rows = []
     at_the_edge = 0
-    for (method, labels), lines in groups.items():
-        found = {rate: [x for x in lines if f"{x.learning_rate:g}" == rate] for rate in rates}
-        used = {
-            f"{line.learning_rate:g}"
-            for line in results
-            if line.kind == "result" and _key(line, names) == (method, labels)
-        }
-        cells = {rate: cell_of(runs) for rate, runs in found.items()}
-        if not used:
-            known = [rate for rate in rates if cells[rate].accuracies]
-            used = set(sorted(known, key=lambda rate: cells[rate].mean)[-1:])
-        tried = [rate for rate in rates if found[rate]]
-        at_the_edge += not used.isdisjoint((tried[0], tried[-1]))
-        texts = [_held_out(cells[rate]) for rate in rates]
-        marked = [
-            f"**{text}**" if rate in used and text else text
-            for rate, text in zip(rates, texts, strict=True)
-        ]
-        rows.append([*labels, method, *marked])
-    text = _markdown([*names, "method", *_headings("rate", rates)], rows, len(rates))
+    for key, group in found.groupby(keys, sort=False):
+        cells = {rate: cell_of(runs) for rate, runs in group.groupby("rate")["run"]}
+        bold = used_rates.get(key, set())
+        if not bold:
+            known = [rate for rate in rates if rate in cells and cells[rate].accuracies]
+            bold = set(sorted(known, key=lambda rate: cells[rate].mean)[-1:])
+        tried = [rate for rate in rates if rate in cells]
+        at_the_edge += not bold.isdisjoint((tried[0], tried[-1]))
+        texts = {rate: _held_out(cells[rate]) for rate in tried}
+        marked = [f"**{texts[r]}**" if r in bold and texts[r] else texts.get(r, "") for r in rates]
+        rows.append([*key, *marked])
+    text = _markdown([*keys, *_headings("rate", rates)], rows, len(rates))
     if at_the_edge:
         text += (
             f"\n\nIn {at_the_edge} of {len(rows)} rows the bold rate is the smallest or the largest"
-            " that was tried: a better one may lie beyond it."
+            " of the search: a better rate may lie outside it."
         )
     return text
 
 
 def costs(results: Sequence[Result]) -> str:
-    """What the methods cost, in Markdown; megabytes are 10^6 bytes.
+    """Return the costs of the methods in Markdown, in megabytes of 10^6 bytes.
 
-    A row a method, and an axis only where bytes differ along it. Seconds are the mean of the runs
-    that were not cut short, with the shortest and the longest.
+    A row is a method; an axis is a column only if the bytes differ along it. Seconds are the mean
+    over the completed runs, with the minimum and the maximum.
     """
     lines = [line for line in results if line.kind == "result"]
     names = ["grid", *axes(lines)]
+    runs = _frame(lines, names)
     for name in list(names):
         fewer = [other for other in names if other != name]
-        groups = _by_place(lines, fewer).values()
-        if all(len({_bytes(line) for line in group}) == 1 for group in groups):
+        if (runs.groupby([*fewer, "method"])["bytes"].nunique() == 1).all():
             names = fewer
     rows = [
-        [*labels, method, *_bytes(group[0]), _seconds(group)]
-        for (method, labels), group in _by_place(lines, names).items()
+        [*key, *group["bytes"].iloc[0], _seconds(group["run"])]
+        for key, group in runs.groupby([*names, "method"], sort=False)
     ]
     headings = [
         "sent to a client in a round (MB)",
@@ -122,7 +116,7 @@ def costs(results: Sequence[Result]) -> str:
 
 
 def hardware_line(results: Sequence[Result]) -> str:
-    """On what machines the runs were made, with what versions, when, and how long it took."""
+    """Return a line with the machines, versions, dates, number and seconds of the runs."""
     machines = distinct(
         f"{of['cpu']}, {of['cores']} cores, {of['gpu'] or 'no GPU'}"
         for of in (line.hardware for line in results)
@@ -146,27 +140,24 @@ def hardware_line(results: Sequence[Result]) -> str:
 
 
 def gradients_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How far the federated update of the whole network is from the centralised one, in Markdown.
+    """Return the comparison of the federated with the centralized update, in Markdown.
 
     Args:
-        rows: comparisons with "model", "local_steps", "mode", "name", "cosine", "norm_ratio" and
-            "distance"; those whose name is "all layers" are shown, of several runs the mean.
+        rows: The comparisons, with "model", "local_steps", "mode", "name", "cosine", "norm_ratio"
+            and "distance". The table shows those named "all layers", the mean over runs.
     """
-    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        if row["name"] == ALL_LAYERS:
-            key = (str(row["model"]), str(row["local_steps"]), str(row["mode"]))
-            groups.setdefault(key, []).append(row)
+    whole = pd.DataFrame([row for row in rows if row["name"] == ALL_LAYERS])
+    means = whole.groupby(["model", "local_steps", "mode"], sort=False)[GRADIENT_MEASURES].mean()
     cells = [
-        [*key, *(f"{fmean(row[of] for row in group):.3f}" for of in GRADIENT_MEASURES)]
-        for key, group in groups.items()
+        [*map(str, key), *(f"{value:.3f}" for value in values)]
+        for key, *values in means.itertuples()
     ]
     headings = ["model", "local steps", "mode", "cosine", "norm ratio", "distance"]
     return _markdown(headings, cells, len(GRADIENT_MEASURES))
 
 
 def console(markdown_table: str) -> None:
-    """Print a table that a function of this file returned, with its bold cells in bold."""
+    """Print a Markdown table of this module, with its bold cells in bold."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -190,7 +181,7 @@ def console(markdown_table: str) -> None:
         grid.add_row(
             *(Text(_plain(cell), "bold" if cell.startswith("**") else "") for cell in cells)
         )
-    # In a file or a pipe nothing is too wide.
+    # A file or a pipe has no width.
     Console(width=None if sys.stdout.isatty() else 1000).print(grid)
 
 
@@ -199,29 +190,27 @@ def _plain(cell: str) -> str:
 
 
 def _markdown(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: int) -> str:
-    """A table whose last columns, `numbers` of them, are aligned to the right."""
+    """Return a table; the last `numbers` columns are aligned to the right."""
     rules = ["---"] * (len(headings) - numbers) + ["---:"] * numbers
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, rules, *rows))
 
 
 def _headings(axis: str, labels: Sequence[str]) -> list[str]:
-    # A bare number does not say what it is of.
+    # A number alone does not name its axis.
     return [f"{axis} {label}" if label[:1].isdigit() else label for label in labels]
 
 
-def _key(line: Result, names: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-    setting = {"grid": line.grid, **line.setting}
-    return line.method, tuple(setting.get(name, "-") for name in names)
-
-
-def _by_place(
-    lines: Iterable[Result], names: Sequence[str]
-) -> dict[tuple[str, tuple[str, ...]], list[Result]]:
-    """The lines by method and values on the axes."""
-    groups: dict[tuple[str, tuple[str, ...]], list[Result]] = {}
-    for line in lines:
-        groups.setdefault(_key(line, names), []).append(line)
-    return groups
+def _frame(lines: Iterable[Result], names: Sequence[str]) -> pd.DataFrame:
+    """Return a row per run: its values on the axes ("-" for none), its numbers, and itself."""
+    return pd.DataFrame(
+        [
+            {name: line.setting.get(name, "-") for name in names}
+            | ({"grid": line.grid} if "grid" in names else {})
+            | {"method": line.method, "rate": f"{line.learning_rate:g}"}
+            | {"bytes": _bytes(line), "run": line}
+            for line in lines
+        ]
+    )
 
 
 def _held_out(cell: Cell) -> str:
@@ -235,7 +224,7 @@ def _bytes(line: Result) -> tuple[str, ...]:
     return tuple(f"{size / 1e6:.3f}" if size else "0" for size in sizes)
 
 
-def _seconds(lines: Sequence[Result]) -> str:
+def _seconds(lines: Iterable[Result]) -> str:
     ended = sorted(line.seconds for line in lines if line.failure is None)
     if not ended:
         return "-"

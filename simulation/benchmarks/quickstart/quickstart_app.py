@@ -1,8 +1,8 @@
-"""A Flower app written as Flower's PyTorch quickstart writes one: the benchmark's yardstick (c).
+"""Baseline (c) of the speed benchmark: an app in the style of Flower's PyTorch quickstart.
 
-A message builds the model, a DataLoader with per-image transforms and an optimiser, trains, and
-returns the state dict; the server runs FedAvg. Model, images, augmentation, batches and steps are
-those of our own app, and the data set is read once per process, so only the way of writing differs.
+For each message the client builds the model, a DataLoader with per-image transforms and an
+optimizer, trains, and returns the state dict. The server runs FedAvg. Model, images, augmentation,
+batches and steps are those of our app, and each process reads the data set once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ server = ServerApp()
 
 @cache
 def images(data_dir: str) -> CIFAR10:
-    """Read the training images, once a process."""
+    """Return the training images, which a process reads once."""
     transform = Compose(
         [
             RandomCrop(32, padding=4),
@@ -50,7 +50,7 @@ def images(data_dir: str) -> CIFAR10:
 
 
 def load_data(context: Context) -> DataLoader[tuple[torch.Tensor, torch.Tensor]]:
-    """Make the loader of this client's share of the images."""
+    """Return a loader of this client's images."""
     data = images(str(context.run_config["data-dir"]))
     own = int(context.node_config["partition-id"])
     clients = int(context.node_config["num-partitions"])
@@ -60,7 +60,7 @@ def load_data(context: Context) -> DataLoader[tuple[torch.Tensor, torch.Tensor]]
 
 @client.train()
 def train(message: Message, context: Context) -> Message:
-    """Train the received model for the run's number of steps."""
+    """Train the received model for `local-steps` steps."""
     model = resnet20()
     model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
     loader = load_data(context)
@@ -85,7 +85,7 @@ def train(message: Message, context: Context) -> Message:
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run FedAvg, and write a line with its seconds for every round."""
+    """Run FedAvg, and append the seconds of each round to `rounds-file`."""
     clients = len(list(grid.get_node_ids()))
     strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients)
     started = time.monotonic()

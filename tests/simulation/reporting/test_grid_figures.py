@@ -1,4 +1,4 @@
-"""Figures of experiments: what is drawn where, looked up in the figure itself."""
+"""Figures of grids: the marks, labels and legends of matplotlib's figure objects."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ MAP = View("When", "map", "steps", "local steps", rows="alpha", baseline="GN")
 PARTITIONS = ("IID", "two classes")
 
 
-def alone(ax: Axes, *, filled: bool) -> list[Line2D]:
-    """The markers without a line: filled ones are means, open ones diverged runs."""
+def markers(ax: Axes, *, filled: bool) -> list[Line2D]:
+    """Return the markers without a line; filled ones are means, open ones diverged runs."""
     return [
         line
         for line in ax.lines
@@ -56,10 +56,10 @@ def by_partition(methods: tuple[str, ...] = ("BN", "GN"), seeds: int = 3) -> lis
     ]
 
 
-def test_points_are_means_beside_each_other_with_a_bar_and_a_dot_a_seed() -> None:
+def test_points_are_means_side_by_side_with_a_bar_and_a_dot_for_each_seed() -> None:
     figure = figure_of(by_partition(), POINTS)
     (ax,) = figure.axes
-    means = alone(ax, filled=True)
+    means = markers(ax, filled=True)
     assert heights(means) == pytest.approx([35, 35, 45, 45])
     assert [float(line.get_xdata()[0]) for line in means] == pytest.approx([-0.2, 0.8, 0.2, 1.2])
     bars = [line for line in ax.lines if len(line.get_xydata()) == 3]
@@ -71,23 +71,23 @@ def test_points_are_means_beside_each_other_with_a_bar_and_a_dot_a_seed() -> Non
     assert figure.get_suptitle() == "By partition"
     assert legend_labels(figure) == ["BN", "GN"]
     assert figure.legends[0].get_title().get_text() == (
-        "mean of 3 seeds, with a bar from the lowest to the highest and a dot for each"
+        "mean of 3 seeds, with a bar from minimum to maximum and a dot for each"
     )
     assert "diverged" not in tick_labels(ax, "y")
 
 
-def test_one_seed_has_no_bar_and_says_so() -> None:
+def test_one_seed_has_no_bar_and_the_legend_names_it() -> None:
     figure = figure_of(by_partition(seeds=1), POINTS)
-    assert len(alone(figure.axes[0], filled=True)) == 4
+    assert len(markers(figure.axes[0], filled=True)) == 4
     separator = [line for line in figure.axes[0].lines if len(line.get_xydata()) > 1]
     assert [list(line.get_xdata()) for line in separator] == [[0.5, 0.5]]
     assert figure.legends[0].get_title().get_text() == "1 seed"
 
 
-def test_methods_differ_in_more_than_colour_even_when_there_are_many() -> None:
+def test_many_methods_differ_in_color_or_marker() -> None:
     names = tuple(f"method {k}" for k in range(9))
     figure = figure_of(by_partition(names, seeds=1), POINTS)
-    drawn = {(line.get_marker(), line.get_color()) for line in alone(figure.axes[0], filled=True)}
+    drawn = {(line.get_marker(), line.get_color()) for line in markers(figure.axes[0], filled=True)}
     assert len(drawn) == 9
     first = figure.legends[0].legend_handles[:7]
     assert len({handle.get_marker() for handle in first}) == 7  # type: ignore[union-attr]
@@ -104,16 +104,16 @@ def test_a_diverged_run_is_an_open_marker_in_a_strip_below_the_panel() -> None:
     (bottom, top) = strip.get_extents().transformed(ax.transData.inverted()).intervaly
     assert bottom == pytest.approx(ax.get_ylim()[0])
     assert top < 30  # below every accuracy
-    (failed,) = alone(ax, filled=False)
+    (failed,) = markers(ax, filled=False)
     assert list(failed.get_xdata()) == pytest.approx([0.2, 0.2])
     assert len(set(failed.get_ydata())) == 2
     assert all(bottom < y < top for y in failed.get_ydata())
-    assert failed.get_marker() == alone(ax, filled=True)[2].get_marker()
-    assert heights(alone(ax, filled=True)) == pytest.approx([35, 35, 50])
+    assert failed.get_marker() == markers(ax, filled=True)[2].get_marker()
+    assert heights(markers(ax, filled=True)) == pytest.approx([35, 35, 50])
     assert tick_labels(ax, "y")[-1] == "diverged"
 
 
-def test_when_every_run_diverged_there_still_is_a_figure(tmp_path: Path) -> None:
+def test_a_figure_is_drawn_if_all_runs_diverged(tmp_path: Path) -> None:
     results = [result("BN", {"partition": "IID"}, None, diverged=True)]
     draw(results, POINTS, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
@@ -137,7 +137,7 @@ def by_steps(steps: tuple[str, ...]) -> list[Any]:
         (("none", "few", "many"), "linear", [0, 1, 2]),
     ],
 )
-def test_lines_stand_at_their_numbers(
+def test_numbers_are_positions_on_the_x_axis(
     steps: tuple[str, ...], scale: str, positions: list[int]
 ) -> None:
     axes = figure_of(by_steps(steps), LINES).axes
@@ -161,7 +161,7 @@ def test_a_line_is_broken_where_all_runs_diverged() -> None:
     (ax,) = figure_of(results, LINES).axes
     (line,) = [line for line in ax.lines if len(line.get_xydata()) == 3]
     assert [math.isnan(y) for y in line.get_ydata()] == [False, True, False]
-    assert list(alone(ax, filled=False)[0].get_xdata()) == [5]
+    assert list(markers(ax, filled=False)[0].get_xdata()) == [5]
 
 
 def on_map() -> list[Any]:
@@ -185,7 +185,7 @@ def on_map() -> list[Any]:
     return [*results, lost]
 
 
-def test_a_map_writes_every_difference_into_its_cell_on_one_scale() -> None:
+def test_a_map_shows_each_difference_in_its_cell_on_one_scale() -> None:
     figure = figure_of(on_map(), MAP)
     panels = figure.axes[:2]
     assert [ax.get_title() for ax in panels] == ["BN minus GN", "FixBN minus GN"]
@@ -217,31 +217,31 @@ def test_a_baseline_that_diverged_is_not_subtracted() -> None:
     assert text.get_text() == "baseline\ndiverged"
 
 
-def test_a_view_that_cannot_be_drawn_is_refused_at_once() -> None:
-    with pytest.raises(ConfigError, match=r"kind is 'bars'.*points, lines, map"):
+def test_an_invalid_view_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"'bars' is not a kind.*points, lines, map"):
         View("a", "bars", "x", "x")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="give rows and baseline"):
+    with pytest.raises(ConfigError, match="set rows and baseline"):
         View("a", "map", "x", "x", rows="alpha")
-    with pytest.raises(ConfigError, match="leave out panels"):
+    with pytest.raises(ConfigError, match="remove panels"):
         View("a", "map", "x", "x", rows="alpha", baseline="GN", panels="y")
     with pytest.raises(ConfigError, match="only a map has rows"):
         View("a", "lines", "x", "x", baseline="GN")
 
 
-def test_settings_are_never_mixed_up() -> None:
+def test_a_figure_never_mixes_settings() -> None:
     results = by_steps(("1", "5"))
     with pytest.raises(ConfigError, match=r"axes partition cannot show .* partition, steps"):
         figure_of(results, POINTS)
     with pytest.raises(ConfigError, match=r"baseline is 'GN'.* BN, FixBN"):
         figure_of(results, View("a", "map", "steps", "x", rows="partition", baseline="GN"))
-    with pytest.raises(ConfigError, match=r"baseline is 'BN'.* BN: name"):
+    with pytest.raises(ConfigError, match=r"baseline is 'BN'.* BN: choose"):
         figure_of(
             [one for one in results if one.method == "BN"],
             View("a", "map", "steps", "x", rows="partition", baseline="BN"),
         )
 
 
-def test_no_words_overlap_in_narrow_panels(tmp_path: Path) -> None:
+def test_labels_do_not_overlap_in_narrow_panels(tmp_path: Path) -> None:
     results = [
         result("FixBN", {"partition": partition, "T*": f"{10 * k} %"}, 0.5)
         for partition in ("IID", "Dirichlet 0.1", "two classes")
@@ -258,7 +258,7 @@ def test_no_words_overlap_in_narrow_panels(tmp_path: Path) -> None:
     assert all(a.x1 < b.x0 for a, b in itertools.pairwise(labels))
 
 
-def test_a_method_has_its_style_in_every_figure() -> None:
+def test_a_method_has_the_same_style_in_every_figure() -> None:
     from simulation.reporting.panels import styles_of
 
     alone, beside = styles_of(["FixBN", "other"]), styles_of(["BN", "FixBN", "mine"])

@@ -1,4 +1,4 @@
-"""Curves by share of the rounds and by layer: the numbers that are drawn."""
+"""Line figures: the numbers that are drawn, by round and by layer."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_course_is_the_mean_by_share_of_the_rounds_within_a_band() -> None:
     assert (figure.get_suptitle(), ax.get_title()) == ("Courses", "")
 
 
-def test_a_run_counts_until_it_diverges_and_a_marker_shows_when() -> None:
+def test_a_run_is_included_until_it_diverges_and_a_marker_shows_the_round() -> None:
     results = [
         result("FixBN", TWO, 0.6, seed=0),
         result("FixBN", TWO, 0.2, seed=1, diverged=True),
@@ -67,7 +67,7 @@ def test_a_run_counts_until_it_diverges_and_a_marker_shows_when() -> None:
     assert [label.get_text() for label in first.get_yticklabels()][-1] == "diverged"
 
 
-def test_a_course_mixes_up_no_settings() -> None:
+def test_a_course_never_mixes_settings() -> None:
     with pytest.raises(ConfigError, match=r"axes \(none\) cannot show .* partition"):
         figure_of_courses([result("BN", TWO, 0.5)], None, "")
 
@@ -92,7 +92,7 @@ def gradients() -> list[dict[str, Any]]:
     ]
 
 
-def test_gradients_have_a_panel_a_model_and_step_count_and_a_line_a_mode() -> None:
+def test_updates_have_a_panel_per_model_and_step_count_and_a_line_per_mode() -> None:
     figure = figure_of_gradients(gradients(), "cosine", "Gradients")
     assert [ax.get_title() for ax in figure.axes] == [
         "initial, 1 local step",
@@ -109,14 +109,14 @@ def test_gradients_have_a_panel_a_model_and_step_count_and_a_line_a_mode() -> No
     assert [text.get_text() for text in legend.get_texts()] == ["BN", "GN"]
 
 
-def test_both_are_written_as_png(tmp_path: Path) -> None:
+def test_both_figures_are_saved_as_png(tmp_path: Path) -> None:
     draw_courses([result("BN", TWO, 0.5)], "partition", tmp_path / "courses.png", "")
     draw_gradients(gradients(), "cosine", tmp_path / "gradients.png", "")
     for name in ("courses", "gradients"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_lengths_are_drawn_as_well_as_directions() -> None:
+def test_lengths_are_drawn_like_directions() -> None:
     rows = [{**row, "norm_ratio": 2.0 * row["cosine"]} for row in gradients()]
     figure = figure_of_gradients(rows, "norm_ratio", "Gradients")
 

@@ -1,4 +1,4 @@
-"""Tables of experiments, to the letter."""
+"""The exact text of tables."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_cell_is_mean_deviation_and_number_of_seeds() -> None:
     )
 
 
-def test_two_of_three_seeds_have_a_mean_beside_the_one_that_diverged() -> None:
+def test_a_cell_has_the_mean_of_two_seeds_and_counts_the_one_that_diverged() -> None:
     results = [
         result("BN", IID, 0.4, seed=0),
         result("BN", IID, 0.5, seed=1),
@@ -46,7 +46,7 @@ def test_two_of_three_seeds_have_a_mean_beside_the_one_that_diverged() -> None:
     assert table(results, "partition").splitlines()[2] == "| BN | 45.0 ± 7.1 (2), 1 of 3 diverged |"
 
 
-def test_other_axes_are_columns_and_what_was_not_run_is_empty() -> None:
+def test_other_axes_are_columns_and_a_cell_without_runs_is_a_dash() -> None:
     results = [
         result("GN", {"steps": "20", "participation": "full"}, 0.3),
         result("BN", {"steps": "5", "participation": "full"}, 0.4),
@@ -63,7 +63,7 @@ def test_other_axes_are_columns_and_what_was_not_run_is_empty() -> None:
     )
 
 
-def test_what_does_not_depend_on_an_axis_stands_at_all_its_values() -> None:
+def test_a_run_without_an_axis_is_repeated_for_all_its_values() -> None:
     results = [result("BN", IID, 0.7), result("BN", TWO, 0.2), result("central", {}, 0.8)]
     assert table(results, "partition").splitlines()[-1] == "| central | 80.0 (1) | 80.0 (1) |"
 
@@ -78,7 +78,7 @@ def test_what_does_not_depend_on_an_axis_stands_at_all_its_values() -> None:
         (["nan", "2", "1"], ["nan", "2", "1"]),
     ],
 )
-def test_labels_are_sorted_only_as_numbers(labels: list[str], expected: list[str]) -> None:
+def test_labels_are_sorted_only_if_all_are_numbers(labels: list[str], expected: list[str]) -> None:
     assert ordered(labels) == expected
 
 
@@ -86,7 +86,7 @@ def test_percentages_are_numbers() -> None:
     assert as_numbers(["10 %", "0.1"]) == [10.0, 0.1]
 
 
-def test_nothing_to_show_and_grids_mixed_up_are_errors() -> None:
+def test_no_results_and_several_grids_are_errors() -> None:
     with pytest.raises(
         ConfigError, match=r"no result to show.*python -m simulation.experiments run"
     ):
@@ -95,7 +95,7 @@ def test_nothing_to_show_and_grids_mixed_up_are_errors() -> None:
         table([result("BN", IID, 0.5), result("BN", IID, 0.5, grid="other")], "partition")
 
 
-def test_the_rate_that_was_used_is_bold_else_the_best_and_edges_are_counted() -> None:
+def test_the_used_rate_is_bold_else_the_best_one_and_rates_at_the_edge_are_counted() -> None:
     def search(method: str, setting: dict[str, str], rate: float, **fields: object) -> object:
         return result(method, setting, kind="search", learning_rate=rate, **fields)
 
@@ -106,7 +106,7 @@ def test_the_rate_that_was_used_is_bold_else_the_best_and_edges_are_counted() ->
         search("GN", IID, 0.1, accuracy=0.4),
         search("GN", IID, 1.0, accuracy=0.2),
         search("GN", TWO, 0.01, accuracy=None, diverged=True),
-        # Used though not the best, in a grid with more axes than the search has.
+        # Used but not the best, in a grid with more axes than the search.
         result("BN", {"steps": "5", **IID}, 0.75, learning_rate=0.1, grid="other"),
     ]
     assert learning_rates(lines) == (
@@ -115,17 +115,17 @@ def test_the_rate_that_was_used_is_bold_else_the_best_and_edges_are_counted() ->
         "| IID | BN | 80.0 | **70.0** |  |\n"
         "| IID | GN | 30.0 | **40.0** | 20.0 |\n"
         "| two classes | GN | diverged |  |  |\n\n"
-        "In 1 of 3 rows the bold rate is the smallest or the largest that was tried: a better one"
-        " may lie beyond it."
+        "In 1 of 3 rows the bold rate is the smallest or the largest of the search: a better rate"
+        " may lie outside it."
     )
 
 
 def test_without_a_search_there_is_no_table() -> None:
     text = learning_rates([result("BN", IID, 0.5)])
-    assert text == "No learning rate was searched for."
+    assert text == "There was no search for learning rates."
 
 
-def test_costs_name_an_axis_only_where_bytes_differ_along_it() -> None:
+def test_an_axis_is_a_column_of_costs_only_if_bytes_differ_along_it() -> None:
     results = [
         result(
             "FixBN",
@@ -142,7 +142,7 @@ def test_costs_name_an_axis_only_where_bytes_differ_along_it() -> None:
         "sent to a client in a round (MB) | received from it (MB) | kept by a client (MB) |"
         " seconds a run |\n"
     )
-    plain = result("BN", {"momentum": "reset", **IID}, 0.5)  # its bytes differ nowhere
+    plain = result("BN", {"momentum": "reset", **IID}, 0.5)  # its bytes do not differ
     assert costs([*results, cut_short, plain]) == (
         f"| momentum | method | {headings}"
         "| --- | --- | ---: | ---: | ---: | ---: |\n"
@@ -176,7 +176,7 @@ def test_the_hardware_line_counts_searches_and_names_every_machine() -> None:
     assert hardware_line(lines[:1]).endswith("; 22 November 2026; 1 run, 1,000 s in all.")
 
 
-def test_gradients_of_the_whole_network_are_means_over_runs() -> None:
+def test_the_table_of_updates_has_means_over_runs_for_the_whole_network() -> None:
     def row(name: str, cosine: float) -> dict[str, object]:
         return {
             "model": "at T*",
@@ -201,11 +201,11 @@ def test_the_console_shows_the_same_cells(capsys: pytest.CaptureFixture[str]) ->
     console("| method | rate 0.1 |\n| --- | ---: |\n| BN | **70.0** |\n| a [b] |  |")
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert [lines[0], *lines[2:]] == [["method", "rate", "0.1"], ["BN", "70.0"], ["a", "[b]"]]
-    console("No learning rate was searched for.")
-    assert capsys.readouterr().out == "No learning rate was searched for.\n"
+    console("There was no search for learning rates.")
+    assert capsys.readouterr().out == "There was no search for learning rates.\n"
 
 
-def test_the_console_keeps_what_only_looks_like_bold_and_cuts_nothing_off(capsys) -> None:
+def test_the_console_keeps_asterisks_in_text_and_does_not_truncate(capsys) -> None:
     wide = ["until T*", *(f"{number}.123 ± 4.567 (3)" for number in range(8))]
     console("\n".join(f"| {' | '.join(row)} |" for row in (["h"] * 9, ["---"] * 9, wide)))
 
