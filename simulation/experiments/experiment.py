@@ -1,55 +1,52 @@
-"""What an experiment is: a TOML file beside this module, turned into the list of its runs.
+"""Read an experiment from its TOML file in this directory, and list its runs.
 
-A run is a run config of the app, nothing else. `common.toml` holds what all experiments
-share, the files themselves what differs:
+A run is a run config of the app. `common.toml` has the tables that all experiments share; the file
+of an experiment overrides them:
 
-    title                   what is asked
-    [base]                  run config of every run
-    [methods.<name>]        what a method changes in it; `central = true` is training in one place
-    [axes.<axis>.<value>]   what a place on an axis changes
-    [grids.<name>]          methods x axes, every combination with every seed; its view is a figure
-    [scales.<scale>]        how large all that is
-        clients, seeds      how many clients, which seeds
-        local-steps-in-all  of a client: by the run's `local-steps` they make its rounds
-        evaluations         how often a run is tested, about
-        config              run config of every run
-        axes                the values to take, where they are not all
-        learning-rates      to try, each in a run of `search-share` of the length, for each method
-        search-axes         and again for each value of these axes; of the others at the base config
+    title                   the question of the experiment
+    [base]                  run config of all runs
+    [methods.<name>]        run config of a method; `central = true` for centralized training
+    [axes.<axis>.<value>]   run config of a value on an axis
+    [grids.<name>]          methods x axes, each combination with each seed; `view` is its figure
+    [scales.<scale>]        the size
+        clients, seeds      the number of clients, and the seeds
+        local-steps-in-all  the local steps of a client; divided by `local-steps` for the rounds
+        evaluations         the approximate number of evaluations of a run
+        config              run config of all runs
+        axes                the values on axes; all by default
+        learning-rates      the rates to search, each in a run of `search-share` of the length
+        search-axes         the axes with a search for each value; one search for all others
 
-On an axis `clients-times` multiplies the number of clients. A method's `length` multiplies its
-number of rounds, and `searched-as` names the method whose learning rate it takes. What is measured
-beside accuracy is told by `[measure]`, see `simulation.experiments.gradient_runs`.
+The key `clients-times` of an axis multiplies the number of clients. `length` of a method multiplies
+its number of rounds, and `searched-as` names the method whose learning rate it uses. For
+`[measure]` see `simulation.experiments.gradient_runs`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.errors import ConfigError
+from simulation.experiments.planned_run import DEFAULTS, Run
 from simulation.reporting.grid_figures import View
 
 EXPERIMENTS = Path(__file__).resolve().parent
-SEARCH_SEED = 1000  # of the runs that look for a learning rate: no other run has it
-_DEFAULTS = Settings().as_run_config()
-# With a task's name behind it: that task, tested on held-out training images.
+SEARCH_SEED = 1000  # of the searches for learning rates; results have other seeds
+# The prefix of a task that is tested on held-out training images.
 HELD_OUT = "simulation.experiments.held_out_task:"
 
 
 class Scale(StrEnum):
-    """How large an experiment is."""
+    """The size of an experiment."""
 
-    SMOKE = "smoke"  # seconds, on digits: that it runs
+    SMOKE = "smoke"  # seconds, on digits, to test that it runs
     CPU = "cpu"  # about an hour on two cores
     PAPER = "paper"  # the paper's sizes, on a GPU
 
@@ -60,60 +57,19 @@ _SCALE_KEYS = {
 }  # fmt: skip
 
 Rate = Callable[[str, Mapping[str, str]], float]
-"""Tells the learning rate of a method in a setting."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of an experiment; with the fields of ``result_log.Result``."""
-
-    kind: Literal["result", "search"]
-    grid: str
-    method: str
-    setting: Mapping[str, str]
-    seed: int
-    clients: int
-    central: bool
-    run_config: Mapping[str, Any]
-
-    @cached_property
-    def id(self) -> str:
-        """The same for the same run, in whatever experiment; another for every other."""
-        # Defaults are left out, so that a key that the app gets later changes no id.
-        told = {key: v for key, v in self.run_config.items() if v != _DEFAULTS[key]}
-        content = [told, self.clients, self.central]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-    @property
-    def label(self) -> str:
-        """The run in a few words, for the console."""
-        searched = f"learning rate {self.run_config['learning-rate']:g}"
-        where = [f"{axis} {value}" for axis, value in self.setting.items()]
-        what = searched if self.kind == "search" else f"seed {self.seed}"
-        return ", ".join([self.method, *where, what])
-
-    @property
-    def rounds(self) -> int:
-        """The number of rounds."""
-        return int(self.run_config["num-server-rounds"])
-
-    @cached_property
-    def work(self) -> int:
-        """Mini-batches of all clients together: what its time is proportional to."""
-        settings = Settings.from_run_config(self.run_config)
-        return self.rounds * settings.local_steps * settings.clients_per_round(self.clients)
+"""Returns the learning rate of a method in a setting."""
 
 
 class Experiment:
     """One experiment at one scale.
 
     Args:
-        name: of a TOML file.
-        scale: how large.
-        folder: with the files.
+        name: The name of the TOML file.
+        scale: The size.
+        folder: The directory with the files. Default: that of this module.
 
     Raises:
-        ConfigError: there is no such experiment or scale, or a run config in it is wrong.
+        ConfigError: If there is no such experiment, or a scale or a run config is not valid.
     """
 
     def __init__(self, name: str, scale: Scale, folder: Path = EXPERIMENTS) -> None:
@@ -132,10 +88,10 @@ class Experiment:
             self.measure = _merge(content["measure"], self._scale.get("measure", {}))
         self._search_axes: list[str] = self._scale["search-axes"]
         self._check_scale()
-        self.outline()  # every run config is read and checked
+        self.outline()  # checks all run configs
 
     def searches(self) -> list[Run]:
-        """The runs that find each method's learning rate."""
+        """Return the runs of the search for each method's learning rate."""
         rates: list[float] = self._scale["learning-rates"]
         share: float = self._scale["search-share"]
         runs = [
@@ -147,9 +103,9 @@ class Experiment:
         return list({(run.id, run.method, *run.setting.items()): run for run in runs}.values())
 
     def results(self, rate: Rate) -> list[Run]:
-        """The runs that are the experiment's result, with the rates that the search found.
+        """Return the runs of the experiment, with learning rates from the search.
 
-        Seeds come last, so that whoever stops early has few seeds rather than few methods.
+        All methods run with one seed before the next seed starts.
         """
         return [
             self._run(
@@ -161,15 +117,15 @@ class Experiment:
         ]  # fmt: skip
 
     def outline(self) -> list[Run]:
-        """The results' runs, as many and as long, before their learning rates are known."""
+        """Return the runs of the experiment before their learning rates are known."""
         first: float = self._scale["learning-rates"][0]
         return self.results(lambda *_: first)
 
     def chosen(self, tried: Iterable[tuple[Run, float]]) -> Rate:
-        """The rates that make the best of what was tried.
+        """Return the best learning rates of the search.
 
         Args:
-            tried: searches with what came out, the higher the better.
+            tried: The searches and their scores; higher is better.
         """
         best: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[float, float]] = {}
         for run, score in tried:
@@ -190,7 +146,7 @@ class Experiment:
                 for method in grid["methods"]:
                     setting = dict(zip(axes, combination, strict=True))
                     if self._content["methods"][method].get("central", False):
-                        # Where all data is in one place, how it is divided makes no difference.
+                        # The partition makes no difference to centralized training.
                         setting.pop("partition", None)
                         if (where := json.dumps([method, setting])) in central:
                             continue
@@ -199,7 +155,7 @@ class Experiment:
         return places
 
     def _check_scale(self) -> None:
-        """Refuse what a slip of the pen would leave without effect."""
+        """Raise a ConfigError for unknown keys and values, which would have no effect."""
         unknown = sorted(set(self._scale) - _SCALE_KEYS)
         known: dict[str, dict[str, Any]] = self._content["axes"]
         wrong = [
@@ -233,7 +189,7 @@ class Experiment:
         share: float = 1.0,
     ) -> Run:
         content, scale = self._content, self._scale
-        config: dict[str, Any] = {**_DEFAULTS, **content["base"], **scale.get("config", {})}
+        config: dict[str, Any] = {**DEFAULTS, **content["base"], **scale.get("config", {})}
         config |= content["methods"][method]
         for axis, value in setting.items():
             config |= content["axes"][axis][value]
@@ -253,7 +209,7 @@ class Experiment:
 
 
 def names(folder: Path = EXPERIMENTS) -> list[str]:
-    """The names of all experiments."""
+    """Return the names of all experiments."""
     return sorted(path.stem for path in folder.glob("*.toml") if path.stem != "common")
 
 
@@ -262,7 +218,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """The tables of both, nested ones too; where they differ, the second counts."""
+    """Merge two tables recursively; the second overrides the first."""
     merged = dict(below)
     for key, value in above.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)

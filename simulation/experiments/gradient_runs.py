@@ -1,13 +1,13 @@
-"""What `gradients` measures of a run when it has ended: its models, layer by layer.
+"""Compare federated and centralized updates of the models of a completed run, layer by layer.
 
     [measure]
     local-steps = [1, 20]
     draws = 5
-    [measure.of]       # a method's last model: what to call it, and how to normalise in turn
+    [measure.of]       # a method's last model: its name in the report, and its modes
     BN = { model = "at the end", modes = ["BN, statistics of the batch"] }
 
-With `initial = true` the initial model of the method is measured as well. Steps are as long as
-those of the run at that model.
+With `initial = true` the initial model is measured, too. The learning rate is that of the run at
+the model's round.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from fixbn_flwr.app.client.numpy_client import partitions_of
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.tasks import get_task, load_splits
-from simulation.experiments.experiment import Run
 from simulation.experiments.gradients import measure
+from simulation.experiments.planned_run import Run
 
-FROZEN = "BN, frozen statistics"  # the mode that normalises with the model's own statistics
+FROZEN = "BN, frozen statistics"  # the mode with the model's own statistics
 INITIAL = "initial"
-SEED = 2000  # no run draws its batches from it
+SEED = 2000  # runs have other seeds
 
 
 def measure_run(
     run: Run, config: Mapping[str, Any], folder: Path, what: Mapping[str, Any]
 ) -> dict[str, list[Any]]:
-    """Measure the last model of a run, and the initial one where that is asked for.
+    """Measure the last model of a run and, if `initial` is set, the initial one.
 
     Args:
-        run: the run.
-        config: its whole run config.
-        folder: its run folder.
-        what: the experiment's table `measure`.
+        run: The run.
+        config: Its run config.
+        folder: Its run folder.
+        what: The experiment's table `measure`.
 
     Returns:
         {"gradients": rows for `reporting.line_figures.draw_gradients`, "not measured": the reason
-        for each model that diverged}. Empty for a method that the table does not name.
+        for each model that diverged}. Empty if the table does not name the method.
     """
     of = what["of"].get(run.method)
     if of is None or run.kind == "search":

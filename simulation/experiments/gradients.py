@@ -1,10 +1,10 @@
-"""How far the update of a federated round is from the one that training in one place would make.
+"""Compare the update of a federated round with the update of centralized training.
 
-With one local step a round, plain SGD and equal batches, the mean of the clients' updates is the
-step on the union of their batches, unless the model makes an image's gradient depend on the rest of
-its batch. Batch normalisation does: the gradient deviation of the paper (arXiv 2303.06530,
-section 3.2). With frozen statistics, as with group normalisation, it is gone, and what is left with
-several local steps is the drift of clients that train on their own.
+With one local step per round, plain SGD and batches of equal size, the mean of the clients' updates
+equals the step on the union of their batches, unless the gradient of an image depends on the rest
+of its batch. With batch normalization it does; this is the gradient deviation of the paper (arXiv
+2303.06530, section 3.2). With frozen statistics or group normalization it does not, and only the
+drift of clients over several local steps remains.
 """
 
 from __future__ import annotations
@@ -32,17 +32,15 @@ ALL_LAYERS = "all layers"
 
 @dataclass(frozen=True)
 class LayerDifference:
-    """The federated update of a layer beside the centralised one, the mean over all draws.
+    """The difference between a layer's federated and centralized update, the mean over draws.
 
     Attributes:
-        name: of the layer whose own parameters these are, weight and bias together, such as
-            "blocks.0.conv1"; `ALL_LAYERS` for the model as a whole.
-        depth: the layer's place in the order in which the model registers them, 0 for the first;
-            in networks that are built as they compute, its place from the input. -1 for the whole.
-        cosine: of the angle between the two updates; 0 when the federated one is zero, as the
-            clients' may cancel out.
-        norm_ratio: length of the federated update over that of the centralised one.
-        distance: length of the difference between them over that of the centralised one.
+        name: The layer, such as "blocks.0.conv1", with its weight and bias; `ALL_LAYERS` for the
+            whole model.
+        depth: The layer's index in order of registration, from 0; -1 for the whole model.
+        cosine: The cosine of the angle between the two updates; 0 if the federated one is zero.
+        norm_ratio: The norm of the federated update, relative to the centralized one.
+        distance: The norm of the difference, relative to the norm of the centralized update.
     """
 
     name: str
@@ -65,41 +63,37 @@ def measure(
     draws: int,
     seed: int,
 ) -> list[LayerDifference]:
-    """Compare the federated with the centralised update at a given global model.
+    """Compare the federated with the centralized update at a global model.
 
-    Federated: every client takes plain SGD steps (no momentum, no weight decay) in train mode on
-    batches of its own, all from the global model, and the plain mean of their updates counts, as
-    all have trained on equally many images. Centralised: as many steps from the same model, the
-    i-th on the union of all clients' i-th batches, which are augmented once and then shared.
+    The federated update is the mean over clients, each of which takes plain SGD steps (no momentum,
+    no weight decay) in train mode on its own batches. The centralized update takes as many steps
+    from the same model, the i-th on the union of all clients' i-th batches. Both use the same
+    augmented images. Cosine, ratio and distance are means over the draws of batches. A layer whose
+    centralized update is zero in a draw is omitted.
 
-    Cosine, ratio and distance are worked out in each draw of the batches by itself, and then
-    averaged: means of ratios, not ratios of means. A layer whose centralised update is zero in some
-    draw is left out.
-
-    Steps are taken in the model's own type. Measure with a float64 copy (`model.double()`): float32
-    rounds each step to the nearest weight, which looks like a distance of up to some percent. What
-    dropout drops differs between clients and union, and so adds to the distance. On a task with
-    masks so does averaging over pixels, of which a client's batch may count fewer than another's.
+    Use a float64 model (`model.double()`): the rounding of float32 adds a distance of up to a few
+    percent. Dropout and, on tasks with masks, the different numbers of pixels per batch also add to
+    the distance.
 
     Args:
-        task: loss, normalisation and augmentation.
-        data: the training images.
-        partitions: indices into `data` of every client's images, int64 `[n]` each.
-        model: the global model, with its statistics, on its device. It is left as it is, and so is
-            torch's global generator.
-        frozen: normalise with the global statistics instead of those of each mini-batch.
-        local_steps: SGD steps of a client in a round.
-        batch_size: images in a client's batch.
-        learning_rate: of every step.
-        draws: how many times batches are drawn, independently.
-        seed: fixes every random choice.
+        task: The loss, normalization and augmentation.
+        data: The training images.
+        partitions: The indices of each client's images in `data`, int64 `[n]` each.
+        model: The global model, with its statistics. Neither it nor torch's global random
+            generator changes.
+        frozen: Whether to normalize with the global statistics instead of those of each batch.
+        local_steps: The number of SGD steps of a client.
+        batch_size: The number of images in a client's batch.
+        learning_rate: The learning rate of each step.
+        draws: The number of independent draws of batches.
+        seed: The seed of all random choices.
 
     Returns:
-        The layers in the order of their depth, then the whole model.
+        The layers by depth, then the whole model.
 
     Raises:
-        ConfigError: a number is out of range, a client has no images, or an update is not finite.
-        NoStatisticsError: `frozen`, but the model has no statistics.
+        ConfigError: If a number is out of range, a client has no images, or an update diverges.
+        NoStatisticsError: If `frozen` is set and the model has no statistics.
     """
     _check(partitions, local_steps, batch_size, learning_rate, draws)
     copied = copy.deepcopy(model)
@@ -112,26 +106,24 @@ def measure(
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
     ):
         for draw in range(draws):
-            torch.manual_seed(seed_of(seed, draw, len(partitions)))  # dropout draws from it
+            torch.manual_seed(seed_of(seed, draw, len(partitions)))  # for dropout
             random = [
                 torch.Generator().manual_seed(seed_of(seed, draw, client))
                 for client in range(len(partitions))
             ]
             ready = _augmented(task, data, partitions, bench, random, local_steps, batch_size)
-            # The places in `ready` of the images of each client's batches.
+            # Indices into `ready` of each client's batches.
             batches = torch.arange(len(ready)).view(len(partitions), local_steps, batch_size)
             federated = _mean(_update(bench, model, task, ready, own) for own in batches)
             union = batches.transpose(0, 1).flatten(1)
             centralised = _update(bench, model, task, ready, union)
             if not (federated[ALL_LAYERS] + centralised[ALL_LAYERS]).isfinite().all():
                 raise ConfigError(
-                    f"After local_steps={local_steps} with learning_rate={learning_rate} the update"
-                    " is not finite: choose a smaller rate, and a model that has not diverged"
-                    " itself."
+                    f"local_steps={local_steps} with learning_rate={learning_rate}: the update is"
+                    " not finite; choose a smaller learning rate or a model that has not diverged"
                 )
             for name, update in centralised.items():
-                # Nothing can be said relative to an update of zero: that of a parameter which is
-                # not trained or gets no gradient, as most of a FixUp network's in the beginning.
+                # Parameters may get no gradient, as in an initial FixUp network.
                 if update.any():
                     found.setdefault(name, []).append(_compare(federated[name], update))
     depths = {name: depth for depth, name in enumerate(_layers(model))} | {ALL_LAYERS: -1}
@@ -143,24 +135,23 @@ def measure(
 
 
 def explained_share(batch: float, frozen: float, centralised: float) -> float:
-    """The share of BN's loss of accuracy in a federation that frozen statistics make good.
+    """Return the share of the gap between BN and centralized training that freezing closes.
 
     Args:
-        batch: accuracy of the federation with the statistics of each mini-batch.
-        frozen: accuracy of the federation with statistics frozen from T* on.
-        centralised: accuracy of training in one place.
+        batch: The federated accuracy with batch statistics.
+        frozen: The federated accuracy with statistics frozen after T*.
+        centralised: The accuracy of centralized training.
 
     Returns:
-        0 when freezing changes nothing, 1 when it closes the gap; below 0 when it does harm, above
-        1 when the federation becomes better than training in one place.
+        0 if freezing changes nothing, 1 if it closes the gap.
 
     Raises:
-        ValueError: there is no gap to close.
+        ValueError: If there is no gap.
     """
     if not centralised > batch:
         raise ValueError(
-            f"centralised training has an accuracy of {centralised} and BN in the federation one of"
-            f" {batch}: there is no gap of which frozen statistics could close a share"
+            f"centralized training has an accuracy of {centralised} and federated BN of {batch}:"
+            " there is no gap to close"
         )
     return (frozen - batch) / (centralised - batch)
 
@@ -175,15 +166,12 @@ def _check(
     counts = {"local_steps": local_steps, "batch_size": batch_size, "draws": draws}
     for name, count in counts.items():
         if count < 1:
-            raise ConfigError(f"{name}={count}: nothing would be trained; choose 1 or more")
+            raise ConfigError(f"{name}={count} trains nothing: choose 1 or more")
     if not 0 < learning_rate < math.inf:
-        raise ConfigError(f"learning_rate={learning_rate}: choose a positive, finite one")
+        raise ConfigError(f"learning_rate={learning_rate}: choose a positive, finite number")
     sizes = [len(indices) for indices in partitions]
     if not sizes or 0 in sizes:
-        raise ConfigError(
-            f"partitions of {sizes} images: there must be a client, and an image in each; a client"
-            " without images cannot train, so leave it out"
-        )
+        raise ConfigError(f"partitions of {sizes} images: give each client at least one image")
 
 
 def _augmented(
@@ -195,11 +183,7 @@ def _augmented(
     local_steps: int,
     batch_size: int,
 ) -> Split:
-    """Draw all clients' batches, and make their images what the model is to see of them.
-
-    Returns:
-        Client after client and step after step, images in the model's type.
-    """
+    """Return the augmented batches by client and step, in the model's dtype."""
     dtype = next(bench.model.parameters()).dtype
     ready: list[tuple[Tensor, Tensor]] = []
     for indices, own in zip(partitions, random, strict=True):
@@ -211,25 +195,25 @@ def _augmented(
 def _update(
     bench: Workbench, model: nn.Module, task: Task, ready: Split, batches: Tensor
 ) -> dict[str, Tensor]:
-    """Train from the global model on batches of ready images; return what was added to it.
+    """Train the global model on augmented images, and return its update.
 
     Args:
-        bench: what to train with.
-        model: the global model.
-        task: whose loss to use.
-        ready: the images.
-        batches: places in `ready`, int64 `[steps, images]`.
+        bench: The model and optimizer to train with.
+        model: The global model.
+        task: The task, for its loss.
+        ready: The augmented images.
+        batches: Indices into `ready`, int64 `[steps, images]`.
 
     Returns:
-        One float64 vector a layer, and one for all.
+        A float64 vector per layer, and one for the whole model.
     """
     bench.model.load_state_dict(model.state_dict())  # the statistics as well
     channels = len(task.mean)
-    # Normalised and augmented already, which must not be done again.
-    as_it_is = replace(
+    # The images are already normalized and augmented.
+    unchanged = replace(
         task, mean=(0.0,) * channels, std=(1.0,) * channels, augment=None, masks=None
     )
-    train(bench, as_it_is, ready, iter(batches), torch.Generator())
+    train(bench, unchanged, ready, iter(batches), torch.Generator())
     before = dict(model.named_parameters())
     added = {
         name: (after.detach().double() - before[name].detach().double()).flatten()
@@ -242,7 +226,7 @@ def _update(
 
 
 def _layers(model: nn.Module) -> dict[str, list[str]]:
-    """The names of each layer's own parameters, by the layer's name."""
+    """Return the names of each layer's own parameters, by the layer's name."""
     layers: dict[str, list[str]] = {}
     for name, _ in model.named_parameters():
         layers.setdefault(name.rpartition(".")[0] or type(model).__name__, []).append(name)
@@ -250,7 +234,7 @@ def _layers(model: nn.Module) -> dict[str, list[str]]:
 
 
 def _mean(updates: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of the clients' updates, of which only one is held at a time."""
+    """Return the mean of the clients' updates; only one is in memory at a time."""
     total: dict[str, Tensor] = {}
     for number, update in enumerate(updates, start=1):
         for name, value in update.items():
@@ -259,7 +243,7 @@ def _mean(updates: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _compare(federated: Tensor, centralised: Tensor) -> tuple[float, float, float]:
-    """Cosine, ratio of the norms, and relative distance of two vectors, the second not zero."""
+    """Return cosine, norm ratio and relative distance of two vectors; the second is not zero."""
     length, reference = float(federated.norm()), float(centralised.norm())
     cosine = float(federated @ centralised) / (length * reference) if length else 0.0
     return cosine, length / reference, float((federated - centralised).norm()) / reference

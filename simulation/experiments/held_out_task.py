@@ -17,13 +17,13 @@ from torch import Tensor
 from fixbn_flwr.tasks import Split, Task, get_task, load_splits
 from fixbn_flwr.tasks.task import Stored
 
-AT_MOST = 2000  # images are held out,
-SHARE = 5  # and no more than one in five
+AT_MOST = 2000  # held-out images
+SHARE = 5  # at most one in five images is held out
 
 
 @dataclass(frozen=True)
 class _Chosen:
-    """Some of the stored images, in an order; those of a file are read when they are asked for."""
+    """A selection of stored images, which are read from files on access."""
 
     stored: Stored
     indices: Tensor
@@ -36,7 +36,7 @@ class _Chosen:
 
 
 def choose(split: Split, indices: Tensor) -> Split:
-    """The images of a split that the indices name, int64 `[n]`."""
+    """Return the images of a split with these indices, int64 `[n]`."""
 
     def of(stored: Stored) -> Stored:
         return stored[indices] if isinstance(stored, Tensor) else _Chosen(stored, indices)
@@ -49,7 +49,7 @@ def choose(split: Split, indices: Tensor) -> Split:
 
 
 def held_out(task: Task) -> Task:
-    """The task without its test images; every n-th of its training images are in their place."""
+    """Return the task with every n-th training image in place of its test images."""
 
     def load(data_dir: Path | None) -> tuple[Split, Split]:
         train, _ = load_splits(task, data_dir)

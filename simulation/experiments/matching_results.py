@@ -1,7 +1,6 @@
-"""Which of the lines on file belong to an experiment as it is planned now.
+"""Select the recorded results that belong to the current plan of an experiment.
 
-A plan changes: a rate more to try, other sizes, a method less. Lines of an earlier plan stay in the
-file, but a table that counted them would mix runs that differ.
+When a plan changes, results of the earlier plan stay in the file. Tables must not include them.
 """
 
 from __future__ import annotations
@@ -10,19 +9,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from simulation.experiments.experiment import Experiment, Rate, Run
+from simulation.experiments.experiment import Experiment, Rate
+from simulation.experiments.planned_run import Run
 from simulation.experiments.result_log import Result
 
 
 def lines_of(runs: Iterable[Run], lines: Iterable[Result]) -> list[Result]:
-    """The lines of these runs, as far as they have ended, in the order of the runs."""
+    """Return the results of the runs that have completed, in the order of the runs."""
     found = {_place(line): line for line in lines}
     ended = [(run, found[_place(run)]) for run in runs if _place(run) in found]
     return [line for run, line in ended if same_config(run, line)]
 
 
 def searched_rates(experiment: Experiment, lines: Sequence[Result]) -> Rate | None:
-    """The learning rate with the highest held-out accuracy; None until all searches have ended."""
+    """Return the rates with the highest held-out accuracy; None until all searches completed."""
     searches = experiment.searches()
     ended = lines_of(searches, lines)
     if len(ended) < len(searches):
@@ -32,12 +32,12 @@ def searched_rates(experiment: Experiment, lines: Sequence[Result]) -> Rate | No
 
 
 def same_config(run: Run, line: Result) -> bool:
-    """Whether a line is of this very run: its id leaves out defaults, which may have changed."""
+    """Return whether a result has the run's config. Its id omits defaults, which can change."""
     return {**run.run_config, **line.run_config} == run.run_config
 
 
 def in_place_of(run: Run, line: Result, *, with_extra: bool) -> Result:
-    """A line of the same run in another experiment, or in another place of this one."""
+    """Return the result of the same run in another experiment or grid as that of this run."""
     return replace(
         line,
         kind=run.kind,
@@ -49,6 +49,6 @@ def in_place_of(run: Run, line: Result, *, with_extra: bool) -> Result:
 
 
 def _place(run: Run | Result) -> tuple[Any, ...]:
-    # A search is made once for all grids.
+    # All grids share a search.
     where = () if run.kind == "search" else (run.grid,)
     return run.id, run.kind, *where, run.method, tuple(run.setting.items())

@@ -1,7 +1,7 @@
-"""What the experiments leave behind: JSON lines, one a run, committed beside the README's figures.
+"""The recorded results of experiments, as JSON lines.
 
-A file `results/<experiment>/<scale>.jsonl` holds a line for every run that has ended, in the order
-in which they ended, with all that it takes to run it again. Lines are appended, never changed.
+`results/<experiment>/<scale>.jsonl` has a line for each completed run, in order of completion, with
+all that is needed to repeat it. Lines are appended and never change.
 """
 
 from __future__ import annotations
@@ -18,42 +18,41 @@ from fixbn_flwr.app.runs.summary import RoundMetrics
 from fixbn_flwr.errors import ConfigError
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-LAST = 0.8  # the last rounds are those from this share of the run on
+LAST = 0.8  # the last rounds start at this share of the run
 
 
 @dataclass(frozen=True)
 class Result:
-    """One run of an experiment, federated or central.
+    """The result of a run, federated or centralized.
 
     Attributes:
-        id: of the run's config; the same run in two experiments has the same.
-        kind: "result", or "search" for a run that only looks for a learning rate: with a seed of
-            its own, and tested on training images that were held out from it.
-        grid: which of the experiment's grids it belongs to.
-        method: the method's name in the experiment, such as "FixBN".
-        setting: the place in the grid, axis by axis, such as {"partition": "two classes"}.
-        seed: of the run.
-        clients: the number of all clients.
-        learning_rate: in round 1.
-        accuracy: the mean test accuracy of the last rounds (mean intersection over union for
-            segmentation), a share in [0, 1], see `mean_of_last_rounds`; None when the run ended
-            before them.
-        accuracies: the test accuracy after each round that was evaluated.
-        losses: the test loss likewise; not finite when the run diverged.
-        failure: what ended the run early, or that it trained nothing in the end; None when it
-            went to its end.
-        dropped: replies that were not averaged, of all rounds.
-        seconds: how long it took.
-        bytes_sent: from the server to one client in a round, arrays only, the mean.
-        bytes_received: from one client to the server likewise.
-        client_state_bytes: what a client keeps between rounds, the mean over the clients that
-            keep anything.
-        run_config: the whole run config, without paths.
-        started: date and time.
-        hardware: of the machine, see `fixbn_flwr.app.runs.environment`.
-        versions: of the packages likewise.
-        command: what was typed.
-        extra: what an experiment measures beside all this, by name.
+        id: The id of the run config; equal runs in different experiments have the same id.
+        kind: "result", or "search" for a run of the search for a learning rate, which has its own
+            seed and is tested on held-out training images.
+        grid: The grid of the experiment.
+        method: The method's name in the experiment, such as "FixBN".
+        setting: The value on each axis of the grid, such as {"partition": "two classes"}.
+        seed: The seed.
+        clients: The number of clients.
+        learning_rate: The learning rate in round 1.
+        accuracy: The mean test accuracy of the last rounds (for segmentation, mean intersection
+            over union), in [0, 1]; see `mean_of_last_rounds`. None if the run ended before them.
+        accuracies: The test accuracy by round, for rounds with an evaluation.
+        losses: The test loss by round; not finite if the run diverged.
+        failure: The reason why the run failed, or why its last round had no update; None if it
+            completed.
+        dropped: The number of dropped replies in all rounds.
+        seconds: The duration.
+        bytes_sent: The mean size of the arrays sent to a client in a round.
+        bytes_received: The mean size of the arrays received from a client in a round.
+        client_state_bytes: The mean size of a client's state between rounds, over the clients that
+            have one.
+        run_config: The whole run config, without paths.
+        started: The date and time of the start.
+        hardware: The hardware; see `fixbn_flwr.app.runs.environment`.
+        versions: The versions of packages.
+        command: The command that started the run.
+        extra: Further measurements of an experiment, by name.
     """
 
     id: str
@@ -82,15 +81,15 @@ class Result:
 
     @property
     def diverged(self) -> bool:
-        """Whether it ended early, or with a loss that is not a number."""
+        """Whether the run failed, or ended with a loss that is not finite."""
         losses = list(self.losses.values())
         return self.failure is not None or (bool(losses) and not math.isfinite(losses[-1]))
 
 
 def mean_of_last_rounds(rounds: Iterable[RoundMetrics], num_rounds: int) -> float | None:
-    """The mean test accuracy over the evaluated rounds in the last fifth; None without one.
+    """Return the mean test accuracy over the last fifth of the rounds; None without an evaluation.
 
-    Of a run that has frozen its statistics only rounds after that count.
+    If the run has frozen its statistics, only rounds after T* are included.
     """
     tested = [m for m in rounds if m.test_accuracy is not None]
     phase = tested[-1].phase if tested else None
@@ -103,31 +102,31 @@ def mean_of_last_rounds(rounds: Iterable[RoundMetrics], num_rounds: int) -> floa
 
 
 def results_file(experiment: str, scale: str, folder: Path = RESULTS) -> Path:
-    """Where the lines of an experiment are."""
+    """Return the file with the results of an experiment."""
     return folder / experiment / f"{scale}.jsonl"
 
 
 def append(path: Path, result: Result) -> None:
-    """Add a line to a file, which is made with its folders if need be."""
+    """Append a result to a file, which is created if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(_plain(dataclasses.asdict(result)), allow_nan=False) + "\n"
     with path.open("ab") as file:
         whole = path.read_bytes().rfind(b"\n") + 1
-        file.truncate(whole)  # what a kill has left of a line
+        file.truncate(whole)  # removes an incomplete line
         file.write(line.encode())
 
 
 def read(path: Path) -> list[Result]:
-    """The results in a file, none when there is no such file.
+    """Return the results in a file; empty if there is no such file.
 
     Raises:
-        ConfigError: a line is damaged.
+        ConfigError: If a line is damaged.
     """
     if not path.exists():
         return []
     results = []
     text = path.read_text(encoding="utf-8")
-    # A line without an end is what a kill has left of one: that run is made again.
+    # A line without an end is incomplete, because its process was killed. The run is repeated.
     for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
         try:
             fields = json.loads(line)
@@ -137,13 +136,13 @@ def read(path: Path) -> list[Result]:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(
                 f"{path}, line {number}: not a result ({error}); delete the line, and the run is"
-                " made again"
+                " repeated"
             ) from error
     return results
 
 
 def _plain(value: Any) -> Any:
-    # JSON has no NaN: text, which float() takes back.
+    # JSON has no NaN. float() reads the text.
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):

@@ -1,8 +1,7 @@
-"""Makes the runs of an experiment: several at a time, each at most once, going on where it stopped.
+"""Run an experiment: several runs at a time, resuming after an interruption.
 
-A run that has ended is a line in the experiment's results, and is never made again; nor is one that
-another experiment has made at the same scale. What was running when the runner was stopped is made
-anew, from its beginning. So any number of interruptions costs at most the runs under way.
+A completed run is a line in the experiment's results and is not repeated. Results of the same run
+in another experiment at the same scale are copied. An interrupted run starts again from round 1.
 """
 
 from __future__ import annotations
@@ -28,28 +27,29 @@ from rich.progress import (
 )
 
 from fixbn_flwr.errors import FixBNError
-from simulation.experiments.experiment import Experiment, Run
+from simulation.experiments.experiment import Experiment
 from simulation.experiments.matching_results import (
     in_place_of,
     lines_of,
     same_config,
     searched_rates,
 )
+from simulation.experiments.planned_run import Run
 from simulation.experiments.result_log import Result, append, read, results_file
 from simulation.experiments.single_run import execute, log_of
 
-_POLL = 2.0  # seconds between two looks at the running ones
+_POLL = 2.0  # seconds between updates of the progress bar
 
 
 class Runner:
-    """Makes an experiment's runs and keeps its results.
+    """Runs an experiment and records its results.
 
     Args:
-        experiment: which, and at which scale.
-        results: the folder of all experiments' results.
-        folders: where run folders are made.
-        workers: how many runs are made at a time.
-        machine: the run config's keys that belong to this machine: data-dir and device.
+        experiment: The experiment at one scale.
+        results: The directory with the results of all experiments.
+        folders: The directory for run folders.
+        workers: The number of runs at a time.
+        machine: The run config's keys that depend on the machine: data-dir and device.
     """
 
     def __init__(
@@ -71,24 +71,24 @@ class Runner:
         self._machine = machine
 
     def run(self) -> list[Result]:
-        """Search learning rates, make all runs, and return every line of the experiment.
+        """Search for learning rates, run everything, and return all results of the experiment.
 
         Raises:
-            FixBNError: a run could not begin, or its process was killed; all that ended is kept.
+            FixBNError: If a run cannot start, or its process was killed. Completed runs are kept.
         """
         searches = self._experiment.searches()
         with _progress() as progress, self._processes() as pool:
             work = _work([*searches, *self._experiment.outline()])
             total = progress.add_task(self._experiment.name, total=work)
-            self._make(searches, pool, progress, total)
+            self._complete(searches, pool, progress, total)
             rate = searched_rates(self._experiment, read(self._file))
-            assert rate is not None  # all searches have ended
-            self._make(self._experiment.results(rate), pool, progress, total)
+            assert rate is not None  # all searches have completed
+            self._complete(self._experiment.results(rate), pool, progress, total)
         return read(self._file)
 
     @contextmanager
     def _processes(self) -> Iterator[ProcessPoolExecutor]:
-        """The worker processes, each started when there is first a run for it."""
+        """Yield a pool of worker processes, which start on demand."""
         context = multiprocessing.get_context("spawn")
         threads = max(1, len(os.sched_getaffinity(0)) // self._workers)
         pool = ProcessPoolExecutor(self._workers, context, torch.set_num_threads, (threads,))
@@ -101,24 +101,24 @@ class Runner:
                     process.terminate()
                 raise
 
-    def _make(
+    def _complete(
         self, runs: Sequence[Run], pool: ProcessPoolExecutor, progress: Progress, total: TaskID
     ) -> None:
-        """Make what is missing of these runs; each once, whatever the places that it stands in."""
+        """Run those of the runs that have no result. Equal runs in several grids run once."""
         own = read(self._file)
         missing = [run for run in runs if not lines_of([run], own)]
         known = {line.id: line for path in self._other_files for line in read(path)}
         known |= {line.id: line for line in own}
-        to_make: dict[str, list[Run]] = {}
+        to_run: dict[str, list[Run]] = {}
         for run in missing:
             same = known.get(run.id)
             if same and same_config(run, same) and (same.extra or not self._measures(run)):
                 append(self._file, in_place_of(run, same, with_extra=self._measures(run)))
             else:
-                to_make.setdefault(run.id, []).append(run)
-        later = _work(run for places in to_make.values() for run in places)
+                to_run.setdefault(run.id, []).append(run)
+        later = _work(run for places in to_run.values() for run in places)
         progress.advance(total, _work(runs) - later)
-        self._collect(list(to_make.values()), pool, progress, total)
+        self._collect(list(to_run.values()), pool, progress, total)
 
     def _measures(self, run: Run) -> bool:
         measure = self._experiment.measure
@@ -142,36 +142,36 @@ class Runner:
         ended = progress.tasks[total].completed
         while waiting:
             done, _ = wait(waiting, _POLL, FIRST_COMPLETED)
-            broken: list[tuple[Run, BaseException]] = []
+            failed: list[tuple[Run, BaseException]] = []
             for future in done:
                 places = waiting.pop(future)
                 if (error := future.exception()) is not None:
-                    broken.append((places[0], error))
+                    failed.append((places[0], error))
                     continue
                 for run in places:
                     extra = self._measures(run)
                     append(self._file, in_place_of(run, future.result(), with_extra=extra))
                 ended += _work(places)
                 progress.console.print(_line(places[0], future.result()))
-            for run, error in broken:  # when all that has ended is on file
+            for run, error in failed:  # after the completed runs are recorded
                 if isinstance(error, BrokenProcessPool):
                     raise FixBNError(
-                        "a run's process was killed, perhaps for want of memory: start again with"
-                        " fewer --workers; everything that had ended is kept"
+                        "the process of a run was killed, possibly because memory ran out: start"
+                        " again with fewer --workers. Completed runs are kept."
                     ) from error
                 if isinstance(error, FixBNError):
                     raise FixBNError(
                         f"{run.label}: {error}\n  Its log is {log_of(self._folders / run.id)}."
-                        " Start again when that is mended; everything that had ended is kept."
+                        " Fix the cause and start again. Completed runs are kept."
                     ) from error
                 raise error
-            under_way = sum(
+            running = sum(
                 self._done_of(places) for future, places in waiting.items() if future.running()
             )
-            progress.update(total, completed=ended + under_way)
+            progress.update(total, completed=ended + running)
 
     def _done_of(self, places: list[Run]) -> float:
-        """How much of its work a run has done by now."""
+        """Return how much of its work a run has done."""
         run = places[0]
         try:
             rounds = (self._folders / run.id / "metrics.jsonl").read_bytes().count(b"\n")
@@ -200,6 +200,6 @@ def _progress() -> Iterator[Progress]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    # The speed of the last half hour: runs differ, and a window of seconds would jump.
+    # Estimate from the last half hour, because runs differ in speed.
     with Progress(*columns, console=Console(), speed_estimate_period=1800) as progress:
         yield progress

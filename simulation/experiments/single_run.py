@@ -1,7 +1,7 @@
-"""One run of an experiment, made in this process by the app's own server and client.
+"""Execute one run of an experiment in this process.
 
-It goes over the in-memory grid: the same bits as through `flwr run`, without the minute in which
-SuperLink and Ray start. What it leaves is a run folder like any other.
+The app's server and client communicate over a `SerializingGrid`. The result has the same bits as
+with `flwr run`, without starting a SuperLink and Ray. The run has a run folder like any other.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.runs.reader import read_metrics
 from fixbn_flwr.errors import RoundsFailedError
 from fixbn_flwr.testing import SerializingGrid
-from simulation.experiments.experiment import Run
 from simulation.experiments.gradient_runs import measure_run
+from simulation.experiments.planned_run import Run
 from simulation.experiments.result_log import Result, mean_of_last_rounds
 
 LOG = "log.txt"
 
 
 def log_of(folder: Path) -> Path:
-    """Where what a run prints goes until it has ended; then it is `log.txt` in its folder."""
+    """Return the log of an unfinished run. A completed run has `log.txt` in its folder."""
     return folder.with_suffix(".log")
 
 
@@ -43,21 +43,22 @@ def execute(
     command: str,
     measure: Mapping[str, Any] | None = None,
 ) -> Result:
-    """Make a run, and return what came out; an unfinished folder of it is made anew.
+    """Execute a run and return its result. An unfinished run folder is replaced.
 
     Args:
-        run: what to do.
-        folder: becomes its run folder; what it prints goes into `log.txt` there.
-        machine: the run config's keys that belong to this machine: data-dir and device.
-        command: what the user typed, for the record.
-        measure: see `simulation.experiments.gradient_runs`; None measures nothing more.
+        run: The run.
+        folder: The run folder, which also gets the run's output, `log.txt`.
+        machine: The run config's keys that depend on the machine: data-dir and device.
+        command: The command of the user, for the record.
+        measure: The table `measure` of the experiment, see
+            `simulation.experiments.gradient_runs`. Default: no further measurements.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     config = {
         **run.run_config,
         **machine,
-        "checkpoint-every": 0,  # a run that was stopped begins anew
+        "checkpoint-every": 0,  # an interrupted run starts again
         "output-dir": str(folder.parent),
         "run-name": folder.name,
     }
@@ -70,7 +71,7 @@ def execute(
             else:
                 state = _federate(config, run.clients)
         except RoundsFailedError as error:
-            if not error.diverged:  # a mistake or an accident, not a result
+            if not error.diverged:  # an error, not a result
                 raise
             failure = str(error)
             print(failure)
@@ -81,7 +82,7 @@ def execute(
 
 
 def _federate(config: Mapping[str, Any], clients: int) -> float:
-    """Run the app, and return the bytes that a client keeps, the mean over those that do."""
+    """Run the app, and return the mean size of a client's state, over clients that have one."""
     grid = SerializingGrid(client_app.app, clients, run_config=config)
     context = Context(
         run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(config)
@@ -111,7 +112,7 @@ def _result(
         if m.test_accuracy is not None and m.test_loss is not None
     ]
     messages = max(1, sum(m.clients + m.dropped for m in metrics))
-    if not failure and metrics[-1].clients == 0:  # its last model is that of an earlier round
+    if not failure and metrics[-1].clients == 0:  # the last model is that of an earlier round
         failure = "no client delivered a usable update in the last round"
     return Result(
         id=run.id,
@@ -142,9 +143,9 @@ def _result(
 
 @contextmanager
 def _output_to(path: Path) -> Iterator[None]:
-    """Everything that this process writes goes into a file meanwhile.
+    """Redirect the output of this process to a file.
 
-    Flower's log holds on to the stream that it once got, so its descriptor goes there too.
+    Flower's logger keeps its own reference to stderr, so the file descriptor is redirected, too.
     """
     with path.open("w", encoding="utf-8", buffering=1) as file:
         sys.stderr.flush()

@@ -1,11 +1,11 @@
-"""The tasks at a size that two cores can run dozens of times.
+"""Small versions of tasks, which two cores can run dozens of times.
 
 Use one as `task="simulation.experiments.small_tasks:CIFAR10"`.
 
-The images are the real ones at half their height and width, each pixel the mean of four. CIFAR-10
-has the first 2,000 of its test images and ResNet-8, the smallest network of He et al.'s family (one
-block in each of the three stages); CamVid has every third of its test images. `SCENES` are made up,
-to try segmentation where there is no data.
+Images have half their height and width; each pixel is the mean of four. CIFAR-10 has the first
+2,000 of its test images and ResNet-8, the smallest network of He et al.'s family (one block in each
+of the three stages). CamVid has every third of its test images. `SCENES` are synthetic images, to
+test segmentation without data.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from fixbn_flwr.tasks.cifar10 import TASK as CIFAR10_WHOLE
 from fixbn_flwr.tasks.segmentation import IGNORED, Masks, mean_iou, pixel_cross_entropy
 from simulation.experiments.held_out_task import choose
 
-_PART = 1000  # images halved at a time: as floats they take four times their memory
+_PART = 1000  # images halved at a time; as floats they need four times the memory
 
 
 def halve(images: Tensor) -> Tensor:
-    """Images at half their height and width, uint8 `[n, channels, height, width]`."""
+    """Return images at half their height and width, uint8 `[n, channels, height, width]`."""
     parts = (images[start : start + _PART].float() for start in range(0, len(images), _PART))
     return torch.cat([avg_pool2d(part, 2).round().to(torch.uint8) for part in parts])
 
 
 def resnet8(norm: str = "bn", *, classes: int = 10) -> nn.Module:
-    """Three stages of one block, 75,290 parameters."""
+    """Return a residual network with three stages of one block, 75,290 parameters."""
     return ResidualNetwork(3, classes, widths=(16, 32, 64), blocks=1, norm=norm)
 
 
@@ -51,13 +51,13 @@ def _smaller(task: Task, test: slice) -> Callable[[Path | None], tuple[Split, Sp
 
 def _halved(split: Split) -> Split:
     images, targets = split.images[:], split.targets[:]
-    # A mask keeps one pixel of four: classes have no mean.
+    # Masks keep one pixel of four, since classes have no mean.
     kept = targets[..., ::2, ::2] if targets.ndim > 1 else targets
     return Split(halve(images), kept, split.groups)
 
 
-def _made_up(number: int) -> Split:
-    """A bright box on dim ground in each image, and by pixel whether it is the box; 8 groups."""
+def _boxes(number: int) -> Split:
+    """Return images of a bright box on a dark background, with masks of the box; 8 groups."""
     random = torch.Generator().manual_seed(number)
     images = torch.randint(64, 128, (number, 3, 32, 32), dtype=torch.uint8, generator=random)
     masks = torch.zeros(number, 32, 32, dtype=torch.uint8)
@@ -84,7 +84,7 @@ CAMVID = replace(
 SCENES = Task(
     name="scenes",
     classes=2,
-    load=lambda _: (_made_up(64), _made_up(16)),
+    load=lambda _: (_boxes(64), _boxes(16)),
     models={"deeplabv3plus": partial(deeplab, classes=2)},
     mean=(120.0, 120.0, 120.0),
     std=(50.0, 50.0, 50.0),

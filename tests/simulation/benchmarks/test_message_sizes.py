@@ -1,21 +1,21 @@
-"""What a method costs in bytes: real messages of ResNet-20."""
+"""The sizes of messages and state, with ResNet-20."""
 
 from __future__ import annotations
 
 from simulation.benchmarks.message_sizes import Cost, measure, table
 
 PARAMETERS = 269_722  # of ResNet-20: He et al.'s 0.27 million
-STATISTICS = 2 * 688  # a mean and a variance for every channel that is normalised
+STATISTICS = 2 * 688  # a mean and a variance for each normalized channel
 
 
-def test_fixbn_adds_nothing_to_messages_and_keeps_what_it_says() -> None:
+def test_fixbn_adds_only_config_to_messages_except_with_global_momentum() -> None:
     cost = {
         name: measure("ResNet-20", name)
         for name in ("FedAvg", "FixBN, reset", "FixBN, local", "FixBN, global")
     }
     plain, buffers = cost["FedAvg"], 4 * PARAMETERS
     for name in ("FixBN, reset", "FixBN, local"):
-        assert 0 <= cost[name].down - plain.down < 200  # its words in the config
+        assert 0 <= cost[name].down - plain.down < 200  # its keys in the config
         assert cost[name].up == plain.up
     for size in ("down", "up"):
         extra = getattr(cost["FixBN, global"], size) - getattr(plain, size)

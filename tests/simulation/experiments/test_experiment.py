@@ -1,10 +1,11 @@
-"""Experiments as TOML: every file can be run, and what its runs are."""
+"""Experiments in TOML: all files are valid, and what runs they have."""
 
 import pytest
 
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.errors import ConfigError
-from simulation.experiments.experiment import SEARCH_SEED, Experiment, Run, Scale, names
+from simulation.experiments.experiment import SEARCH_SEED, Experiment, Scale, names
+from simulation.experiments.planned_run import Run
 
 COMMON = """
 [base]
@@ -66,7 +67,7 @@ def test_every_experiment_has_runs_at_every_scale(name, scale):
     results = made.results(made.chosen((run, 0.5) for run in searches))
 
     assert {run.grid for run in results} == set(made.grids)
-    # A place is a run of its own, and in it a method's seeds.
+    # Each combination of method, setting and seed is one run.
     places = [(run.grid, run.method, str(run.setting), run.seed) for run in results]
     assert len(set(places)) == len(places)
     of_grid: dict[str, set[str]] = {}
@@ -78,7 +79,7 @@ def test_every_experiment_has_runs_at_every_scale(name, scale):
 
 @pytest.mark.parametrize("scale", Scale)
 @pytest.mark.parametrize("name", names())
-def test_bn_and_fixbn_have_the_same_rates_in_every_round(name, scale):
+def test_methods_have_the_same_learning_rate_in_every_round(name, scale):
     made = Experiment(name, scale)
     for runs in (made.searches(), made.outline()):
         courses: dict[tuple[str, ...], dict[str, list[float]]] = {}
@@ -90,19 +91,19 @@ def test_bn_and_fixbn_have_the_same_rates_in_every_round(name, scale):
                 where = (str(first), str(run.seed), *map(str, run.setting.values()))
                 courses.setdefault(where, {})[run.method] = [r / first for r in course]
         for by_method in courses.values():
-            if name != "freeze-after":  # where T* and factor are what differs
+            if name != "freeze-after":  # in which T* and the factor differ
                 expected = next(iter(by_method.values()))
                 assert all(course == pytest.approx(expected) for course in by_method.values())
 
 
-def test_the_seven_experiments_of_the_issue():
+def test_there_are_seven_experiments():
     assert names() == [
         "freeze-after", "frequency", "gradients", "map", "momentum", "normalisers",
         "segmentation",
     ]  # fmt: skip
 
 
-def test_runs_are_every_method_in_every_place_seed_by_seed(tmp_path):
+def test_runs_are_all_methods_and_settings_seed_by_seed(tmp_path):
     runs = experiment(tmp_path, ["steps"], ["BN", "FixBN"]).results(rate)
 
     assert [(run.seed, run.setting["steps"], run.method) for run in runs] == [
@@ -111,7 +112,7 @@ def test_runs_are_every_method_in_every_place_seed_by_seed(tmp_path):
     ]  # fmt: skip
 
 
-def test_local_steps_in_all_are_divided_over_rounds(tmp_path):
+def test_the_total_of_local_steps_is_divided_into_rounds(tmp_path):
     once, four = experiment(tmp_path, ["steps"], ["BN"]).results(rate)[:2]
 
     assert (once.rounds, once.run_config["evaluate-every"]) == (16, 4)
@@ -122,7 +123,7 @@ def test_local_steps_in_all_are_divided_over_rounds(tmp_path):
     assert once.run_config["learning-rate"] == 0.25
 
 
-def test_a_method_can_be_shorter_with_the_rate_of_another(tmp_path):
+def test_a_method_can_be_shorter_and_use_the_learning_rate_of_another(tmp_path):
     made = experiment(tmp_path, ["steps"], ["BN", "half"])
     rates = {"BN": 0.5}
     runs = made.results(lambda method, _: rates[method])
@@ -132,14 +133,14 @@ def test_a_method_can_be_shorter_with_the_rate_of_another(tmp_path):
     assert {run.method for run in made.searches()} == {"BN"}
 
 
-def test_more_clients_of_whom_as_many_train(tmp_path):
+def test_an_axis_can_have_more_clients_with_the_same_number_per_round(tmp_path):
     few, many = experiment(tmp_path, ["clients"], ["BN"]).results(rate)[:2]
 
     assert (few.clients, many.clients) == (3, 15)
     assert few.work == many.work
 
 
-def test_a_search_is_short_held_out_and_made_once_a_method(tmp_path):
+def test_a_search_is_short_and_held_out_with_one_per_method(tmp_path):
     searches = experiment(tmp_path, ["steps"], ["BN", "centralised"]).searches()
 
     assert [(run.method, run.run_config["learning-rate"]) for run in searches] == [
@@ -150,11 +151,11 @@ def test_a_search_is_short_held_out_and_made_once_a_method(tmp_path):
         "simulation.experiments.held_out_task:digits"
     }
     assert [run.central for run in searches] == [False, False, True, True]
-    # The app's default, 5 local steps: half of 16 makes 2 rounds of them.
+    # 5 local steps are the default, so half of 16 steps are 2 rounds.
     assert {run.rounds for run in searches} == {2}
 
 
-def test_a_search_for_each_value_of_the_axes_named(tmp_path):
+def test_search_axes_have_a_search_for_each_value(tmp_path):
     more = '[scales.smoke]\nsearch-axes = ["steps"]\n'
     made = experiment(tmp_path, ["clients", "steps"], ["BN"], more)
 
@@ -163,12 +164,12 @@ def test_a_search_for_each_value_of_the_axes_named(tmp_path):
         ({"steps": "1"}, 0.1), ({"steps": "1"}, 0.2),
         ({"steps": "4"}, 0.1), ({"steps": "4"}, 0.2),
     ]  # fmt: skip
-    asked = []
-    made.results(lambda method, setting: asked.append((method, dict(setting))) or 0.1)
-    assert asked[:2] == [("BN", {"steps": "1"}), ("BN", {"steps": "4"})]
+    chosen = []
+    made.results(lambda method, setting: chosen.append((method, dict(setting))) or 0.1)
+    assert chosen[:2] == [("BN", {"steps": "1"}), ("BN", {"steps": "4"})]
 
 
-def test_the_id_tells_runs_apart_and_nothing_else(tmp_path):
+def test_the_id_depends_on_the_run_config_and_clients_only(tmp_path):
     made = experiment(tmp_path, ["steps"], ["BN", "FixBN", "centralised"])
     runs = made.results(rate)
     same = made.results(rate)[0]
@@ -178,35 +179,35 @@ def test_the_id_tells_runs_apart_and_nothing_else(tmp_path):
     elsewhere = Run("result", "other", "plain", {"x": "y"}, 0, 3, False, runs[0].run_config)
     assert elsewhere.id == runs[0].id
     assert Run("result", "main", "BN", {}, 0, 4, False, runs[0].run_config).id != runs[0].id
-    # A key that the app has got since, at its default.
+    # Without a key at its default, as before the app had it.
     fewer = {key: value for key, value in runs[0].run_config.items() if key != "state-dir"}
     assert Run("result", "main", "BN", {}, 0, 3, False, fewer).id == runs[0].id
 
 
-def test_a_wrong_run_config_is_refused_before_any_run(tmp_path):
+def test_an_invalid_run_config_is_an_error_before_any_run(tmp_path):
     with pytest.raises(ConfigError, match="momentun = 1: unknown key"):
         experiment(tmp_path, ["steps"], ["BN"], "[base]\nmomentun = 1\n")
 
 
-def test_an_unknown_experiment_is_told_what_there_is():
+def test_the_error_for_an_unknown_experiment_lists_all():
     with pytest.raises(ConfigError, match="no experiment 'x': choose one of freeze-after, "):
         Experiment("x", Scale.SMOKE)
 
 
 @pytest.mark.parametrize(
-    ("slip", "named"),
+    ("text", "named"),
     [
         ("seed = [1]", "seed"),
         ('[scales.smoke.axes]\nsteps = ["2"]', "steps 2"),
         ('[scales.smoke.axes]\nstep = ["1"]', "step 1"),
     ],
 )
-def test_a_slip_of_the_pen_in_a_scale_is_refused(tmp_path, slip, named):
+def test_an_unknown_key_or_value_in_a_scale_is_an_error(tmp_path, text, named):
     with pytest.raises(ConfigError, match=f"experiment it, scale smoke: there is no {named}; keys"):
-        experiment(tmp_path, ["steps"], ["BN"], f"[scales.smoke]\n{slip}\n")
+        experiment(tmp_path, ["steps"], ["BN"], f"[scales.smoke]\n{text}\n")
 
 
-def test_central_training_is_made_once_for_all_ways_to_divide_the_data(tmp_path):
+def test_centralized_training_runs_once_for_all_partitions(tmp_path):
     more = '[axes.partition]\niid = { partition = "iid" }\ntwo = { partition = "classes" }\n'
     runs = experiment(tmp_path, ["partition"], ["BN", "centralised"], more).results(rate)[:3]
 

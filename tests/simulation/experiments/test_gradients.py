@@ -1,7 +1,7 @@
-"""The measure of the gradient deviation: where the two updates are equal, and where they differ.
+"""The comparison of federated and centralized updates: where they are equal, and where they differ.
 
-Exact where there is an identity (METHOD.md, "Checks that must hold to the last digit"): in float64,
-on scikit-learn's digits with the small residual network, and by hand on a straight line.
+Identities are tested in float64, on scikit-learn's digits with the small residual network, and on a
+line whose updates are computed by hand.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def clients(scheme: Any = "classes") -> list[np.ndarray]:
 
 
 def network(norm: str = "bn") -> nn.Module:
-    """A global model with statistics that do something: those of training images."""
+    """Return a global model with the statistics of training images."""
     torch.manual_seed(5)
     model = small_resnet(norm).double()
     data = train_split()
@@ -71,11 +71,11 @@ def assert_equal_updates(differences: Sequence[LayerDifference]) -> None:
 
 
 @pytest.mark.parametrize(("norm", "frozen"), [("bn", True), ("gn", False)])
-def test_one_step_is_the_centralised_one_in_every_layer_when_images_do_not_mix(norm, frozen):
+def test_one_step_equals_the_centralized_one_in_every_layer_if_images_are_independent(norm, frozen):
     assert_equal_updates(digits(network(norm), frozen=frozen))
 
 
-def test_mini_batch_statistics_of_clients_of_different_classes_deviate_from_one_step_on():
+def test_batch_statistics_of_clients_with_different_classes_deviate_after_one_step():
     differences = digits(network())
     assert [d.name for d in differences] == [*LAYERS, ALL_LAYERS]
     assert min(d.cosine for d in differences) < 0.999
@@ -83,12 +83,12 @@ def test_mini_batch_statistics_of_clients_of_different_classes_deviate_from_one_
 
 
 @pytest.mark.parametrize("local_steps", [1, 3])
-def test_mini_batch_statistics_do_not_deviate_when_all_clients_have_the_same_batches(local_steps):
+def test_batch_statistics_do_not_deviate_if_all_clients_have_the_same_batches(local_steps):
     same = clients("iid")[0][:8]
     assert_equal_updates(digits(network(), partitions=[same] * 3, local_steps=local_steps))
 
 
-def test_several_steps_drift_with_frozen_statistics_the_more_the_longer():
+def test_with_frozen_statistics_the_drift_grows_with_the_number_of_steps():
     model = network()
     one, two, five = (
         digits(model, frozen=True, local_steps=steps)[-1].distance for steps in (1, 2, 5)
@@ -97,7 +97,7 @@ def test_several_steps_drift_with_frozen_statistics_the_more_the_longer():
     assert 1e-6 < two < five
 
 
-def test_the_model_and_the_global_generator_are_left_as_they_were():
+def test_the_model_and_the_global_generator_do_not_change():
     model = network()
     model.blocks[0].eval()  # modes differ from layer to layer
     state = copy.deepcopy(model.state_dict())
@@ -112,9 +112,9 @@ def test_the_model_and_the_global_generator_are_left_as_they_were():
     assert [type(module) for module in model.modules()] == [type(m) for m in network().modules()]
 
 
-def test_clients_start_from_the_global_statistics_too():
-    # With statistics left over from a client before, those of the next are not what is frozen; the
-    # layer itself would not tell, as mini-batches normalise by themselves.
+def test_clients_start_from_the_global_statistics():
+    # Otherwise a client would start with the statistics of the previous client, which has no effect
+    # on updates with batch statistics.
     seen: list[Tensor] = []
 
     class Watched(nn.BatchNorm2d):
@@ -131,18 +131,18 @@ def test_clients_start_from_the_global_statistics_too():
     start = model[1].running_mean.clone()
     seen.clear()
     digits(model, draws=1)
-    assert len(seen) == 6  # five clients, and the union
+    assert len(seen) == 6  # five clients and the union
     assert all(torch.equal(mean, start) for mean in seen)
 
 
-def test_the_seed_alone_decides_on_the_batches():
+def test_batches_depend_only_on_the_seed():
     model = network()
     first = digits(model)
     assert digits(model) == first
     assert digits(model, seed=4) != first
 
 
-def test_the_seed_alone_decides_on_what_dropout_drops():
+def test_dropout_depends_only_on_the_seed():
     model = network()
     model.classifier = nn.Sequential(nn.Dropout(0.5), model.classifier)
     first = digits(model, frozen=True)
@@ -151,12 +151,12 @@ def test_the_seed_alone_decides_on_what_dropout_drops():
 
 
 def test_clients_draw_independently():
-    # Drawing alike from the same images they would have the same batches, and not deviate.
+    # With equal draws from the same images, the updates would not deviate.
     same = clients("iid")[0]
     assert digits(network(), partitions=[same] * 3)[-1].distance > 0.01
 
 
-def test_the_union_has_the_very_images_that_the_clients_saw_augmented():
+def test_the_union_has_the_augmented_images_of_the_clients():
     calls: list[tuple[int, torch.dtype]] = []
 
     def noise(images: Tensor, random: torch.Generator) -> Tensor:
@@ -170,7 +170,7 @@ def test_the_union_has_the_very_images_that_the_clients_saw_augmented():
     assert plain.distance != augmented.distance
 
 
-def test_images_and_masks_of_a_segmentation_task_are_cut_together_and_once():
+def test_images_and_masks_of_a_segmentation_task_are_cropped_together_and_once():
     from fixbn_flwr.tasks.segmentation import Masks, mean_iou, pixel_cross_entropy
 
     random = torch.Generator().manual_seed(0)
@@ -189,7 +189,7 @@ def test_images_and_masks_of_a_segmentation_task_are_cut_together_and_once():
         masks=Masks(crop=(16, 16), window=(32, 32), evaluation_batch=2),
     )
     shapes: list[Any] = []
-    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1)).double()  # mirroring matters to 3x3
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1)).double()  # 3x3 depends on mirroring
     model.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
     two = [np.arange(3), np.arange(3, 6)]
     steps = {**ONE_STEP, "batch_size": 3, "draws": 1}
@@ -203,7 +203,7 @@ def half_square(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def points(*values: int) -> tuple[Task, Split]:
-    """A task of images with one pixel, which normalised has this value, and with the target 1."""
+    """Return a task whose images have one pixel, with this normalized value, and the target 1."""
     images = torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1) * 2 + 3
     task = replace(DIGITS, name="points", mean=(3.0,), std=(2.0,), loss=half_square)
     return task, Split(images, torch.ones(len(values), dtype=torch.int64))
@@ -217,7 +217,7 @@ def line(bias: bool) -> nn.Module:
     return model
 
 
-def test_a_line_by_hand():
+def test_updates_of_a_line_equal_those_computed_by_hand():
     # Weight and bias after two steps of 0.5: client 0 (pixel 1) (.5, .5), (.5, .5); client 1
     # (pixel 2) (1, .5), (-.5, -.25); mean (0, .125). Union: (.75, .5), (.1875, .1875).
     task, data = points(1, 2)
@@ -255,8 +255,8 @@ def test_ratios_are_averaged_over_draws_not_updates():
 
 
 def test_steps_have_neither_momentum_nor_weight_decay():
-    # From weight 1 with pixel 1, where the loss is at its lowest, nothing else would move it: the
-    # centralised update is zero, and there is nothing to compare with.
+    # With weight 1 and pixel 1 the loss is minimal and its gradient zero. So the centralized update
+    # is zero, and no layer is compared.
     task, data = points(1)
     model = line(bias=False)
     nn.init.ones_(model[1].weight)
@@ -264,7 +264,7 @@ def test_steps_have_neither_momentum_nor_weight_decay():
     assert measure(task, data, [np.array([0])], model, frozen=False, **steps) == []
 
 
-def test_a_layer_that_is_not_trained_is_left_out_and_the_others_keep_their_depth():
+def test_a_layer_that_is_not_trained_is_omitted_and_the_others_keep_their_depth():
     model = network()
     model.conv.weight.requires_grad_(False)
     differences = digits(model, frozen=True)
@@ -273,15 +273,15 @@ def test_a_layer_that_is_not_trained_is_left_out_and_the_others_keep_their_depth
 
 
 def test_a_federated_update_of_zero_has_no_direction():
-    # Each client has one image twice in its batch: batch normalisation makes zeros of it, which
-    # give no gradient to what comes before; on the union they differ.
+    # Each client has one image twice in its batch. Batch normalization turns it into zeros, which
+    # give no gradient to earlier layers. In the union the images differ.
     task, data = points(1, 2)
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Flatten(), nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1), nn.Tanh(), nn.Linear(1, 1)
     ).double()
     two = [np.array([0]), np.array([1])]
-    # Targets 1 and 0, so that the two images' gradients differ after normalisation.
+    # With targets 1 and 0 the gradients of the two images differ after normalization.
     data = replace(data, targets=torch.tensor([1, 0]))
     steps = {"local_steps": 1, "batch_size": 2, "learning_rate": 0.5, "draws": 1, "seed": 0}
     first = measure(task, data, two, model, frozen=False, **steps)[0]
@@ -300,12 +300,12 @@ def test_a_federated_update_of_zero_has_no_direction():
         ({"partitions": [np.arange(3), np.arange(0)]}, r"partitions of \[3, 0\] images"),
     ],
 )
-def test_what_cannot_be_measured_is_named(changed, message):
+def test_an_invalid_argument_is_named(changed, message):
     with pytest.raises(ConfigError, match=message):
         digits(network(), **changed)
 
 
-def test_a_diverged_update_is_an_error_not_a_nan():
+def test_a_diverged_update_is_an_error():
     with pytest.raises(ConfigError, match=r"learning_rate=1e\+200"):
         digits(network(), frozen=True, local_steps=3, learning_rate=1e200)
 
@@ -315,13 +315,13 @@ def test_frozen_needs_statistics():
         digits(network("gn"), frozen=True)
 
 
-def test_explained_share():
+def test_the_share_of_the_gap_that_freezing_closes():
     assert explained_share(batch=0.25, frozen=0.5, centralised=0.75) == 0.5
     assert explained_share(batch=0.25, frozen=0.125, centralised=0.75) == -0.25
     assert explained_share(batch=0.25, frozen=1.0, centralised=0.75) == 1.5
 
 
 @pytest.mark.parametrize("centralised", [0.5, 0.25])
-def test_no_gap_has_no_share(centralised):
+def test_without_a_gap_there_is_no_share(centralised):
     with pytest.raises(ValueError, match=rf"{centralised} .*0\.5"):
         explained_share(batch=0.5, frozen=0.6, centralised=centralised)

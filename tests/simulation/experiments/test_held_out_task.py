@@ -1,4 +1,4 @@
-"""Learning rates are looked for on training images: never a test image, never one trained on."""
+"""Held-out tasks never use a test image, or an image that is trained on; and small tasks."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from simulation.experiments.held_out_task import choose
 
 
 class Stored:
-    """Images that are read when they are asked for."""
+    """Images that are read on access."""
 
     def __init__(self, values):
         self.values = values
@@ -41,7 +41,7 @@ def test_at_most_2000_of_cifar10_are_held_out(shared_data):
     assert (len(rest), len(held_out)) == (48000, 2000)
 
 
-def test_it_is_a_task_of_its_own_and_always_the_same_one():
+def test_a_held_out_task_is_always_the_same_object():
     task = get_task(
         "simulation.experiments.held_out_task:simulation.experiments.small_tasks:CIFAR10"
     )
@@ -53,12 +53,12 @@ def test_it_is_a_task_of_its_own_and_always_the_same_one():
     assert list(task.models) == ["resnet8", "resnet20"]
 
 
-def test_a_task_that_does_not_exist_is_refused():
+def test_an_unknown_task_is_an_error():
     with pytest.raises(ConfigError, match="'nothing', which does not exist"):
         get_task("simulation.experiments.held_out_task:nothing")
 
 
-def test_images_in_files_are_chosen_without_reading_them():
+def test_images_in_files_are_selected_without_reading_them():
     stored, groups = Stored(torch.arange(10.0)), torch.arange(10)
     chosen = choose(Split(stored, Stored(torch.arange(10)), groups), torch.tensor([7, 3, 5]))
 
@@ -75,7 +75,7 @@ def test_halving_takes_the_mean_of_four_pixels_rounded():
     assert small_tasks.halve(images).tolist() == [[[[2]]], [[[255]]]]
 
 
-def test_small_cifar10_is_the_real_one_at_16x16(shared_data):
+def test_small_cifar10_is_cifar10_at_16x16(shared_data):
     whole = load_splits(get_task("cifar10"), shared_data)
     train, test = load_splits(small_tasks.CIFAR10, shared_data)
 

@@ -1,12 +1,13 @@
-"""Only lines of the experiment as it is planned now count."""
+"""Only results of the current plan of an experiment are selected."""
 
 import dataclasses
 from typing import Any
 
 import pytest
 
-from simulation.experiments.experiment import Experiment, Run, Scale
+from simulation.experiments.experiment import Experiment, Scale
 from simulation.experiments.matching_results import in_place_of, lines_of, searched_rates
+from simulation.experiments.planned_run import Run
 from simulation.experiments.result_log import Result
 from tests.support.handmade import result
 
@@ -17,7 +18,7 @@ def momentum() -> Experiment:
 
 
 def line(run: Run, accuracy: float | None = 0.5, **fields: Any) -> Result:
-    """What a run leaves."""
+    """Return the result of a run."""
     made = result(run.method, run.setting, accuracy)
     return dataclasses.replace(
         made, id=run.id, kind=run.kind, grid=run.grid, seed=run.seed, run_config=run.run_config,
@@ -25,14 +26,14 @@ def line(run: Run, accuracy: float | None = 0.5, **fields: Any) -> Result:
     )  # fmt: skip
 
 
-def test_there_is_no_rate_until_every_search_has_ended(momentum):
+def test_there_are_no_rates_until_all_searches_have_completed(momentum):
     lines = [line(run) for run in momentum.searches()]
 
     assert searched_rates(momentum, lines[:-1]) is None
     assert searched_rates(momentum, lines) is not None
 
 
-def test_the_best_rate_is_not_one_that_diverged(momentum):
+def test_a_rate_that_diverged_is_not_the_best(momentum):
     first, *others = momentum.searches()
     lines = [line(first, 0.9, failure="NaN"), *(line(run, 0.1) for run in others)]
     rate = searched_rates(momentum, lines)
@@ -41,7 +42,7 @@ def test_the_best_rate_is_not_one_that_diverged(momentum):
     assert rate(first.method, first.setting) == others[0].run_config["learning-rate"]
 
 
-def test_lines_come_in_the_order_of_the_plan_and_without_those_of_another(momentum):
+def test_results_are_in_the_order_of_the_plan_without_those_of_another_plan(momentum):
     runs = momentum.results(lambda *_: 0.05)
     earlier = momentum.results(lambda *_: 0.01)
     lines = [line(run) for run in [*reversed(runs), *earlier]]
@@ -50,7 +51,7 @@ def test_lines_come_in_the_order_of_the_plan_and_without_those_of_another(moment
     assert lines_of(runs, lines[len(runs) :]) == []
 
 
-def test_a_line_made_with_another_default_is_of_another_run(momentum):
+def test_a_result_with_another_default_belongs_to_another_run(momentum):
     (run, *_) = momentum.results(lambda *_: 0.05)
     other = {**run.run_config, "weight-decay": 0.5}
     fewer = {key: value for key, value in run.run_config.items() if key != "state-dir"}
@@ -60,7 +61,7 @@ def test_a_line_made_with_another_default_is_of_another_run(momentum):
     assert lines_of([run], [dataclasses.replace(line(run), run_config=fewer)])
 
 
-def test_a_line_moves_to_another_place_without_what_is_not_measured_there(momentum):
+def test_a_result_copied_to_another_run_keeps_extra_measurements_only_if_asked(momentum):
     run, other = momentum.results(lambda *_: 0.05)[:2]
     measured = line(run, extra={"gradients": [1]})
 

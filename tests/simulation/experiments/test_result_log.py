@@ -1,4 +1,4 @@
-"""A result is a line that comes back as it was."""
+"""Results are read as they were written."""
 
 import math
 
@@ -32,7 +32,7 @@ def round_metrics(
     return RoundMetrics(number, phase, 0.1, 1.0, None, accuracy, 0, 0, 1.0, 5, 0)
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_results_are_read_as_they_were_written(tmp_path):
     path = results_file("x", "smoke", tmp_path)
     diverged = Result(**{**RESULT.__dict__, "id": "4567", "losses": {5: math.inf}})
     append(path, RESULT)
@@ -43,7 +43,7 @@ def test_what_is_written_is_read(tmp_path):
     assert [result.diverged for result in read(path)] == [False, True]
 
 
-def test_not_a_number_comes_back(tmp_path):
+def test_nan_is_read_back(tmp_path):
     path = tmp_path / "it.jsonl"
     append(path, Result(**{**RESULT.__dict__, "losses": {5: math.nan}}))
 
@@ -52,15 +52,15 @@ def test_not_a_number_comes_back(tmp_path):
     assert result.diverged
 
 
-def test_a_run_that_failed_diverged():
+def test_a_failed_run_counts_as_diverged():
     assert Result(**{**RESULT.__dict__, "failure": "no client answered"}).diverged
 
 
-def test_no_file_is_no_result(tmp_path):
+def test_a_missing_file_has_no_results(tmp_path):
     assert read(tmp_path / "nothing.jsonl") == []
 
 
-def test_what_a_kill_left_of_a_line_is_no_result_and_makes_room(tmp_path):
+def test_an_incomplete_line_is_ignored_and_overwritten(tmp_path):
     path = tmp_path / "it.jsonl"
     append(path, RESULT)
     with path.open("a") as file:
@@ -71,7 +71,7 @@ def test_what_a_kill_left_of_a_line_is_no_result_and_makes_room(tmp_path):
     assert read(path) == [RESULT, RESULT]
 
 
-def test_after_a_freeze_only_frozen_rounds_count():
+def test_only_rounds_after_a_freeze_count():
     rounds = [
         round_metrics(8, 0.1), round_metrics(9, 0.2),
         round_metrics(10, 0.5, Phase.CALIBRATION),

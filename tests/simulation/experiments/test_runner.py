@@ -1,4 +1,4 @@
-"""The runner: every run once, in as many processes as asked, going on where it was stopped."""
+"""The runner: each run executes once, and an interrupted experiment resumes."""
 
 import dataclasses
 import json
@@ -67,7 +67,7 @@ def experiment(tmp_path_factory) -> Experiment:
 
 @pytest.fixture(scope="module")
 def made(experiment, tmp_path_factory) -> Path:
-    """A folder in which the whole experiment was run, once; whoever changes it copies it first."""
+    """A folder with the completed experiment; tests that change it use `copied`."""
     folder = tmp_path_factory.mktemp("made")
     runner(experiment, folder).run()
     return folder
@@ -87,7 +87,7 @@ def lines_of(folder: Path) -> list[Result]:
     return read(results_file("it", "smoke", folder / "results"))
 
 
-def test_a_run_is_a_run_folder_and_a_result(experiment, tmp_path):
+def test_a_run_has_a_run_folder_and_a_result(experiment, tmp_path):
     (bn, fixbn, central, again) = experiment.results(lambda *_: 0.05)
     assert again.id == fixbn.id
     folder = tmp_path / "runs" / fixbn.id
@@ -109,7 +109,7 @@ def test_a_run_is_a_run_folder_and_a_result(experiment, tmp_path):
     assert execute(central, tmp_path / "central", MACHINE, "").bytes_sent == 0
 
 
-def test_the_same_run_has_the_same_bits_and_replaces_an_unfinished_folder(experiment, tmp_path):
+def test_a_repeated_run_has_the_same_bits_and_replaces_an_unfinished_folder(experiment, tmp_path):
     run = experiment.results(lambda *_: 0.05)[1]
     folder = tmp_path / "runs" / run.id
     execute(run, folder, MACHINE, "")
@@ -121,7 +121,7 @@ def test_the_same_run_has_the_same_bits_and_replaces_an_unfinished_folder(experi
     assert (folder / "final.safetensors").read_bytes() == model
 
 
-def test_a_run_that_diverges_is_a_result(experiment, tmp_path):
+def test_a_run_that_diverges_has_a_result(experiment, tmp_path):
     run = experiment.results(lambda *_: 1e12)[0]
     result = execute(run, tmp_path / "runs" / run.id, MACHINE, "")
 
@@ -129,7 +129,7 @@ def test_a_run_that_diverges_is_a_result(experiment, tmp_path):
     assert result.accuracy is None or result.accuracy < 0.3
 
 
-def test_a_mistake_is_no_result(experiment, tmp_path):
+def test_an_error_is_not_a_result(experiment, tmp_path):
     run = experiment.results(lambda *_: 0.05)[0]
 
     with pytest.raises(ConfigError, match="this machine has 0 CUDA devices"):
@@ -141,7 +141,7 @@ def test_an_experiment_from_its_search_to_its_report(experiment, copied):
     searches = [line for line in lines if line.kind == "search"]
     results = [line for line in lines if line.kind == "result"]
     assert len(searches) == 6
-    # A run that stands in two grids is made once.
+    # A run in two grids executes once.
     assert [(result.grid, result.method) for result in results] == [
         ("main", "BN"), ("main", "FixBN"), ("again", "FixBN"), ("main", "centralised"),
     ]  # fmt: skip
@@ -159,7 +159,7 @@ def test_an_experiment_from_its_search_to_its_report(experiment, copied):
         assert f"| {result.method} | {100 * result.accuracy:.1f} (1) |" in report
 
 
-def test_nothing_is_made_twice(experiment, copied):
+def test_completed_runs_are_not_repeated(experiment, copied):
     before = lines_of(copied)
     folders = {path: path.stat().st_mtime_ns for path in (copied / "runs").rglob("*")}
 
@@ -167,7 +167,7 @@ def test_nothing_is_made_twice(experiment, copied):
     assert {path: path.stat().st_mtime_ns for path in (copied / "runs").rglob("*")} == folders
 
 
-def test_what_was_lost_is_made_again_and_the_rest_is_not(experiment, copied):
+def test_only_a_run_without_a_result_is_repeated(experiment, copied):
     before = lines_of(copied)
     path = results_file("it", "smoke", copied / "results")
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
@@ -178,7 +178,7 @@ def test_what_was_lost_is_made_again_and_the_rest_is_not(experiment, copied):
     assert again[-1].accuracies == before[-1].accuracies
 
 
-def test_a_run_that_another_experiment_made_is_taken_from_it(experiment, copied):
+def test_results_of_another_experiment_are_copied(experiment, copied):
     before = lines_of(copied)
     results_file("it", "smoke", copied / "results").unlink()
     other = results_file("other", "smoke", copied / "results")
@@ -191,7 +191,7 @@ def test_a_run_that_another_experiment_made_is_taken_from_it(experiment, copied)
     assert read(other)[0].grid == "theirs"
 
 
-def test_a_report_does_not_depend_on_which_run_ended_first(experiment, copied):
+def test_a_report_does_not_depend_on_the_order_of_completion(experiment, copied):
     before = write_report(experiment, copied / "results").read_text()
     path = results_file("it", "smoke", copied / "results")
     path.write_text("\n".join(reversed(path.read_text().splitlines())) + "\n")
@@ -200,7 +200,7 @@ def test_a_report_does_not_depend_on_which_run_ended_first(experiment, copied):
     assert again.partition("## Learning rates")[0] == before.partition("## Learning rates")[0]
 
 
-def test_a_report_of_nothing_says_how_to_make_something(experiment, tmp_path):
+def test_the_error_of_an_empty_report_names_the_command(experiment, tmp_path):
     command = r"python -m simulation\.experiments run it --scale smoke"
     with pytest.raises(ConfigError, match=command):
         write_report(experiment, tmp_path)

@@ -1,4 +1,4 @@
-"""Every experiment at its smallest, by the commands that users type."""
+"""All experiments at the smallest scale, from the command line."""
 
 import subprocess
 import sys
@@ -43,18 +43,18 @@ def test_an_experiment_runs_and_reports(name, tmp_path):
         frozen = [r for r in rows if (r["mode"], r["local_steps"]) == ("BN, frozen statistics", 1)]
         assert frozen
         assert all(row["distance"] < 1e-6 for row in frozen)
-    # The table on the console, and the file from the lines alone.
+    # The table on the console, and the report from the results alone.
     assert results[0].method in shown
     report = tmp_path / "results" / name / "smoke.md"
     written = report.read_text()
     assert results[0].method in written
-    if experiment.measure:  # once is enough for what takes seconds to start
+    if experiment.measure:  # once, since it takes seconds to start
         report.unlink()
         typed("report", name, "--scale", "smoke", *folders)
         assert report.read_text() == written
 
 
-def test_a_mistake_is_a_message_and_exit_code_1():
+def test_an_error_is_a_message_and_exit_code_1():
     done = subprocess.run(
         [sys.executable, "-m", "simulation.experiments", "run", "nothing"],
         cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False,
