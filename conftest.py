@@ -2,7 +2,6 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     import flwr.app  # noqa: F401
 
+# As Flower's simulation does: the last bits of sums depend on the number of threads, and two threads
+# that wait for each other on busy cores are slow.
+torch.set_num_threads(1)
 logging.getLogger("flwr").setLevel(logging.WARNING)  # Flower logs a table for every round
 
 
@@ -23,12 +25,3 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data sets at {folder}")
     return folder
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Two threads that wait for each other on busy cores take ten times as long for 8x8 pixels."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -26,7 +26,6 @@ from tests.support.whole_app import SMALL, rounds_of, run_app, serve, weight_of
 DIGITS = get_task("digits")
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def accuracy_of(model: Path) -> tuple[float, float]:

@@ -167,7 +167,7 @@ def test_a_round_in_which_all_fail_leaves_the_model_as_it_was(
     wait_for_round(run, 6)
     for node, why in ((a, "the disk"), (b, "the disk"), (c, "its reply has more than")):
         assert re.search(rf"round 6: reply dropped, client \d+: .*{node.name}: {why}", run.said)
-    assert "round 6: no client returned a usable update, the model stays as it is" in run.said
+    assert "round 6: no client returned a usable update; the model stays as it is" in run.said
     before, after = federation.rounds("run")[4:6]
     assert (after["clients"], after["dropped"]) == (0, 3)
     assert after["test_loss"] == before["test_loss"]

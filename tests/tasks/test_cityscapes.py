@@ -41,7 +41,6 @@ def save(folder: Path, split: str, city: str, number: int, image: Any, mask: Any
         Image.fromarray(pixels).save(place / f"{name}_{ending}.png")
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

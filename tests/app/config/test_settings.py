@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -303,3 +304,12 @@ def test_reading_a_config_imports_neither_ray_nor_matplotlib_nor_sklearn() -> No
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert answer.stdout == "[]\n"
+
+
+def test_the_defaults_of_flwr_run_are_those_of_the_code_in_value_and_type() -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text("utf-8"))
+    written: dict[str, Any] = project["tool"]["flwr"]["app"]["config"]
+    typed = {key: (type(value), value) for key, value in written.items()}
+    assert list(typed.items()) == [
+        (key, (type(value), value)) for key, value in Settings().as_run_config().items()
+    ]

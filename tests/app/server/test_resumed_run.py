@@ -29,8 +29,6 @@ from fixbn_flwr.errors import CheckpointError, ConfigError, RoundsFailedError
 from fixbn_flwr.testing import SerializingGrid
 from tests.support.whole_app import SMALL, rounds_of, serve
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CLIENTS, ROUNDS, FROZEN_AFTER = 4, 8, 4
 SAME = ("round", "phase", "train_loss", "test_loss", "test_accuracy", "bytes_sent", "clients")
 MODES = ("reset", "local", "global")

@@ -80,7 +80,7 @@ def node(nodes: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes
 
 
 @pytest.fixture(autouse=True)
-def one_thread_everywhere(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+def one_thread_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
 

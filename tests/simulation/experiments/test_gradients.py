@@ -34,7 +34,6 @@ LAYERS = [
 ONE_STEP = {"local_steps": 1, "batch_size": 8, "learning_rate": 0.1, "draws": 2, "seed": 3}
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def train_split() -> Split:
