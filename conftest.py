@@ -12,8 +12,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     import flwr.app  # noqa: F401
 
-# As Flower's simulation does: the last bits of sums depend on the number of threads, and two threads
-# that wait for each other on busy cores are slow.
+# As in Flower's simulation. The last bits of sums depend on the number of threads, and threads that
+# wait for each other on busy cores are slow.
 torch.set_num_threads(1)
 logging.getLogger("flwr").setLevel(logging.WARNING)  # Flower logs a table for every round
 

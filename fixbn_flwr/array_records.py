@@ -83,10 +83,11 @@ def arrays_from(model: nn.Module) -> ArrayRecord:
 
     Flower's records hold numpy arrays, and numpy has no bfloat16.
 
-    >>> import torch
-    >>> model = torch.nn.BatchNorm1d(2).to(torch.bfloat16)
-    >>> arrays_from(model)["weight"].dtype
-    'float32'
+    Examples:
+        >>> import torch
+        >>> model = torch.nn.BatchNorm1d(2).to(torch.bfloat16)
+        >>> arrays_from(model)["weight"].dtype
+        'float32'
 
     Args:
         model: The model, of any types.
@@ -100,11 +101,12 @@ def arrays_from(model: nn.Module) -> ArrayRecord:
 def load_arrays(model: nn.Module, record: ArrayRecord) -> None:
     """Load a record that ``arrays_from`` made into a model, which keeps its own types.
 
-    >>> import torch
-    >>> model = torch.nn.BatchNorm1d(2).to(torch.bfloat16)
-    >>> load_arrays(model, arrays_from(model))
-    >>> model.weight.dtype
-    torch.bfloat16
+    Examples:
+        >>> import torch
+        >>> model = torch.nn.BatchNorm1d(2).to(torch.bfloat16)
+        >>> load_arrays(model, arrays_from(model))
+        >>> model.weight.dtype
+        torch.bfloat16
 
     Args:
         model: The model, built as the one that the record is of.

@@ -19,13 +19,14 @@ Each message names the value, the reason and the remedy.
 class FixBNError(Exception):
     """Root of the tree: ``except FixBNError`` catches all errors of this package.
 
-    >>> from flwr.serverapp.strategy import FedAvg
-    >>> from fixbn_flwr import FixBN, FixBNError
-    >>> try:
-    ...     FixBN(FedAvg(), freeze_after=-1)
-    ... except FixBNError as error:
-    ...     print(str(error).partition(",")[0])
-    freeze_after=-1 is a negative round: use 1 or more
+    Examples:
+        >>> from flwr.serverapp.strategy import FedAvg
+        >>> from fixbn_flwr import FixBN, FixBNError
+        >>> try:
+        ...     FixBN(FedAvg(), freeze_after=-1)
+        ... except FixBNError as error:
+        ...     print(str(error).partition(",")[0])
+        freeze_after=-1 is a negative round: use 1 or more
     """
 
 

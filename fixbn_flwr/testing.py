@@ -37,20 +37,21 @@ class SerializingGrid(Grid):
     Each node keeps one ``Context`` for the life of the grid. The grid sets Flower's process-wide
     task identity, so use one grid at a time.
 
-    >>> from flwr.app import ArrayRecord, MetricRecord
-    >>> from flwr.serverapp.strategy import FedAvg
-    >>> import torch
-    >>> app = ClientApp()
-    >>> @app.train()
-    ... def train(message, context):
-    ...     arrays = message.content["arrays"]
-    ...     metrics = MetricRecord({"num-examples": 1, "loss": 0.5})
-    ...     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
-    >>> grid = SerializingGrid(app, nodes=2)
-    >>> arrays = ArrayRecord(torch.nn.BatchNorm1d(2).state_dict())
-    >>> result = FedAvg(fraction_evaluate=0.0).start(grid, arrays, num_rounds=1)
-    >>> result.train_metrics_clientapp[1]["loss"]
-    0.5
+    Examples:
+        >>> from flwr.app import ArrayRecord, MetricRecord
+        >>> from flwr.serverapp.strategy import FedAvg
+        >>> import torch
+        >>> app = ClientApp()
+        >>> @app.train()
+        ... def train(message, context):
+        ...     arrays = message.content["arrays"]
+        ...     metrics = MetricRecord({"num-examples": 1, "loss": 0.5})
+        ...     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+        >>> grid = SerializingGrid(app, nodes=2)
+        >>> arrays = ArrayRecord(torch.nn.BatchNorm1d(2).state_dict())
+        >>> result = FedAvg(fraction_evaluate=0.0).start(grid, arrays, num_rounds=1)
+        >>> result.train_metrics_clientapp[1]["loss"]
+        0.5
 
     Args:
         client_app: The app that every node runs.

@@ -1,6 +1,6 @@
-"""Digits of postcodes, as several post offices have read them: a task of one's own.
+"""A task of your own: digits of postcodes, read by several post offices.
 
-The data folder holds a PNG file of 8x8 grey pixels for every digit:
+The data folder has one PNG file of 8x8 gray pixels per digit:
 
     <data-dir>/train/<post office>/<digit>/<any name>.png      and the same in <data-dir>/test
 """
@@ -22,14 +22,14 @@ CLASSES = list("0123456789")
 
 
 def load(data_dir: Path | None) -> tuple[Split, Split]:
-    """The training and the test images; the training images say which office they are from."""
+    """Return the training and the test images."""
     if data_dir is None:
         raise ConfigError("data-dir is empty: name the folder that holds train and test.")
     return read(data_dir / "train"), read(data_dir / "test")
 
 
 def read(folder: Path) -> Split:
-    """The images below a folder, all of them in one uint8 tensor `[n, 1, 8, 8]`."""
+    """Return the images below a folder, with a digit and a post office for each."""
     files = sorted(file for name in CLASSES for file in folder.glob(f"*/{name}/*.png"))
     if not files:
         raise ConfigError(f"{folder} holds no <post office>/<digit>/*.png: is data-dir right?")
@@ -42,7 +42,7 @@ def read(folder: Path) -> Split:
 
 
 def network(norm: str) -> nn.Module:
-    """Any module will do; `norm` is the run config's, and "bn" is what FixBN is about."""
+    """Return the network; `norm` is the key of the run config."""
     return ResidualNetwork(1, len(CLASSES), widths=(16, 32), blocks=1, norm=norm)
 
 

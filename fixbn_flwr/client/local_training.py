@@ -82,36 +82,38 @@ def local_training(
 
     In the Message API, pass the message's content. Flower supplies the content and the context:
 
-    >>> import torch
-    >>> from flwr.app import ConfigRecord, Context, RecordDict
-    >>> from torch import nn
-    >>> from fixbn_flwr import local_training
-    >>> context = Context(1, 1, {}, state=RecordDict(), run_config={})
-    >>> config = {
-    ...     "server-round": 8,
-    ...     "fixbn-phase": "calibration",
-    ...     "fixbn-momentum": "global",
-    ...     "fixbn-learning-rate-factor": 0.1,
-    ... }
-    >>> content = RecordDict({"config": ConfigRecord(config)})
-    >>> model = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))
-    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    >>> with local_training(model, optimizer, content, context) as local:
-    ...     model(torch.ones(8, 4)).sum().backward()
-    ...     optimizer.step()
-    >>> local.phase
-    <Phase.CALIBRATION: 'calibration'>
-    >>> list(local.records)  # add these to the reply
-    ['fixbn-momentum']
-    >>> model[1].running_mean  # frozen
-    tensor([0., 0.])
+    Examples:
+        >>> import torch
+        >>> from flwr.app import ConfigRecord, Context, RecordDict
+        >>> from torch import nn
+        >>> from fixbn_flwr import local_training
+        >>> context = Context(1, 1, {}, state=RecordDict(), run_config={})
+        >>> config = {
+        ...     "server-round": 8,
+        ...     "fixbn-phase": "calibration",
+        ...     "fixbn-momentum": "global",
+        ...     "fixbn-learning-rate-factor": 0.1,
+        ... }
+        >>> content = RecordDict({"config": ConfigRecord(config)})
+        >>> model = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> with local_training(model, optimizer, content, context) as local:
+        ...     model(torch.ones(8, 4)).sum().backward()
+        ...     optimizer.step()
+        >>> local.phase
+        <Phase.CALIBRATION: 'calibration'>
+        >>> list(local.records)  # add these to the reply
+        ['fixbn-momentum']
+        >>> model[1].running_mean  # frozen
+        tensor([0., 0.])
 
     In ``NumPyClient.fit``, pass its ``config`` and the client's context:
 
-    >>> with local_training(model, optimizer, config, context) as local:
-    ...     optimizer.step()
-    >>> list(local.metrics)  # add these to the metrics
-    ['fixbn-momentum-buffers']
+    Examples:
+        >>> with local_training(model, optimizer, config, context) as local:
+        ...     optimizer.step()
+        >>> list(local.metrics)  # add these to the metrics
+        ['fixbn-momentum-buffers']
 
     Args:
         model: The model, with the global arrays already loaded.

@@ -30,15 +30,16 @@ from fixbn_flwr.server.inner_strategy import examine, inner_attribute, layers_of
 class FixBN(RoundSteps):
     """FixBN's two stages and its momentum, around an older strategy that does the rest.
 
-    >>> from flwr.server.strategy import FedAvg
-    >>> strategy = FixBN(
-    ...     FedAvg(fraction_fit=0.5),
-    ...     freeze_after=0.5,
-    ...     parameter_names=["0.weight", "1.running_mean", "1.running_var"],
-    ...     num_rounds=100,
-    ... )
-    >>> strategy.phase
-    <Phase.EXPLORATION: 'exploration'>
+    Examples:
+        >>> from flwr.server.strategy import FedAvg
+        >>> strategy = FixBN(
+        ...     FedAvg(fraction_fit=0.5),
+        ...     freeze_after=0.5,
+        ...     parameter_names=["0.weight", "1.running_mean", "1.running_var"],
+        ...     num_rounds=100,
+        ... )
+        >>> strategy.phase
+        <Phase.EXPLORATION: 'exploration'>
 
     In a ``server_fn``, return ``ServerAppComponents(strategy=strategy, config=...)``.
 

@@ -88,16 +88,17 @@ def freeze_statistics(model: nn.Module) -> Iterator[None]:
     usual: dropout drops, and affine parameters get gradients. Blocks can be nested; leaving the
     outermost one thaws the statistics. A copy of the model made inside the block is not frozen.
 
-    >>> import torch
-    >>> from torch import nn
-    >>> from fixbn_flwr import freeze_statistics
-    >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
-    >>> with freeze_statistics(model):
-    ...     model.train()(torch.ones(1, 4)).sum().backward()  # works with a batch of one
-    >>> model[1].num_batches_tracked
-    tensor(0)
-    >>> model[1].weight.grad is not None
-    True
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> from fixbn_flwr import freeze_statistics
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
+        >>> with freeze_statistics(model):
+        ...     model.train()(torch.ones(1, 4)).sum().backward()  # works with a batch of one
+        >>> model[1].num_batches_tracked
+        tensor(0)
+        >>> model[1].weight.grad is not None
+        True
 
     Args:
         model: The model, with the statistics to freeze already loaded.

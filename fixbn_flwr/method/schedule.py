@@ -16,11 +16,12 @@ from fixbn_flwr.errors import ConfigError
 class Phase(StrEnum):
     """The phase of a round, as sent in a message's config.
 
-    >>> from fixbn_flwr import Phase
-    >>> Phase("calibration") is Phase.CALIBRATION
-    True
-    >>> [str(phase) for phase in Phase]
-    ['exploration', 'calibration']
+    Examples:
+        >>> from fixbn_flwr import Phase
+        >>> Phase("calibration") is Phase.CALIBRATION
+        True
+        >>> [str(phase) for phase in Phase]
+        ['exploration', 'calibration']
     """
 
     EXPLORATION = "exploration"

@@ -25,10 +25,11 @@ def without_weights(
     parameters. Momentum does not. If only the values tell, all buffers are left out, because an
     unknown optimizer may expect the slots together.
 
-    >>> import torch
-    >>> weight = torch.tensor([1.0, -2.0])
-    >>> without_weights({"w": weight / 10, "w.z": weight * 1.01}, {"w": weight})
-    ({'w': tensor([ 0.1000, -0.2000])}, {'z'})
+    Examples:
+        >>> import torch
+        >>> weight = torch.tensor([1.0, -2.0])
+        >>> without_weights({"w": weight / 10, "w.z": weight * 1.01}, {"w": weight})
+        ({'w': tensor([ 0.1000, -0.2000])}, {'z'})
 
     Args:
         buffers: Buffers by key, as ``read_buffers`` returns them.

@@ -48,11 +48,12 @@ def start_or_resume(
     A resumed run continues as if it had never stopped, except that clients' own momentum buffers
     survive only in files (``state-dir``).
 
-    >>> from fixbn_flwr import FixBN
-    >>> from flwr.serverapp.strategy import FedAvg
-    >>> strategy = FixBN(FedAvg(), freeze_after=0.5)
-    >>> def main(grid, arrays):
-    ...     return start_or_resume(strategy, "checkpoints", grid, arrays, num_rounds=100)
+    Examples:
+        >>> from fixbn_flwr import FixBN
+        >>> from flwr.serverapp.strategy import FedAvg
+        >>> strategy = FixBN(FedAvg(), freeze_after=0.5)
+        >>> def main(grid, arrays):
+        ...     return start_or_resume(strategy, "checkpoints", grid, arrays, num_rounds=100)
 
     Args:
         strategy: The strategy, built as in the first run.

@@ -21,8 +21,9 @@ _PREFIXES = re.compile(r"(?:_orig_mod\.|module\.)+")
 def under_sent_names(arrays: Mapping[str, Value], sent: Iterable[str]) -> dict[str, Value] | None:
     """Return arrays under the names that were sent; None if prefixes are not the only difference.
 
-    >>> under_sent_names({"module.0.weight": 1}, ["0.weight"])
-    {'0.weight': 1}
+    Examples:
+        >>> under_sent_names({"module.0.weight": 1}, ["0.weight"])
+        {'0.weight': 1}
 
     Args:
         arrays: A model's arrays, or part of them.

@@ -31,10 +31,11 @@ from fixbn_flwr.server.round_steps import RoundSteps
 class FixBN(RoundSteps):
     """FixBN's two stages and its momentum, around a strategy that does the rest.
 
-    >>> from flwr.serverapp.strategy import FedAvg
-    >>> strategy = FixBN(FedAvg(fraction_train=0.5), freeze_after=50)
-    >>> strategy.phase
-    <Phase.EXPLORATION: 'exploration'>
+    Examples:
+        >>> from flwr.serverapp.strategy import FedAvg
+        >>> strategy = FixBN(FedAvg(fraction_train=0.5), freeze_after=50)
+        >>> strategy.phase
+        <Phase.EXPLORATION: 'exploration'>
 
     In a ServerApp, ``strategy.start(grid=grid, initial_arrays=arrays, num_rounds=100)`` runs it.
 

@@ -23,8 +23,9 @@ def define_metrics(
 ) -> tuple[list[Metrics], int]:
     """Return metrics in which every number is finite.
 
-    >>> define_metrics(1, [{"auc": math.nan, "n": 1.0}, {"auc": 0.5, "n": 3.0}], [1.0, 3.0])
-    ([{'auc': 0.5, 'n': 1.0}, {'auc': 0.5, 'n': 3.0}], 1)
+    Examples:
+        >>> define_metrics(1, [{"auc": math.nan, "n": 1.0}, {"auc": 0.5, "n": 3.0}], [1.0, 3.0])
+        ([{'auc': 0.5, 'n': 1.0}, {'auc': 0.5, 'n': 3.0}], 1)
 
     Args:
         server_round: The round, for the log.

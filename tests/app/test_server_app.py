@@ -26,8 +26,6 @@ from tests.support.whole_app import SMALL, rounds_of, run_app, serve, weight_of
 DIGITS = get_task("digits")
 
 
-
-
 def accuracy_of(model: Path) -> tuple[float, float]:
     bench = workbench(DIGITS, "small-resnet", "bn", 0.9, 0.001, "cpu")
     bench.load(load_file(model))

@@ -186,7 +186,8 @@ def test_a_round_ends_without_a_client_that_answers_too_late(
     )
     a.order("train")
     c.order("train")
-    late.wait_for(r"client \d+ \(hospital-b\) timed out after 15\d seconds: the round ends without ")
+    timed_out = r"client \d+ \(hospital-b\) timed out after 15\d seconds: the round ends without "
+    late.wait_for(timed_out)
     assert late.end() == 0
     (line,) = federation.rounds("late")
     assert (line["clients"], line["dropped"]) == (2, 1)

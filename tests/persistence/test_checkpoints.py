@@ -52,7 +52,8 @@ def test_a_damaged_one_is_known_and_the_one_before_is_taken(
 
 
 def test_without_a_whole_one_there_is_nothing_to_go_on_from(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no intact checkpoint \(0 damaged\).*Start it again"):
+    message = r"no intact checkpoint \(0 damaged\).*Start it again"
+    with pytest.raises(CheckpointError, match=message):
         Checkpoints(tmp_path / "none").newest()
     checkpoints = saved(tmp_path, 1)
     next(tmp_path.iterdir()).write_bytes(b"")

@@ -41,8 +41,6 @@ def save(folder: Path, split: str, city: str, number: int, image: Any, mask: Any
         Image.fromarray(pixels).save(place / f"{name}_{ending}.png")
 
 
-
-
 @pytest.fixture(scope="module")
 def street_scenes(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """CamVid's recordings as cities: 4, 3 and 5 images to train on, 3 of another to test on."""

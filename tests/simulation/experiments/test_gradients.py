@@ -34,8 +34,6 @@ LAYERS = [
 ONE_STEP = {"local_steps": 1, "batch_size": 8, "learning_rate": 0.1, "draws": 2, "seed": 3}
 
 
-
-
 def train_split() -> Split:
     return load_splits(DIGITS)[0]
 
