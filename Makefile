@@ -23,8 +23,8 @@ test: lint
 
 # A file of tests at a time on each core: many share a federation.
 test-long: $(READY)
-	$(BIN)/python -m pytest -m slow $(ALONE)
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations 30 --ignore $(ALONE)
+	$(BIN)/python -m pytest -p no:randomly -m slow $(ALONE)
+	$(BIN)/python -m pytest -p no:randomly -m slow -n 2 --dist loadfile --durations 30 --ignore $(ALONE)
 
 lint: $(READY)
 	$(BIN)/ruff check
