@@ -21,16 +21,14 @@ import torch
 import typer
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.serde import message_to_proto, recorddict_to_proto
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 from torch import nn
 from torchvision.models import resnet18
 
 from fixbn_flwr import FixBN, local_training
 from fixbn_flwr.app.runs.environment import versions
+from fixbn_flwr.flower_compat import Run, TaskIdentity, message_to_bytes, recorddict_to_proto
 from fixbn_flwr.models.resnet20 import resnet20
 
 CLIENT = 1
@@ -123,9 +121,9 @@ class WeighingGrid(Grid):
         replies = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = "message"
-            self.down = message_to_proto(message).ByteSize()
+            self.down = len(message_to_bytes(message))
             reply = self.client_app(message, self.context)
-            self.up = message_to_proto(reply).ByteSize()
+            self.up = len(message_to_bytes(reply))
             replies.append(reply)
         return replies
 
