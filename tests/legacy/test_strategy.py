@@ -271,7 +271,7 @@ def test_a_client_in_secure_aggregation_says_why_it_does_not_train() -> None:
     }  # fmt: skip
     optimizer = SGD(model.parameters(), 0.1)
     with (
-        pytest.raises(ConfigError, match="cuts every value to a fixed range"),
+        pytest.raises(ConfigError, match="clips every value to a fixed range"),
         local_training(model, optimizer, config, context),
     ):
         pass
