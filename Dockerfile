@@ -1,12 +1,12 @@
-# One image for every machine of a federation: it serves as SuperLink and as SuperNode.
+# One image for every machine of a federation, for SuperLinks and SuperNodes.
 #
 #   docker build --tag fixbn-flwr .                                        # PyTorch for CPUs
-#   docker build --tag fixbn-flwr:cuda --build-arg TORCH_BACKEND=cu128 .   # for NVIDIA's GPUs
+#   docker build --tag fixbn-flwr:cuda --build-arg TORCH_BACKEND=cu128 .   # for NVIDIA GPUs
 #   docker build --tag fixbn-flwr --build-arg EXTRAS=segmentation .        # for CamVid and Cityscapes
 #
-# deploy/compose.yaml starts a federation of it; deploy/README.md is about machines without Docker.
-# The libraries of CUDA come with PyTorch: the machine itself needs the driver and the container
-# toolkit of NVIDIA, and `docker run --gpus`.
+# deploy/compose.yaml starts a federation with this image; deploy/README.md explains both ways.
+# PyTorch brings the CUDA libraries. The machine needs NVIDIA's driver and container toolkit, and
+# `docker run --gpus`.
 ARG PYTHON=3.11.13-slim-bookworm
 
 FROM python:${PYTHON} AS build
@@ -21,7 +21,7 @@ RUN uv pip install --no-cache --compile-bytecode --python /opt/venv/bin/python \
     --torch-backend "${TORCH_BACKEND}" ".[${EXTRAS}]"
 
 FROM python:${PYTHON}
-# Its own directories, which volumes take over with their owner and mode when they are new.
+# A new volume takes over the owner and mode of the directory that it is mounted on.
 RUN useradd --uid 10001 --create-home fixbn \
     && install --directory --owner fixbn --mode 700 \
         /var/lib/fixbn /home/fixbn/fixbn-runs /certificates /keys/hospital-a /keys/hospital-b

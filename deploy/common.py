@@ -1,4 +1,4 @@
-"""What the scripts of this folder share: one-line errors, private files, Flower's environment."""
+"""Helpers for the scripts of this folder: errors, private files, Flower's environment."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 
 
 class DeployError(Exception):
-    """What a user gave cannot work; the message says why, and what to do."""
+    """An error that the user can fix. The message gives the reason and the remedy."""
 
 
 def command_line(main: Callable[..., None], text: str) -> NoReturn:
-    """Run a script's `main` with its command line; its help is the module's own docstring."""
-    # \b: paragraphs stay as they are written.
+    """Run a script's `main` function with the command line. `text` is its help."""
+    # \b keeps the line breaks of a paragraph.
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command(help="\b\n" + text.replace("\n\n", "\n\n\b\n"))(main)
     try:
@@ -35,41 +35,43 @@ def command_line(main: Callable[..., None], text: str) -> NoReturn:
 
 
 def new_private_folder(folder: Path) -> None:
-    """Make a folder for its owner alone, or take one that is.
+    """Create a folder that only its owner can read, or check an existing one.
 
     Raises:
-        DeployError: others may read the folder, or it cannot be made.
+        DeployError: If other users can read the folder, or it cannot be created.
     """
     try:
         folder.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
     except OSError as error:
-        raise DeployError(f"{folder} cannot be made ({error}): name another folder.") from error
+        raise DeployError(
+            f"{folder} cannot be created ({error}): choose another folder."
+        ) from error
     if stat.S_IMODE(folder.stat().st_mode) & 0o077:
-        raise DeployError(f"{folder} is open to other users: chmod 700 {folder}")
+        raise DeployError(f"other users can open {folder}: run chmod 700 {folder}")
 
 
 def write_new(path: Path, content: bytes, mode: int = PRIVATE_FILE) -> None:
-    """Write a file that must not be there yet, with this mode from its first byte on."""
+    """Create a new file with this mode and write it."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(content)
 
 
 def refuse_existing(*paths: Path, remedy: str) -> None:
-    """Raise a `DeployError` that names those of the paths that are there already."""
-    if there := [str(path) for path in paths if path.exists()]:
-        raise DeployError(f"{' and '.join(there)} would be overwritten: {remedy}")
+    """Raise a `DeployError` that lists the paths that exist, if any."""
+    if existing := [str(path) for path in paths if path.exists()]:
+        raise DeployError(f"{' and '.join(existing)} would be overwritten: {remedy}")
 
 
 def check_file(path: Path, what: str, remedy: str, *, private: bool = False) -> None:
-    """Raise a `DeployError` unless the file can be read, and by nobody else if it is private."""
+    """Raise a `DeployError` unless we can read the file and, if private, other users cannot."""
     if not os.access(path, os.R_OK) or not path.is_file():
-        raise DeployError(f"{what} {path} is not there or cannot be read: {remedy}")
+        raise DeployError(f"{what} {path} does not exist or cannot be read: {remedy}")
     if private and stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise DeployError(f"{what} {path} can be read by other users: chmod 600 {path}")
+        raise DeployError(f"other users can read {what} {path}: run chmod 600 {path}")
 
 
 def free_port() -> int:
-    """Return a port of this machine that nothing listens on."""
+    """Return an unused port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -83,16 +85,16 @@ def check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise DeployError(
-                f"nothing can listen at {host}:{port} ({error}): name another --host or --port, "
-                "or end what listens there."
+                f"cannot listen on {host}:{port} ({error}): choose another --host or --port, or "
+                "stop the program that uses it."
             ) from error
 
 
 def program(name: str) -> str:
-    """Return the path of one of Flower's programs, which are beside this Python.
+    """Return the path of one of Flower's programs, which are installed beside this Python.
 
     Raises:
-        DeployError: it is not there.
+        DeployError: If it is not installed.
     """
     found = shutil.which(
         name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -103,7 +105,7 @@ def program(name: str) -> str:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Return the environment of Flower's processes, with a home of their own."""
+    """Return the environment variables for Flower's processes, with their own home."""
     return os.environ | {
         # Flower starts its other programs by name.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -114,24 +116,24 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def write_health(home: Path, address: str, certificate: Path | None) -> None:
-    """Leave in a process's home where `check-health` finds it."""
+    """Write the address of a process to its home, for `check-health`."""
     scheme = "https" if certificate else "http"
-    told = {
+    health = {
         "url": f"{scheme}://{address}/health",
         "certificate": str(certificate) if certificate else None,
     }
-    (home / "health.json").write_text(json.dumps(told))
+    (home / "health.json").write_text(json.dumps(health))
 
 
 def as_node_config(values: Mapping[str, Any]) -> str:
-    """Write values as Flower's `--node-config` takes them.
+    """Format values for Flower's `--node-config`.
 
     Raises:
-        DeployError: a text holds what Flower cannot read there.
+        DeployError: If a string has a character that Flower cannot parse.
     """
     for key, value in values.items():
         if isinstance(value, str) and any(sign in value for sign in "\"'\\\n"):
-            raise DeployError(f"{key} is {value!r}: use no quotes, backslashes or line ends in it.")
+            raise DeployError(f"{key} is {value!r}: remove quotes, backslashes and line breaks.")
     return " ".join(
         f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()
     )

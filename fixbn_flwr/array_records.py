@@ -1,4 +1,4 @@
-"""Flower's ArrayRecords to numpy arrays and back."""
+"""Convert between Flower's ArrayRecords and numpy arrays."""
 
 from __future__ import annotations
 
@@ -17,53 +17,53 @@ if TYPE_CHECKING:
     from torch import nn
 
 _NUMBERS = "biufc"
-"""Kinds of dtype: truth values, integers, floating point, complex."""
+"""Kinds of dtype: booleans, integers, floating point, complex."""
 
-_NPY_1_0 = b"\x93NUMPY\x01\x00"  # how np.save begins; 2.0 and 3.0 are for structures
+_NPY_1_0 = b"\x93NUMPY\x01\x00"  # what np.save writes first; 2.0 and 3.0 are for structured dtypes
 
 
 def arrays_of(record: ArrayRecord) -> dict[str, Array]:
-    """Return a record's arrays as numpy arrays of their own, by name.
+    """Return copies of a record's arrays as numpy arrays, by name.
 
     Raises:
-        ValueError: an array's bytes are not those of a numpy array.
+        ValueError: If an array is not in numpy's format.
     """
-    # Copies: a message's bytes cannot be written to, and torch wants what can.
+    # The bytes of a message are read-only, and torch needs writable arrays.
     return {name: view_of(array).copy(order="K") for name, array in record.items()}
 
 
 def record_of(arrays: Arrays) -> ArrayRecord:
-    """Return numpy arrays as a record, by name."""
+    """Return a record of numpy arrays."""
     return ArrayRecord({name: FlowerArray(array) for name, array in arrays.items()})
 
 
 def view_of(array: FlowerArray) -> Array:
-    """Return an array's values where they lie, read-only: nothing is copied or allocated.
+    """Return a read-only view of an array's values. Nothing is copied or allocated.
 
     Raises:
-        ValueError: they are not those of a numpy array as ``np.save`` writes it.
+        ValueError: If the array is not in the format that ``np.save`` writes.
     """
     if array.stype != SType.NUMPY:
-        raise ValueError(f"{array.stype[:100]!r} is not a numpy array's serialization")
+        raise ValueError(f"{array.stype[:100]!r} is not numpy's serialization type")
     return view_of_bytes(array.data)
 
 
 def view_of_bytes(data: bytes) -> Array:
-    """Return the values in what ``np.save`` wrote where they lie, read-only.
+    """Return a read-only view of the values in bytes that ``np.save`` wrote.
 
-    Many times faster than ``np.load``, as headers are parsed once and kept, and safe with bytes of
-    anybody's: ``np.load`` opens archives too, and allocates whatever size a header claims.
+    Parsed headers are cached, so this is many times faster than ``np.load``. It is also safe for
+    untrusted bytes: ``np.load`` opens archives too, and allocates whatever size a header claims.
 
     Raises:
-        ValueError: the bytes are something else, objects (pickle) or text among it.
+        ValueError: If the bytes are anything else, such as objects (pickle) or strings.
     """
     if not data.startswith(_NPY_1_0):
-        raise ValueError("it does not begin as np.save writes an array of numbers")
+        raise ValueError("it does not start with the header that np.save writes")
     start = 10 + int.from_bytes(data[8:10], "little")
     try:
         shape, fortran_order, dtype = _header(data[:start])
         if dtype.kind not in _NUMBERS:
-            raise ValueError(f"it holds {dtype} and no numbers")
+            raise ValueError(f"it holds {dtype}, not numbers")
         return np.ndarray(shape, dtype, data, start, order="F" if fortran_order else "C")
     except Exception as error:  # numpy's parser raises errors of a dozen types
         raise ValueError(f"{type(error).__name__}: {error}") from error
@@ -71,7 +71,7 @@ def view_of_bytes(data: bytes) -> Array:
 
 @lru_cache(maxsize=4096)
 def _header(beginning: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Parse the beginning of an npy file, up to its data; a model's arrays have few different."""
+    """Parse the header of an npy file. A model's arrays have few different headers."""
     file = BytesIO(beginning)
     np.lib.format.read_magic(file)
     shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)

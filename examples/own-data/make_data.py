@@ -17,7 +17,7 @@ FAINT = 0.5
 
 
 def write(folder: Path) -> None:
-    """Write all 1,797 digits below a folder: every fifth for testing, the others for training."""
+    """Write all 1,797 digits to a folder: every fifth for testing, the others for training."""
     images, digits = load_digits(return_X_y=True)
     for number, (image, digit) in enumerate(zip(images, digits, strict=True)):
         part = "test" if number % 5 == 0 else "train"

@@ -1,4 +1,4 @@
-"""A task of your own: digits of postcodes, read by several post offices.
+"""An example of your own task: digits of postcodes from several post offices.
 
 The data folder has one PNG file of 8x8 gray pixels per digit:
 
@@ -24,15 +24,15 @@ CLASSES = list("0123456789")
 def load(data_dir: Path | None) -> tuple[Split, Split]:
     """Return the training and the test images."""
     if data_dir is None:
-        raise ConfigError("data-dir is empty: name the folder that holds train and test.")
+        raise ConfigError("data-dir is empty: set it to the folder with train and test.")
     return read(data_dir / "train"), read(data_dir / "test")
 
 
 def read(folder: Path) -> Split:
-    """Return the images below a folder, with a digit and a post office for each."""
+    """Return the images in a folder, with the digit and post office of each."""
     files = sorted(file for name in CLASSES for file in folder.glob(f"*/{name}/*.png"))
     if not files:
-        raise ConfigError(f"{folder} holds no <post office>/<digit>/*.png: is data-dir right?")
+        raise ConfigError(f"{folder} has no <post office>/<digit>/*.png: check data-dir.")
     offices = sorted({file.parts[-3] for file in files})
     return Split(
         images=decode(files, [str(file) for file in files], "L", (8, 8)),
@@ -42,7 +42,7 @@ def read(folder: Path) -> Split:
 
 
 def network(norm: str) -> nn.Module:
-    """Return the network; `norm` is the key of the run config."""
+    """Return the network. `norm` is the normalisation from the run config."""
     return ResidualNetwork(1, len(CLASSES), widths=(16, 32), blocks=1, norm=norm)
 
 

@@ -1,1 +1,1 @@
-"""Networks by name, each built with any normalisation layer."""
+"""Networks, each built with any normalisation layer."""

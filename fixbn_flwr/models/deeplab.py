@@ -1,10 +1,10 @@
-"""DeepLabV3+ on MobileNetV2: a class for every pixel, small enough for a client.
+"""DeepLabV3+ with a MobileNetV2 encoder: a small network for segmentation.
 
 L.-C. Chen, Y. Zhu, G. Papandreou, F. Schroff, H. Adam, "Encoder-Decoder with Atrous Separable
-Convolution for Semantic Image Segmentation", ECCV 2018, https://arxiv.org/abs/1802.02611, on
+Convolution for Semantic Image Segmentation", ECCV 2018, https://arxiv.org/abs/1802.02611, with
 M. Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2018,
-https://arxiv.org/abs/1801.04381. The network is that of segmentation-models-pytorch, an optional
-package, with its 61 batch normalisations exchanged for those asked for.
+https://arxiv.org/abs/1801.04381. The network comes from segmentation-models-pytorch, an
+optional package; its 61 batch-normalisation layers are replaced by the chosen normalisation.
 """
 
 from __future__ import annotations
@@ -15,31 +15,32 @@ from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.models.norm import NORMS, normaliser
 
 STRIDE = 16
-"""Height and width of an image must be multiples of this: the encoder's smallest maps are 1/16."""
+"""Image height and width must be multiples of this, the stride of the encoder's last stage."""
 
 
 def deeplab(norm: str = "bn", *, classes: int) -> nn.Module:
-    """The network for colour images, `[n, 3, h, w]` to logits `[n, classes, h, w]`.
+    """Build the network: colour images `[n, 3, h, w]` to logits `[n, classes, h, w]`.
 
-    It has 4.4 million parameters, all drawn from torch's global generator: no trained weights are
-    downloaded. The same seed gives the same convolutions whatever the normalisation.
+    It has 4.4 million parameters, all drawn from torch's global generator; no trained weights are
+    downloaded. The same seed gives the same convolutions with every normalisation.
 
     Args:
-        norm: the normalisation, see `fixbn_flwr.models.norm.normaliser`, but not "none". With "in"
-            the layer of the image-pooling branch is a layer normalisation: its maps are one pixel,
-            of which instance normalisation would leave nothing. Of groups there can be 1, 2, 4 or
-            8, which divide all widths.
-        classes: number of classes.
+        norm: The normalisation, see `fixbn_flwr.models.norm.normaliser`, except "none". With "in",
+            the image-pooling branch uses layer normalisation, because its maps are one pixel, which
+            instance normalisation would set to zero. Groups can be 1, 2, 4 or 8, which divide all
+            widths.
+        classes: The number of classes.
 
     Raises:
-        ConfigError: segmentation-models-pytorch is not installed, or there is no such network.
+        ConfigError: If segmentation-models-pytorch is not installed, or the normalisation does not
+            exist.
     """
     make_norm = normaliser(norm)
     if norm == "none":
         others = ", ".join(name for name in NORMS if name != "none")
         raise ConfigError(
-            "norm is 'none', which DeepLabV3+ does not have: FixUp's initialisation is that of"
-            f" residual networks, and without it nothing would train. Choose one of {others}."
+            "norm is 'none', which DeepLabV3+ does not support, because FixUp's initialisation is"
+            f" for residual networks: choose one of {others}."
         )
     try:
         from segmentation_models_pytorch import DeepLabV3Plus
@@ -65,7 +66,7 @@ def deeplab(norm: str = "bn", *, classes: int) -> nn.Module:
 def _refuse_one_image(layer: nn.Module, inputs: tuple[Tensor]) -> None:
     if layer.training and len(inputs[0]) == 1:
         raise ConfigError(
-            "A batch of 1 image: the image-pooling branch of DeepLabV3+ has one value a channel in"
-            " it, which batch normalisation cannot train on. Choose a batch-size of 2 or more that"
-            " leaves no single image over, or norm=gn."
+            "A batch has 1 image, so the image-pooling branch of DeepLabV3+ has one value per"
+            " channel, on which batch normalisation cannot train: choose a batch-size of 2 or more"
+            " that leaves no last batch of 1 image, or norm=gn."
         )

@@ -17,15 +17,15 @@ from torch import nn
 from fixbn_flwr.errors import ConfigError
 
 Normaliser = Callable[[int], nn.Module]
-"""Makes the layer for feature maps `[n, channels, height, width]` from the number of channels."""
+"""Builds the layer for feature maps `[n, channels, height, width]` from the number of channels."""
 
 
 def _group_norm(channels: int, *, groups: int) -> nn.Module:
     if channels % groups:
         raise ConfigError(
-            f"norm is 'gn{groups}', but a layer of this network has {channels} channels, which do"
-            f" not divide into {groups} equal groups: choose a number that divides {channels} and"
-            " the channels of every other layer, such as gn2."
+            f"norm is 'gn{groups}', but a layer of this network has {channels} channels, which"
+            f" {groups} does not divide: choose a number of groups that divides the channels of"
+            " every layer, such as gn2."
         )
     return nn.GroupNorm(groups, channels)
 
@@ -56,25 +56,28 @@ _GROUPS = re.compile(r"gn([1-9][0-9]{0,5})")
 
 
 def counts_groups(name: str) -> bool:
-    """Whether `name` is group normalisation with its number of groups, such as "gn8"."""
+    """Return whether `name` is group normalisation with a number of groups, such as "gn8"."""
     return _GROUPS.fullmatch(name) is not None
 
 
 def normaliser(name: str) -> Normaliser:
-    """What makes the normalisation layers of the kind `name`, one of `NORMS`, or such as "gn8".
+    """Return the builder of a normalisation's layers.
 
-    All but "none" scale and shift each channel by trained parameters; only "bn" keeps running
-    statistics. "gn" has 2 groups, "gn8" has 8; its layers raise a `ConfigError` when they are made
-    for a number of channels that this does not divide.
+    All but "none" have a trained scale and shift per channel. Only "bn" has running statistics.
+    "gn" has 2 groups and "gn8" has 8; building such a layer raises a `ConfigError` if the number of
+    groups does not divide its channels.
+
+    Args:
+        name: One of `NORMS`, or "gn" with a number of groups, such as "gn8".
 
     Raises:
-        ConfigError: there is no such kind.
+        ConfigError: If there is no such normalisation.
     """
     if with_groups := _GROUPS.fullmatch(name):
         return partial(_group_norm, groups=int(with_groups[1]))
     if name not in _NORMALISERS:
         raise ConfigError(
             f"norm is {name!r}, which does not exist: choose one of {', '.join(NORMS)}, or gn with"
-            " the number of groups, such as gn8."
+            " a number of groups, such as gn8."
         )
     return _NORMALISERS[name]

@@ -1,8 +1,8 @@
-"""ResNet-20 for 32x32 images, and the residual network of which it is one size.
+"""ResNet-20 for images of 32x32 pixels, and residual networks of other sizes.
 
 K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition", CVPR 2016,
-https://arxiv.org/abs/1512.03385, section 4.2, with shortcuts that have no parameters (option A).
-The network without normalisation, which would hardly train as it is, follows H. Zhang,
+https://arxiv.org/abs/1512.03385, section 4.2, with shortcuts without parameters (option A). The
+network without normalisation, which would hardly train otherwise, follows H. Zhang,
 Y. N. Dauphin, T. Ma, "Fixup Initialization: Residual Learning Without Normalization", ICLR 2019,
 https://arxiv.org/abs/1901.09321.
 """
@@ -25,12 +25,12 @@ def _convolution(channels_in: int, channels: int, stride: int = 1) -> nn.Conv2d:
 
 
 def _shortcut(x: Tensor, channels: int, stride: int) -> Tensor:
-    """Option A: take every `stride`-th pixel and append channels of zeros."""
+    """Return option A: every `stride`-th pixel, with appended channels of zeros."""
     return pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, channels - x.shape[1]))
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions, each followed by a normalisation, beside a shortcut."""
+    """Two 3x3 convolutions, each followed by a normalisation, and a shortcut."""
 
     def __init__(self, channels_in: int, channels: int, stride: int, norm: Normaliser) -> None:
         super().__init__()
@@ -41,30 +41,30 @@ class BasicBlock(nn.Module):
         self.norm2 = norm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[n, channels_in, h, w]` to `[n, channels, h / stride, w / stride]`."""
+        """Map `[n, channels_in, h, w]` to `[n, channels, h / stride, w / stride]`."""
         branch = relu(self.norm1(self.conv1(x)))
         branch = self.norm2(self.conv2(branch))
         return relu(branch + _shortcut(x, self.channels, self.stride))
 
 
 class Bias(nn.Module):
-    """One trained number, added to everything."""
+    """A trained scalar that is added to every value."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape to the same."""
+        """Map a tensor to one of the same shape."""
         return x + self.bias
 
 
 class FixUpBlock(nn.Module):
-    """A basic block without normalisation, with scalar biases and a scalar multiplier instead.
+    """A basic block with scalar biases and a scalar multiplier instead of normalisation.
 
-    `depth` is the number of blocks in the network, FixUp's L. The branch has m = 2 convolutions:
-    the last starts at zero, the first is scaled by L^(-1 / (2m - 2)), so that a step of SGD changes
-    the network's output by an amount that does not grow with the depth.
+    `depth` is the number of blocks in the network, FixUp's L. The branch has m = 2 convolutions.
+    The last one starts at zero and the first is scaled by L^(-1 / (2m - 2)), so the change of the
+    network's output by one SGD step does not grow with the depth.
     """
 
     def __init__(self, channels_in: int, channels: int, stride: int, depth: int) -> None:
@@ -80,7 +80,7 @@ class FixUpBlock(nn.Module):
             self.conv2.weight.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[n, channels_in, h, w]` to `[n, channels, h / stride, w / stride]`."""
+        """Map `[n, channels_in, h, w]` to `[n, channels, h / stride, w / stride]`."""
         x = self.before_conv1(x)
         branch = relu(self.before_relu1(self.conv1(x)))
         branch = self.before_sum(self.multiplier * self.conv2(self.before_conv2(branch)))
@@ -93,14 +93,14 @@ class ResidualNetwork(nn.Module):
     Weights are drawn from torch's global generator.
 
     Args:
-        channels_in: channels of an image.
-        classes: number of outputs.
-        widths: channels of each stage; every stage but the first halves height and width.
-        blocks: residual blocks in each stage.
-        norm: the normalisation, see `fixbn_flwr.models.norm.normaliser`; "none" is FixUp.
+        channels_in: The channels of an image.
+        classes: The number of outputs.
+        widths: The channels of each stage. Every stage but the first halves height and width.
+        blocks: The number of residual blocks in each stage.
+        norm: The normalisation, see `fixbn_flwr.models.norm.normaliser`; "none" is FixUp.
 
     Raises:
-        ConfigError: there is no such normalisation, or its groups do not divide the widths.
+        ConfigError: If the normalisation does not exist, or its groups do not divide the widths.
     """
 
     def __init__(
@@ -129,12 +129,12 @@ class ResidualNetwork(nn.Module):
             nn.init.zeros_(self.classifier.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`[n, channels_in, height, width]` to logits `[n, classes]`."""
+        """Map images `[n, channels_in, height, width]` to logits `[n, classes]`."""
         features: Tensor = self.blocks(relu(self.norm(self.conv(images)))).mean((2, 3))
         logits: Tensor = self.classifier(self.before_classifier(features))
         return logits
 
 
 def resnet20(norm: str = "bn", *, classes: int = 10) -> ResidualNetwork:
-    """The 20-layer network for colour images of 32x32 pixels, 0.27 million parameters."""
+    """Build the 20-layer network for 32x32 colour images, with 0.27 million parameters."""
     return ResidualNetwork(3, classes, widths=(16, 32, 64), blocks=3, norm=norm)

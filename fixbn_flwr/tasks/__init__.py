@@ -1,7 +1,7 @@
-"""Tasks by name, those that come with the app and users' own; only the one asked for is imported.
+"""Look up a task by name and load its data.
 
-Each that comes with the app is one file here, `tiny_imagenet.py` for `tiny-imagenet`. A user's own
-is named as Flower names an app: `package.module:NAME`.
+A built-in task is one file of this package, such as `tiny_imagenet.py` for `tiny-imagenet`. A
+user's own task is named like a Flower app: `package.module:NAME`. Only the chosen task is imported.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fixbn_flwr.tasks.task import Split, Task, normalise
 
 __all__ = ["TASKS", "Split", "Task", "get_task", "load_splits", "normalise"]
 
-# Each is a module of this package, with `_` for `-`, that defines `TASK`.
+# Each is a module of this package that defines `TASK`; its name has `_` instead of `-`.
 TASKS = (
     "digits",
     "cifar10",
@@ -31,17 +31,20 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 
 def get_task(name: str) -> Task:
-    """The task called `name`: one of `TASKS`, or `package.module:NAME` for a user's own.
+    """Return a task.
+
+    Args:
+        name: One of `TASKS`, or `package.module:NAME` for a user's own task.
 
     Raises:
-        ConfigError: there is no such task, or it cannot be imported.
+        ConfigError: If there is no such task, or it cannot be imported.
     """
     if ":" in name:
         return _own_task(*name.split(":", 1))
     if name not in TASKS:
         raise ConfigError(
             f"task is {name!r}, which does not exist: choose one of {', '.join(TASKS)}, or"
-            " package.module:NAME for a task of your own."
+            " package.module:NAME for your own task."
         )
     task: Task = import_module(f"{__name__}.{name.replace('-', '_')}").TASK
     return task
@@ -50,34 +53,39 @@ def get_task(name: str) -> Task:
 def _own_task(module: str, attribute: str) -> Task:
     try:
         task = getattr(import_module(module), attribute)
-    # Whatever a user's file raises is a mistake in it, or something that it misses here.
+    # The user's module can raise anything.
     except Exception as error:
         raise ConfigError(
-            f"{module}:{attribute} cannot be imported ({type(error).__name__}: {error}); a task of"
-            " your own is package.module:NAME, and its package is installed, or its folder named"
-            " with its full path in PYTHONPATH, wherever server and clients run"
+            f"{module}:{attribute} cannot be imported ({type(error).__name__}: {error}): install"
+            " its package, or add the full path of its folder to PYTHONPATH, on the server and on"
+            " every client."
         ) from error
     if not isinstance(task, Task):
         raise ConfigError(
-            f"{module}:{attribute} is of type {type(task).__name__}; name a fixbn_flwr.tasks.Task"
+            f"{module}:{attribute} is a {type(task).__name__}: name a fixbn_flwr.tasks.Task."
         )
     if not _NAME.fullmatch(task.name):
         raise ConfigError(
-            f"{module}:{attribute} has the name {task.name!r}, but run folders are called so; use"
-            " letters, digits, '_' and '-' only"
+            f"{module}:{attribute} has the name {task.name!r}, which also names run folders: use"
+            " only letters, digits, '_' and '-'."
         )
     return task
 
 
 def load_splits(task: Task, data_dir: Path | None = None) -> tuple[Split, Split]:
-    """The task's `(train, test)`, read once per process and then shared: do not write to it.
+    """Load a task's training and test data, once per process.
+
+    All callers share the result. Do not modify it.
 
     Args:
-        task: the task whose data to read.
-        data_dir: the folder that holds the data; None for the task's default.
+        task: The task.
+        data_dir: The folder with the data, or None for the task's default.
+
+    Returns:
+        `(train, test)`.
 
     Raises:
-        ConfigError: the data is not there and cannot be had.
+        ConfigError: If the data is missing or invalid.
     """
     return _load_once(task, None if data_dir is None else data_dir.expanduser().resolve())
 
@@ -88,7 +96,7 @@ def _load_once(task: Task, data_dir: Path | None) -> tuple[Split, Split]:
         loaded = task.load(data_dir)
     except FixBNError:
         raise
-    except Exception as error:  # whatever a user's own task raises
+    except Exception as error:  # a user's own task can raise anything
         raise _bad_data(task, f"cannot be loaded ({type(error).__name__}: {error})") from error
     if not (
         isinstance(loaded, tuple) and len(loaded) == 2 and all(isinstance(s, Split) for s in loaded)
@@ -101,14 +109,14 @@ def _load_once(task: Task, data_dir: Path | None) -> tuple[Split, Split]:
         if labels.size and not 0 <= labels.min() <= labels.max() < task.classes:
             raise _bad_data(
                 task,
-                f"has classes {labels.min()} to {labels.max()}, and the task has {task.classes},"
-                " counted from 0",
+                f"has classes {labels.min()} to {labels.max()}, but the task has {task.classes}"
+                " classes, counted from 0",
             )
     return loaded
 
 
 def _bad_data(task: Task, what: str) -> ConfigError:
     return ConfigError(
-        f"the data of task {task.name} {what}: its load must return (train, test), two Splits of"
-        " images that are there, each with its target."
+        f"the data of task {task.name} {what}: its load function must return (train, test), two"
+        " Splits that are not empty and have a target for each image."
     )

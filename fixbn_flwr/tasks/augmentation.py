@@ -1,6 +1,6 @@
-"""Random crops and flips of a whole batch of images, for tasks with a class for every image.
+"""Random crops and flips of a batch of images, for classification tasks.
 
-The augmentation is that of K. He, X. Zhang, S. Ren and J. Sun, "Deep Residual Learning for Image
+The augmentation follows K. He, X. Zhang, S. Ren and J. Sun, "Deep Residual Learning for Image
 Recognition", CVPR 2016, https://arxiv.org/abs/1512.03385, section 4.2.
 """
 
@@ -14,16 +14,16 @@ PADDING = 4  # pixels on every side, before a crop of the original size
 
 
 def crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift every image by up to 4 pixels each way, filling with zeros, and mirror every other one.
+    """Shift each image by up to 4 pixels in each direction and mirror it with probability 1/2.
 
-    Zero is the mean colour, because the batch is normalised already.
+    Pixels from outside the image are 0, which is the mean colour of a normalised batch.
 
     Args:
-        images: a batch, float `[n, channels, height, width]`.
-        generator: where the shifts and mirrorings are drawn from.
+        images: A normalised batch, float `[n, channels, height, width]`.
+        generator: The source of the random shifts and flips.
 
     Returns:
-        A batch of the same shape, on the device of `images`.
+        A batch of the same shape on the same device.
     """
     number, channels, height, width = images.shape
     here, there = images.device, generator.device

@@ -1,4 +1,4 @@
-"""CIFAR-10: 60,000 colour images of 32x32 pixels in 10 classes, with random crops and flips.
+"""CIFAR-10: classification of 60,000 colour images of 32x32 pixels into 10 classes.
 
 A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", technical report, University
 of Toronto, 2009.
@@ -25,28 +25,28 @@ logger = logging.getLogger(__name__)
 
 
 def load(data_dir: Path | None) -> tuple[Split, Split]:
-    """50,000 training and 10,000 test images, downloaded first if they are not there.
+    """Load 50,000 training and 10,000 test images; download them first if necessary.
 
     Args:
-        data_dir: the folder that holds, or shall hold, `cifar-10-batches-py`; it must exist. None
-            is `~/.cache/fixbn-flwr`, which is made if need be.
+        data_dir: An existing folder that contains `cifar-10-batches-py`, or to which it is
+            downloaded. Default: `~/.cache/fixbn-flwr`, which is created if necessary.
 
     Raises:
-        ConfigError: `data_dir` does not exist, or the data is not there and the download failed.
+        ConfigError: If `data_dir` does not exist, or the data is missing and the download fails.
     """
     if data_dir is not None and not data_dir.is_dir():
         raise ConfigError(
-            f"data-dir is {data_dir}, which is not a folder: name the folder that holds"
-            " cifar-10-batches-py, or leave data-dir empty to have CIFAR-10 downloaded."
+            f"data-dir is {data_dir}, which is not a folder: set it to the folder that contains"
+            " cifar-10-batches-py, or leave it empty to download CIFAR-10."
         )
     folder = (data_dir or DEFAULT_FOLDER).expanduser()
     try:
         return _read(folder, train=True), _read(folder, train=False)
     except (OSError, RuntimeError) as error:
         raise ConfigError(
-            f"CIFAR-10 is not whole in {folder}, and the download failed ({error}): put the folder"
-            f" cifar-10-batches-py of cifar-10-python.tar.gz at {folder / 'cifar-10-batches-py'},"
-            " or set data-dir to the folder that holds it."
+            f"CIFAR-10 is incomplete in {folder}, and the download failed ({error}): unpack"
+            f" cifar-10-python.tar.gz so that {folder / 'cifar-10-batches-py'} exists, or set"
+            " data-dir to the folder that contains cifar-10-batches-py."
         ) from error
 
 
@@ -55,7 +55,7 @@ def _read(folder: Path, *, train: bool) -> Split:
 
     if not (folder / CIFAR10.base_folder).is_dir():
         logger.info("Downloading CIFAR-10 (170 MB) to %s", folder)
-    # torchvision draws a progress bar, which would be torn by the log lines around it.
+    # torchvision's progress bar would mix with our log lines.
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         dataset = CIFAR10(str(folder), train=train, download=True)
     images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2)

@@ -1,13 +1,13 @@
-"""Cityscapes: street scenes of 2048x1024 pixels from 50 cities, with 19 classes; a city a client.
+"""Cityscapes: segmentation of street scenes of 2048x1024 pixels from 50 cities into 19 classes.
 
 M. Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", CVPR 2016,
 https://arxiv.org/abs/1604.01685, in the folders of `leftImg8bit_trainvaltest.zip` and
-`gtFine_trainvaltest.zip`, which are free for research after a registration. Tested on the
-validation images, as the masks of the test images are not public.
+`gtFine_trainvaltest.zip`, which are free for research after registration. The validation images are
+the test data, because the masks of the official test images are not public.
 
-The images as one tensor would take 19 GB, the masks 6 GB more: they stay in their files, from which
-each batch is read at full size. Trained on crops and evaluated in windows of 1024x512 pixels, of
-which four make an image.
+The images would take 19 GB as one tensor, and the masks 6 GB. So they stay in their files, and each
+batch is read at full size. Training uses crops, and evaluation windows, of 1024x512 pixels; four
+windows cover an image.
 """
 
 from __future__ import annotations
@@ -49,26 +49,27 @@ CLASSES = {
     "motorcycle": 32,
     "bicycle": 33,
 }
-"""The classes that are trained and scored, by train id from 0 on, each with its label id."""
+"""The label ids of the classes that are trained and scored, in the order of their train ids."""
 
 TRAIN_IDS = np.full(256, IGNORED, np.uint8)
-"""From a label id, which is what the mask files hold, to the train id."""
+"""The train id of each label id. The mask files hold label ids."""
 TRAIN_IDS[list(CLASSES.values())] = range(len(CLASSES))
 
 IMAGE, MASK = "_leftImg8bit.png", "_gtFine_labelIds.png"
 
 
 def load(data_dir: Path | None) -> tuple[Split, Split]:
-    """2,975 training images, whose groups are 18 cities, and 500 of 3 other cities to test on.
+    """Load 2,975 training images of 18 cities and 500 test images of 3 other cities.
 
-    Any other tree in these folders does as well, as long as its images have one size.
+    The training images are grouped by city. Other images in the same folders work too if all have
+    one size.
 
     Args:
-        data_dir: the folder that holds `leftImg8bit` and `gtFine`, or a folder `cityscapes` with
-            them in it. None is `~/.cache/fixbn-flwr`.
+        data_dir: The folder with `leftImg8bit` and `gtFine`, or with a folder `cityscapes` that has
+            them. Default: `~/.cache/fixbn-flwr`.
 
     Raises:
-        ConfigError: images or masks are missing or cannot be opened, or differ in size.
+        ConfigError: If images or masks are missing, cannot be opened, or differ in size.
     """
     folder = find_folder(data_dir, ["cityscapes"], ["leftImg8bit"])
     return _find(folder, "train"), _find(folder, "val")
@@ -79,7 +80,8 @@ def _find(folder: Path, split: str) -> Split:
     if not images:
         raise ConfigError(
             f"There are no files {folder / 'leftImg8bit' / split}/<city>/*{IMAGE}: unpack"
-            " leftImg8bit_trainvaltest.zip there, or set data-dir to the folder that has them."
+            " leftImg8bit_trainvaltest.zip there, or set data-dir to the folder that contains"
+            " leftImg8bit."
         )
     masks = [
         folder / "gtFine" / split / path.parent.name / f"{path.name.removesuffix(IMAGE)}{MASK}"
@@ -88,7 +90,7 @@ def _find(folder: Path, split: str) -> Split:
     missing = [path for path in masks if not path.is_file()]
     if missing:
         raise ConfigError(
-            f"{len(missing)} of {len(images)} images have no mask; the first that is missing is"
+            f"{len(missing)} of {len(images)} images have no mask; the first missing mask is"
             f" {missing[0]}: unpack gtFine_trainvaltest.zip beside leftImg8bit."
         )
     shape = _shape(images, masks)
@@ -101,7 +103,7 @@ def _find(folder: Path, split: str) -> Split:
 
 
 def _shape(images: Sequence[Path], masks: Sequence[Path]) -> tuple[int, int]:
-    """Height and width of all files, which are opened but not decoded."""
+    """Return the height and width of all files. They are opened but not decoded."""
     shape: tuple[int, int] | None = None
     for paths, mode in ((images, "RGB"), (masks, "L")):
         for path in paths:
@@ -110,16 +112,16 @@ def _shape(images: Sequence[Path], masks: Sequence[Path]) -> tuple[int, int]:
                     found, width, height = image.mode, *image.size
             except OSError as error:
                 raise ConfigError(
-                    f"{path} cannot be read as an image ({error}); fetch the data anew."
+                    f"{path} cannot be read as an image ({error}): download the data again."
                 ) from error
             shape = shape or (height, width)
             if (found, height, width) != (mode, *shape):
                 raise ConfigError(
                     f"{path} has {height}x{width} pixels of mode {found}, not"
-                    f" {shape[0]}x{shape[1]} of mode {mode}; put files of one size there, colour"
-                    " images and masks of label ids."
+                    f" {shape[0]}x{shape[1]} of mode {mode}: all files must have one size, images"
+                    " must be RGB, and masks must hold label ids."
                 )
-    assert shape is not None  # there is one image at least
+    assert shape is not None  # there is at least one image
     return shape
 
 

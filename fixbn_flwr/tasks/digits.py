@@ -1,8 +1,8 @@
-"""Handwritten digits: the task that needs no download and trains on a CPU in seconds.
+"""Handwritten digits: a task without a download that trains on a CPU in seconds.
 
-1,797 grey images of 8x8 pixels with values 0 to 16, in 10 classes, that come with scikit-learn: the
-test part of the UCI repository's "Optical Recognition of Handwritten Digits" (E. Alpaydin and
-C. Kaynak, 1998, https://doi.org/10.24432/C50P49).
+1,797 grey images of 8x8 pixels with values 0 to 16, in 10 classes. They come with scikit-learn and
+are the test part of "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, 1998,
+https://doi.org/10.24432/C50P49).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from fixbn_flwr.tasks.task import Split, Task, accuracy
 
 
 def load(_data_dir: Path | None) -> tuple[Split, Split]:
-    """1,437 training and 360 test images, the same ones always, every class in both alike.
+    """Load 1,437 training and 360 test images, always the same, stratified by class.
 
     Args:
-        _data_dir: not used, as scikit-learn brings the data.
+        _data_dir: Unused: scikit-learn contains the data.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split

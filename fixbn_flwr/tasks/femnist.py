@@ -1,11 +1,12 @@
-"""FEMNIST: handwritten digits and letters, 62 classes, which come from many writers by nature.
+"""FEMNIST: classification of handwritten digits and letters of many writers into 62 classes.
 
 S. Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018,
-https://arxiv.org/abs/1812.01097, made from NIST Special Database 19. With `partition=natural` one
-client is one writer, or several when there are fewer clients.
+https://arxiv.org/abs/1812.01097, made from NIST Special Database 19. With `partition=natural` each
+client is one writer, or several writers if there are fewer clients.
 
-Read from the Parquet files `train.parquet` and `test.parquet` with the columns `image` (grey, 28x28
-pixels), `character` (0 to 9 digits, 10 to 35 capitals, 36 to 61 small letters) and `writer_id`.
+The data are two Parquet files, `train.parquet` and `test.parquet`, with the columns `image` (grey,
+28x28 pixels), `character` (0 to 9 digits, 10 to 35 capitals, 36 to 61 small letters) and
+`writer_id`.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ CLASSES = 62
 
 
 def load(data_dir: Path | None) -> tuple[Split, Split]:
-    """All training and test images; the training images' groups are their writers.
+    """Load all training and test images. The training images are grouped by writer.
 
     Args:
-        data_dir: the folder with the two files, or with a folder `femnist-small` that holds them.
-            None is `~/.cache/fixbn-flwr`.
+        data_dir: The folder with the two files, or with a folder `femnist-small` that has them.
+            Default: `~/.cache/fixbn-flwr`.
 
     Raises:
-        ConfigError: a file is missing, damaged or not this data set.
+        ConfigError: If a file is missing, damaged or not this data set.
     """
     folder = find_folder(data_dir, ["femnist-small"], ["train.parquet"])
     read = partial(read_parquet, mode="L", size=28, label="character", classes=CLASSES)

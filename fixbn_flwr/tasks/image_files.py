@@ -1,4 +1,4 @@
-"""Images that stay in their files, for data sets that do not fit memory."""
+"""Images that stay in their files, for data sets that do not fit into memory."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 
 
 class ImageFiles:
-    """Stands where a `Split` has a tensor: indexed like one, it reads the files asked for.
+    """A sequence of image files that a `Split` can use instead of a tensor.
 
-    They are decoded by as many threads as this process may use cores. Nothing is kept.
+    Indexing it like a tensor reads and decodes the files, with one thread per core that this
+    process may use. Nothing is cached.
 
     Args:
-        paths: one file an image, all of one size.
-        read: from a file to its tensor, uint8 `[channels, height, width]`, or `[height, width]` for
-            a mask.
+        paths: One file per image, all of one size.
+        read: Reads a file as uint8 `[channels, height, width]`, or `[height, width]` for a mask.
     """
 
     def __init__(self, paths: Sequence[Path], read: Callable[[Path], Tensor]) -> None:
@@ -30,7 +30,7 @@ class ImageFiles:
         return len(self.paths)
 
     def __getitem__(self, indices: Tensor | slice) -> Tensor:
-        """Return the images asked for, in this order, as one new tensor."""
+        """Return the images at these indices, in this order, as one new tensor."""
         if isinstance(indices, slice):
             paths = self.paths[indices]
         else:

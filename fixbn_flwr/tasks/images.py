@@ -1,7 +1,7 @@
-"""Image files from disk into one uint8 tensor, with an error that names the file for any mistake.
+"""Read images from disk into one uint8 tensor; every error names the file.
 
-The Parquet files have the layout of Hugging Face `datasets`: a column of images is a struct
-`{bytes, path}` that holds an encoded JPEG or PNG, and every other column one value an image.
+The Parquet files have the layout of Hugging Face `datasets`: an image column is a struct
+`{bytes, path}` with an encoded JPEG or PNG, and every other column has one value per image.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from fixbn_flwr.tasks.task import Split
 DEFAULT_FOLDER = Path("~/.cache/fixbn-flwr")
 
 Mode = Literal["RGB", "L"]
-"""Pillow's names for three channels of colour and one of grey."""
+"""Pillow's names for colour and grey images."""
 
 
 def find_folder(data_dir: Path | None, names: Sequence[str], has: Sequence[str]) -> Path:
-    """The folder of a data set: one of `names` in `data_dir`, or `data_dir` itself.
+    """Return the folder of a data set: one of `names` in `data_dir`, or `data_dir` itself.
 
     Args:
-        data_dir: where to look; None for `~/.cache/fixbn-flwr`.
-        names: the folders that it may be, the better one first.
-        has: files or folders, of which it holds one.
+        data_dir: Where to look. Default: `~/.cache/fixbn-flwr`.
+        names: The possible names of the folder, the preferred one first.
+        has: Files or folders, at least one of which the folder contains.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: If there is no such folder.
     """
     root = (data_dir or DEFAULT_FOLDER).expanduser()
     for folder in (*(root / name for name in names), root):
         if any((folder / name).exists() for name in has):
             return folder
     raise ConfigError(
-        f"{root} holds no folder {' or '.join(names)} with {' or '.join(has)} in it: set data-dir"
-        " to the folder that does, as nothing is downloaded for this task."
+        f"{root} contains no folder {' or '.join(names)} with {' or '.join(has)} in it: set"
+        " data-dir to the folder that does. This task downloads nothing."
     )
 
 
@@ -55,25 +55,25 @@ def read_parquet(
     classes: int,
     group: str | None = None,
 ) -> Split:
-    """The images of one Parquet file, in its order.
+    """Read the images of a Parquet file, in its order.
 
     Args:
-        path: the file; its images are in the column `image`.
-        mode: what images are converted to.
-        size: height and width that every image must have, in pixels.
-        label: the column of classes.
-        classes: their number; they go from 0 to `classes - 1`.
-        group: the column of natural clients, numbers or text; None when there is none.
+        path: The file. Its images are in the column `image`.
+        mode: The mode that images are converted to.
+        size: The height and width that every image must have, in pixels.
+        label: The column with the classes.
+        classes: The number of classes. They are numbered from 0 to `classes - 1`.
+        group: The column with the natural clients, numbers or strings. None if there is none.
 
     Raises:
-        ConfigError: the file is missing, damaged or empty, or holds something else.
+        ConfigError: If the file is missing, damaged or empty, or has other contents.
     """
     columns = read_columns(path, ["image", label, *([group] if group else [])])
     targets = np.asarray(columns[label])
     if targets.dtype.kind not in "iu" or targets.min() < 0 or targets.max() >= classes:
         raise ConfigError(
-            f"{path}: the column {label} is not whole numbers from 0 to {classes - 1}; put the"
-            " right file there."
+            f"{path}: the column {label} must hold integers from 0 to {classes - 1}: replace"
+            " the file."
         )
     files = encoded(path, columns["image"])
     rows = [f"{path}, row {row}" for row in range(len(files))]
@@ -84,45 +84,44 @@ def read_parquet(
 
 
 def read_columns(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
-    """Columns of a Parquet file as lists, none of them with a gap.
+    """Read columns of a Parquet file as lists without missing values.
 
     Raises:
-        ConfigError: the file is missing, damaged or empty, or lacks a column or a value.
+        ConfigError: If the file is missing, damaged or empty, or a column or value is missing.
     """
     import pyarrow
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as file:
-            there_are, table = file.schema_arrow.names, file.read(columns=list(names))
+            columns, table = file.schema_arrow.names, file.read(columns=list(names))
     except (OSError, pyarrow.ArrowException) as error:
         raise ConfigError(
-            f"{path} cannot be read ({error}); put the whole file there, or set data-dir to the"
-            " folder that holds it."
+            f"{path} cannot be read ({error}): replace the file, or set data-dir to the folder that"
+            " contains it."
         ) from error
     for name in names:
-        if name not in there_are or table[name].null_count or not len(table):
+        if name not in columns or table[name].null_count or not len(table):
             raise ConfigError(
-                f"{path} has no column {name} with a value in every row; its columns are"
-                f" {', '.join(there_are)}, in {len(table)} rows. Put the"
-                " right file there."
+                f"{path} has no column {name} with a value in every row: replace the file. It has"
+                f" {len(table)} rows and the columns {', '.join(columns)}."
             )
     return {name: table[name].to_pylist() for name in names}
 
 
 def encoded(path: Path, cells: Sequence[Any], column: str = "image") -> list[BytesIO]:
-    """The encoded images in the cells of a column.
+    """Return the encoded images in the cells of a column.
 
     Raises:
-        ConfigError: a cell holds no bytes.
+        ConfigError: If a cell has no bytes.
     """
     files = []
     for row, cell in enumerate(cells):
         content = cell.get("bytes") if isinstance(cell, dict) else None
         if not isinstance(content, bytes):
             raise ConfigError(
-                f"{path}, row {row}: the column {column} holds no image (a struct with bytes); put"
-                " the right file there."
+                f"{path}, row {row}: the column {column} has no image (a struct with bytes):"
+                " replace the file."
             )
         files.append(BytesIO(content))
     return files
@@ -131,19 +130,19 @@ def encoded(path: Path, cells: Sequence[Any], column: str = "image") -> list[Byt
 def decode(
     files: Sequence[Path | BytesIO], names: Sequence[str], mode: Mode, shape: tuple[int, int]
 ) -> Tensor:
-    """Decode images, JPEG or PNG, into one tensor.
+    """Decode JPEG or PNG images into one tensor.
 
     Args:
-        files: the images' files.
-        names: what an error calls each of them.
-        mode: what images are converted to.
-        shape: the height and width that all must have.
+        files: The encoded images.
+        names: The name of each file in error messages.
+        mode: The mode that images are converted to.
+        shape: The height and width that every image must have.
 
     Returns:
         uint8 `[n, channels, height, width]`, with one channel for "L" and three for "RGB".
 
     Raises:
-        ConfigError: a file is missing or damaged, or an image has another size.
+        ConfigError: If a file is missing or damaged, or an image has another size.
     """
     from PIL import Image
 
@@ -152,18 +151,18 @@ def decode(
         try:
             with Image.open(file) as image:
                 width, height = image.size
-                if (height, width) != shape:  # not decoded: a small file may claim a huge image
+                if (height, width) != shape:  # before decoding: a small file can claim a huge size
                     raise ConfigError(
-                        f"{name} has {height}x{width} pixels, not {shape[0]}x{shape[1]}; put the"
-                        " original data there."
+                        f"{name} has {height}x{width} pixels, not {shape[0]}x{shape[1]}: use the"
+                        " original data."
                     )
                 pixels: npt.NDArray[np.uint8] = np.asarray(image.convert(mode))
         except ConfigError:
             raise
-        # Of a broken file Pillow raises errors of many types, SyntaxError among them.
+        # Pillow raises many types for a damaged file, even SyntaxError.
         except Exception as error:
             raise ConfigError(
-                f"{name} cannot be read as an image ({error}); fetch the data anew."
+                f"{name} cannot be read as an image ({error}): download the data again."
             ) from error
         images[place] = pixels.reshape(*shape, len(mode)).transpose(2, 0, 1)
     return torch.from_numpy(images)

@@ -1,11 +1,11 @@
-"""PACS: seven classes of things as art paintings, cartoons, photos and sketches.
+"""PACS: classification of art paintings, cartoons, photos and sketches into 7 classes.
 
 D. Li, Y. Yang, Y.-Z. Song and T. Hospedales, "Deeper, Broader and Artier Domain Generalization",
-ICCV 2017, https://arxiv.org/abs/1710.03077. With `partition=natural` one client is one of the four
-domains: the clients hold the same classes, but their images look nothing alike.
+ICCV 2017, https://arxiv.org/abs/1710.03077. With `partition=natural` each client is one of the
+four domains: the clients have the same classes, but their images look very different.
 
-Read, at 64x64 pixels, from the Parquet files `train.parquet` and `test.parquet` with the columns
-`image`, `label` (dog, elephant, giraffe, guitar, horse, house, person) and `domain`.
+The data are two Parquet files, `train.parquet` and `test.parquet`, of 64x64 pixels, with the
+columns `image`, `label` (dog, elephant, giraffe, guitar, horse, house, person) and `domain`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ CLASSES = 7
 
 
 def load(data_dir: Path | None) -> tuple[Split, Split]:
-    """All training and test images; the training images' groups are their domains.
+    """Load all training and test images. The training images are grouped by domain.
 
     Args:
-        data_dir: the folder with the two files, or with a folder `pacs-64` that holds them. None is
+        data_dir: The folder with the two files, or with a folder `pacs-64` that has them. Default:
             `~/.cache/fixbn-flwr`.
 
     Raises:
-        ConfigError: a file is missing, damaged or not this data set.
+        ConfigError: If a file is missing, damaged or not this data set.
     """
     folder = find_folder(data_dir, ["pacs-64"], ["train.parquet"])
     read = partial(read_parquet, mode="RGB", size=64, label="label", classes=CLASSES)

@@ -1,6 +1,6 @@
-"""Dividing a data set's images among clients: at random, unevenly by class, or as they came about.
+"""Partition a data set among clients: at random, unevenly by class, or by natural client.
 
-All four are flwr-datasets' partitioners. The Dirichlet split by class is that of
+All four schemes use flwr-datasets' partitioners. The Dirichlet split by class follows
 M. Yurochkin et al., "Bayesian Nonparametric Federated Learning of Neural Networks", ICML 2019,
 https://arxiv.org/abs/1905.12022. The split by classes per client follows B. McMahan et al.,
 "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017,
@@ -39,30 +39,30 @@ def partition(
     seed: int,
     groups: npt.NDArray[np.int64] | None = None,
 ) -> list[Indices]:
-    """Which images each client holds. The same arguments give the same answer on every machine.
+    """Return the images of each client. The result is the same on every machine.
 
     Args:
-        targets: the class of each image, `[n]`; "iid" and "natural" take any other shape as well,
+        targets: The class of each image, `[n]`. "iid" and "natural" accept any other shape too,
             such as masks `[n, height, width]`.
-        clients: how many clients share the images.
-        scheme: "iid" deals the images out at random, in equal shares; "dirichlet" divides each
-            class in shares drawn from a Dirichlet distribution; "classes" gives each client
-            `classes_per_client` classes and divides each class equally among its holders;
-            "natural" gives each client one group of `groups`, in ascending order, or as many
-            neighbouring groups as another's, give or take one, when there are more than clients.
-        alpha: the Dirichlet distribution's concentration, for that scheme only: the smaller, the
-            more the clients differ.
-        classes_per_client: for the scheme "classes" only. Every class is held by somebody, and so
-            every image, if `clients * classes_per_client` is at least the number of classes.
-        seed: fixes every random choice; "natural" has none.
-        groups: the natural client of each image, `[n]`, for the scheme "natural" only; None when
-            the data has none.
+        clients: The number of clients.
+        scheme: "iid" draws equal shares at random. "dirichlet" divides each class by shares from a
+            Dirichlet distribution. "classes" gives each client `classes_per_client` classes and
+            divides each class equally among its clients. "natural" gives each client one group of
+            `groups`, in ascending order; with more groups than clients, each gets about as many
+            consecutive groups as the others.
+        alpha: The concentration of the Dirichlet distribution; smaller values make the clients
+            differ more. Only for "dirichlet".
+        classes_per_client: Only for "classes". If `clients * classes_per_client` is at least the
+            number of classes, every class has a client and every image is used.
+        seed: The seed of all random choices. "natural" makes none.
+        groups: The natural client of each image, `[n]`, or None if the data has none. Only for
+            "natural".
 
     Returns:
-        One sorted array of indices into `targets` a client. No image belongs to two clients.
+        One sorted array of indices into `targets` per client. Clients share no image.
 
     Raises:
-        ConfigError: the images cannot be divided so.
+        ConfigError: If the images cannot be partitioned this way.
     """
     if scheme not in SCHEMES:
         raise ConfigError(
@@ -70,10 +70,10 @@ def partition(
         )
     if not 1 <= clients <= len(targets):
         raise ConfigError(
-            f"The number of clients is {clients}, but with {len(targets)} images and at least one"
-            f" for each client it must be from 1 to {len(targets)}."
+            f"The number of clients is {clients}, but each client needs an image and there are"
+            f" {len(targets)}: choose 1 to {len(targets)} clients."
         )
-    # An argument that the scheme does not read must not make the cache miss.
+    # Arguments that the scheme does not use must not cause a cache miss.
     parts = _partition_once(
         _labels(targets, scheme, groups).astype(np.int64).tobytes(),
         clients,
@@ -86,19 +86,19 @@ def partition(
 
 
 def _labels(targets: Indices, scheme: Scheme, groups: Indices | None) -> Indices:
-    """The one number of each image by which the scheme divides."""
+    """Return the number of each image by which the scheme divides them."""
     if scheme == "iid":
         return np.zeros(len(targets), dtype=np.int64)
     if scheme == "natural":
         if groups is None:
             raise ConfigError(
-                "partition is 'natural', but this data does not say which client an image comes"
-                f" from: choose {_possible(targets, groups)}."
+                "partition is 'natural', but this data does not name the natural client of an"
+                f" image: choose {_possible(targets, groups)}."
             )
         return groups
     if targets.ndim != 1:
         raise ConfigError(
-            f"partition is {scheme!r}, but this data has no single class for each image: choose"
+            f"partition is {scheme!r}, but this data does not have one class per image: choose"
             f" {_possible(targets, groups)}."
         )
     return targets
@@ -116,15 +116,15 @@ def _partition_once(
 ) -> list[Indices]:
     targets = np.frombuffer(labels, dtype=np.int64)
     if scheme == "iid":
-        return _by_chance(targets, clients, seed)
+        return _at_random(targets, clients, seed)
     if scheme == "dirichlet":
         return _by_dirichlet(targets, clients, alpha, seed)
     if scheme == "natural":
-        return _by_group(targets, clients)  # what it divides by are the groups
+        return _by_group(targets, clients)  # here the labels are the groups
     return _by_classes(targets, clients, classes_per_client, seed)
 
 
-def _by_chance(targets: Indices, clients: int, seed: int) -> list[Indices]:
+def _at_random(targets: Indices, clients: int, seed: int) -> list[Indices]:
     from flwr_datasets.partitioner import IidPartitioner
 
     order = np.random.default_rng(seed).permutation(len(targets))
@@ -135,19 +135,17 @@ def _by_dirichlet(targets: Indices, clients: int, alpha: float, seed: int) -> li
     from flwr_datasets.partitioner import DirichletPartitioner
 
     if not 0 < alpha < np.inf:
-        raise ConfigError(
-            f"partition-alpha is {alpha}: a Dirichlet distribution needs a finite number above 0."
-        )
+        raise ConfigError(f"partition-alpha is {alpha}, but it must be a finite number above 0.")
     partitioner = DirichletPartitioner(
         clients, "label", alpha, min_partition_size=SMALLEST_CLIENT, shuffle=False, seed=seed
     )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns of each draw that it repeats
+            warnings.simplefilter("ignore")  # one warning for each repeated draw
             return _run(partitioner, targets, np.arange(len(targets)))
     except ValueError as error:
         raise ConfigError(
-            f"With partition-alpha {alpha} some of the {clients} clients got fewer than"
+            f"With partition-alpha {alpha}, some of the {clients} clients got fewer than"
             f" {SMALLEST_CLIENT} images in every draw: choose a larger alpha or fewer clients."
         ) from error
 
@@ -158,26 +156,25 @@ def _by_group(groups: Indices, clients: int) -> list[Indices]:
     names, group = np.unique(groups, return_inverse=True)
     if len(names) < clients:
         raise ConfigError(
-            f"partition is 'natural', but the data comes from {len(names)} natural clients, fewer"
-            f" than the {clients} asked for: use {len(names)} clients or fewer, or another"
-            " partition."
+            f"partition is 'natural', but the data has {len(names)} natural clients, fewer than"
+            f" the {clients} requested: use {len(names)} clients or fewer, or another partition."
         )
     shares = [len(share) for share in np.array_split(names, clients)]
     holder = np.repeat(np.arange(clients), shares)[group]
-    # NaturalIdPartitioner does the same, with a progress bar. Groups of several would leave the
-    # number of clients to the division: 50 writers can be 25 clients or 16, not 20.
+    # NaturalIdPartitioner does the same but draws a progress bar. A larger group_size would not
+    # allow every number of clients: 50 writers can make 25 clients or 16, but not 20.
     partitioner = GroupedNaturalIdPartitioner("label", group_size=1, sort_unique_ids=True)
     return _run(partitioner, holder, np.arange(len(holder)))
 
 
 def _run(partitioner: Partitioner, targets: Indices, order: Indices) -> list[Indices]:
-    """What a partitioner makes of the images in this order."""
+    """Return the parts that a partitioner makes of the images in this order."""
     from datasets import Dataset
 
     class Rows(Dataset):  # type: ignore[misc]  # datasets has no types
-        # Partitioners read one column, whole, and select rows, of which only the numbers matter
-        # here. `datasets` itself would go through the column row by row and hash every selection:
-        # 9 s instead of 0.1 s for CIFAR-10.
+        # Partitioners read one whole column and select rows; only the row numbers matter here.
+        # `datasets` itself reads the column row by row and hashes every selection, which takes 9 s
+        # instead of 0.1 s for CIFAR-10.
         def __getitem__(self, column: str) -> Indices:
             values: Indices = self.data.column(column).to_numpy()
             return values
@@ -203,9 +200,9 @@ def _by_classes(
         )
     random = np.random.default_rng(seed)
     places = random.permutation(len(labels))[np.searchsorted(labels, targets)]
-    # The partitioner makes shards of one class each, dealing the classes out in turn, and a client
-    # gets as many in a row. Asked for whole clients it would leave some classes to nobody, as in
-    # the usual 5 clients with 2 of 10 classes.
+    # The partitioner makes shards of one class each, with the classes in turn, and each client gets
+    # consecutive shards. Partitions of several classes would leave some classes without a client,
+    # even with the usual 5 clients and 2 of 10 classes.
     partitioner = PathologicalPartitioner(
         clients * classes_per_client,
         "label",
@@ -215,12 +212,12 @@ def _by_classes(
     )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns of classes that are left to nobody
+            warnings.simplefilter("ignore")  # about classes without a client
             shards = _run(partitioner, places, random.permutation(len(targets)))
     except ValueError as error:
         raise ConfigError(
-            f"With {clients} clients of {classes_per_client} classes each, some class has more"
-            " holders than images: choose fewer clients or a smaller partition-classes."
+            f"With {clients} clients of {classes_per_client} classes each, a class has more clients"
+            " than images: choose fewer clients or a smaller partition-classes."
         ) from error
     return [
         np.sort(np.concatenate(shards[client : client + classes_per_client]))

@@ -1,7 +1,7 @@
-"""What segmentation tasks share: masks cut together with their images, loss and score by pixel.
+"""Crops, loss and metric of segmentation tasks.
 
-The score is the mean over classes of intersection over union, computed once from the confusion
-matrix of all evaluated pixels: M. Everingham et al., "The PASCAL Visual Object Classes (VOC)
+The metric is the mean intersection over union of the classes, computed from the confusion matrix of
+all evaluated pixels: M. Everingham et al., "The PASCAL Visual Object Classes (VOC)
 Challenge", IJCV 2010, https://doi.org/10.1007/s11263-009-0275-4, section 4.4.
 """
 
@@ -21,22 +21,21 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 IGNORED = 255
-"""The value of a mask's pixels that have no class: they count neither in loss nor in score."""
+"""The mask value of pixels without a class. Loss and metric ignore them."""
 
 
 @dataclass(frozen=True)
 class Masks:
-    """How images `[n, channels, h, w]` and their masks `[n, h, w]` are cut into what a model sees.
+    """How images `[n, channels, h, w]` and masks `[n, h, w]` are cut to the size a model sees.
 
-    Sizes are (height, width) in pixels and multiples of 16. Where an image is smaller, the size is
-    the image's, rounded up to a multiple of 16. What lies outside the image is filled with zeros,
-    the mean colour of normalised images, and with `IGNORED` in the mask.
+    Sizes are (height, width) in pixels and multiples of 16. For a smaller image, the size is that
+    of the image, rounded up to a multiple of 16. Pixels outside the image are 0, the mean colour of
+    normalised images, and `IGNORED` in the mask.
 
     Attributes:
-        crop: size of the random crops of training.
-        window: size of the windows of evaluation.
-        evaluation_batch: from how many images windows are evaluated together: memory depends on it,
-            the result does not.
+        crop: The size of the random crops for training.
+        window: The size of the windows for evaluation.
+        evaluation_batch: The number of images evaluated together. It affects memory, not results.
     """
 
     crop: tuple[int, int]
@@ -46,12 +45,12 @@ class Masks:
     def augment(
         self, images: Tensor, masks: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Cut a random crop out of every image and its mask, and mirror every other pair.
+        """Crop each image and its mask at random, and mirror both with probability 1/2.
 
         Args:
-            images: a normalised batch.
-            masks: the class of each pixel.
-            generator: where the places and mirrorings are drawn from.
+            images: A normalised batch.
+            masks: The class of each pixel.
+            generator: The source of the random crops and flips.
         """
         height, width = _at_most(self.crop, images)
         images, masks = _fill(images, masks, height, width)
@@ -70,14 +69,14 @@ class Masks:
         return torch.stack([image for image, _ in crops]), torch.stack([mask for _, mask in crops])
 
     def windows(self, images: Tensor, masks: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Go through the images in windows side by side, each pixel in exactly one of them.
+        """Divide the images into adjacent windows; each pixel is in exactly one.
 
-        Whoever adds up pixels over the windows evaluates images of any size in the memory of one
-        window of each. The model sees no further than the window.
+        Sums over the windows evaluate images of any size in the memory of one window. The model
+        does not see beyond a window.
 
         Args:
-            images: a normalised batch.
-            masks: the class of each pixel.
+            images: A normalised batch.
+            masks: The class of each pixel.
         """
         height, width = _at_most(self.window, images)
         for top in range(0, images.shape[2], height):
@@ -87,7 +86,7 @@ class Masks:
 
     @staticmethod
     def counted(masks: Tensor) -> int:
-        """How many pixels have a class: the weight of a batch's mean loss."""
+        """Return the number of pixels with a class, the weight of a batch's mean loss."""
         return int((masks != IGNORED).sum())
 
 
@@ -97,29 +96,29 @@ def _at_most(size: tuple[int, int], images: Tensor) -> tuple[int, int]:
 
 
 def _fill(images: Tensor, masks: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Append rows and columns where there are fewer than `height` and `width`."""
+    """Append rows and columns up to `height` and `width`."""
     missing = (0, max(0, width - images.shape[3]), 0, max(0, height - images.shape[2]))
     return pad(images, missing), pad(masks, missing, value=IGNORED)
 
 
 def pixel_cross_entropy(outputs: Tensor, masks: Tensor) -> Tensor:
-    """The mean cross-entropy of the pixels that have a class, in nats; 0 when none has.
+    """Return the mean cross-entropy of the pixels with a class, in nats; 0 if there are none.
 
     Args:
-        outputs: logits, `[n, classes, h, w]`.
-        masks: the class of each pixel or `IGNORED`, uint8 `[n, h, w]`.
+        outputs: Logits, `[n, classes, h, w]`.
+        masks: The class of each pixel or `IGNORED`, uint8 `[n, h, w]`.
     """
     total = cross_entropy(outputs, masks.long(), ignore_index=IGNORED, reduction="sum")
-    # torch's own mean of no pixel at all is nan, which a crop of unlabelled pixels must not bring.
+    # torch's own mean is NaN for a crop without labelled pixels.
     return total / (masks != IGNORED).sum().clamp(min=1)
 
 
 def mean_iou(classes: int) -> Metric:
-    """A fresh mean intersection over union in [0, 1], over the classes that masks or outputs hold.
+    """Return a new metric: mean intersection over union, in [0, 1], of the classes that occur.
 
-    It keeps a confusion matrix, so how pixels are spread over batches makes no difference.
+    It accumulates a confusion matrix, so the result does not depend on the batches.
     """
     from torchmetrics.classification import MulticlassJaccardIndex
 
-    # Its checks sort all pixels of every batch; the tasks check what they read.
+    # validate_args would sort all pixels of every batch. The tasks check their data on loading.
     return MulticlassJaccardIndex(classes, ignore_index=IGNORED, validate_args=False)

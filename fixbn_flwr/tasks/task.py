@@ -1,7 +1,7 @@
-"""A task: everything that a federation trains on, as one object.
+"""A task: a data set with its models, loss and metric, as one object.
 
-A task holds a data set, the models that fit it, the loss and the metric, so a new data set is one
-new file beside `digits.py`, with one `Task` in it. Nothing here knows of Flower or of FixBN.
+A new data set is one new file beside `digits.py` that defines one `Task`. This module depends on
+neither Flower nor FixBN.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 
 
 class Stored(Protocol):
-    """A tensor, or what gives one when indexed like it, such as `ImageFiles`."""
+    """A tensor, or a sequence that returns tensors when indexed like one, such as `ImageFiles`."""
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """Return the number of images."""
 
     def __getitem__(self, indices: Tensor | slice, /) -> Tensor:
-        """Those asked for, one row each."""
+        """Return the images at these indices, one row each."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The training or the test images, held once per process and shared by all its clients.
+    """Training or test images. All clients of a process share one object.
 
     Attributes:
-        images: the stored pixels, uint8 `[n, channels, height, width]`.
-        targets: the class of each image, int64 `[n]`, or of each pixel, uint8 `[n, height, width]`.
-        groups: the natural client that each image comes from (its writer, hospital, city), int64
-            `[n]`, any numbers; None when the data has no such thing.
+        images: The stored pixels, uint8 `[n, channels, height, width]`.
+        targets: The class of each image, int64 `[n]`, or of each pixel, uint8 `[n, height, width]`.
+        groups: The natural client of each image, such as its writer, hospital or city: any int64
+            numbers, `[n]`. None if the data has no natural clients.
     """
 
     images: Stored
@@ -52,33 +52,34 @@ class Split:
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
-        """The class of each image, `[n]`; of images with masks, which have none, `[n, 0]`."""
+        """The class of each image, `[n]`; an empty array `[n, 0]` for images with masks."""
         if isinstance(self.targets, Tensor) and self.targets.ndim == 1:
             labels: npt.NDArray[np.int64] = self.targets.numpy()
             return labels
         return np.empty((len(self), 0), dtype=np.int64)
 
 
-# Compared and hashed by identity: there is one object a task, and a cache can be keyed by it.
+# Compared and hashed by identity, so that it can be the key of a cache.
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One data set with its models, loss and metric.
+    """A data set with its models, loss and metric.
 
     Attributes:
-        name: how users ask for the task, and how its run folders are called.
-        classes: the number of classes; targets are `0 .. classes - 1`.
-        load: reads `(train, test)` from a folder; None is the task's default folder. Call
+        name: The name of the task. Run folders are named after it.
+        classes: The number of classes. Targets are `0 .. classes - 1`.
+        load: Reads `(train, test)` from a folder, or from the default folder for None. Call
             `load_splits` instead, which reads once per process.
-        models: builders by name, each taking the normalisation's name (see `models/norm.py`) and
-            drawing its weights from torch's global generator. The first is the default.
-        mean: the training images' mean, one a channel, in units of the stored pixels.
-        std: their standard deviation, likewise.
-        augment: turns a whole normalised batch `[n, channels, height, width]` into another of the
-            same shape, drawing from the generator; None for a task without augmentation.
-        loss: `(outputs, targets)` to the mean over the batch, a scalar.
-        metric: makes a fresh accuracy, in [0, 1], that is fed `(outputs, targets)`.
-        masks: how images and masks are cut, for a task with a class for every pixel, which then
-            leaves `augment` None; None for a task with a class for every image.
+        models: Model builders by name. Each takes the name of a normalisation (see
+            `models/norm.py`) and draws weights from torch's global generator. The first is the
+            default.
+        mean: The mean of the training images, per channel, in units of the stored pixels.
+        std: Their standard deviation, per channel, in the same units.
+        augment: Maps a normalised batch `[n, channels, height, width]` to one of the same shape,
+            using the generator. None for no augmentation.
+        loss: Maps `(outputs, targets)` to the mean loss of the batch, a scalar.
+        metric: Creates a metric in [0, 1], which is updated with `(outputs, targets)`.
+        masks: How to cut images and masks, for a segmentation task, whose `augment` is None. None
+            for a classification task.
     """
 
     name: str
@@ -94,15 +95,15 @@ class Task:
 
 
 def normalise(task: Task, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Shift and scale stored pixels to mean 0 and standard deviation 1 in each channel.
+    """Normalise stored pixels to mean 0 and standard deviation 1 per channel.
 
     Args:
-        task: the task that the images belong to.
+        task: The task of the images.
         images: uint8 `[n, channels, height, width]`, on any device.
-        dtype: the floating type of the result.
+        dtype: The floating-point type of the result.
 
     Returns:
-        `(images - mean) / std`, same shape, on the device of `images`.
+        `(images - mean) / std`, with the same shape and device as `images`.
     """
     shape = (len(task.mean), 1, 1)
     mean = torch.tensor(task.mean, dtype=dtype, device=images.device).view(shape)
@@ -111,7 +112,7 @@ def normalise(task: Task, images: Tensor, dtype: torch.dtype = torch.float32) ->
 
 
 def accuracy(classes: int) -> Metric:
-    """A fresh top-1 accuracy in [0, 1] over `classes` classes."""
+    """Return a new metric: top-1 accuracy, in [0, 1]."""
     from torchmetrics.classification import MulticlassAccuracy
 
     return MulticlassAccuracy(num_classes=classes, average="micro")

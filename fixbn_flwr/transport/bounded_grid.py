@@ -1,11 +1,11 @@
-"""Taking replies in from the SuperLink: each at once, only as far as it may be large, or named.
+"""Fetch replies without blocking, enforce a size limit, and turn bad ones into error replies.
 
-Flower's ``HttpGrid.pull_messages`` waits for each object that its client has not uploaded yet, for
-minutes if need be, while all other replies wait as well; it takes a reply in whole, of whatever
-size; and one that is no message at all ends the run for everybody. This does the same by the same
-requests (flwr 1.41, ``flwr/superlink/grid/http_grid.py``), but never waits: what is there is taken,
-what is not yet is looked for by the next call. It stops at the limit, and makes of what cannot be
-used an error reply of the client that sent it.
+Flower's ``HttpGrid.pull_messages`` blocks until a client has uploaded every object of its reply,
+for minutes if necessary, while all other replies wait. It accepts a reply of any size, and a reply
+that it cannot parse ends the run. ``BoundedGrid`` sends the same requests (flwr 1.41,
+``flwr/superlink/grid/http_grid.py``) but never blocks: it fetches the objects that are there and
+leaves the rest to the next call. A reply that is too large or cannot be parsed becomes an error
+reply of its client.
 """
 
 from __future__ import annotations
@@ -31,95 +31,98 @@ from fixbn_flwr.flower_compat import (
     pull_objects,
 )
 from fixbn_flwr.log import shortened
-from fixbn_flwr.transport.delegating_grid import GridAround, error_reply
+from fixbn_flwr.transport.delegating_grid import DelegatingGrid, error_reply
 
 if TYPE_CHECKING:
     from fixbn_flwr.flower_compat import HttpGrid
 
-TIMES = 4  # a reply may be so many times as large as its message: a model, momentum, metrics
-BESIDE = 2**24  # and so many bytes more, also where little was sent
+REPLY_TO_MESSAGE = 4  # a reply may have this many times the bytes of its message's arrays
+REPLY_MARGIN = 2**24  # and this many bytes more, so that a small message can have a large reply
 
 
-class BoundedGrid(GridAround):
-    """A Grid between machines whose replies are taken in one by one, each up to its limit.
+class BoundedGrid(DelegatingGrid):
+    """A Grid that fetches replies between machines without blocking, each up to a size limit.
 
-    ``FlatGrid`` around it is what waits for them: ``send_and_receive`` is Flower's own here.
+    Only ``push_messages`` and ``pull_messages`` differ from Flower's. Wrap it in a ``PackedGrid``,
+    whose ``send_and_receive`` calls them.
 
     Args:
-        grid: Flower's own.
+        grid: Flower's Grid.
     """
 
     def __init__(self, grid: HttpGrid) -> None:
         super().__init__(grid)
         self._http = grid
-        self._limits: dict[str, int] = {}  # bytes, by the message that a reply is to
-        self._arriving: list[_Arriving] = []
+        self._limits: dict[str, int] = {}  # bytes a reply may have, by the id of its message
+        self._incoming: list[_IncomingReply] = []
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages, and keep in mind how large their replies may be."""
+        """Send messages and set the size limit of each reply."""
         messages = list(messages)
         sizes = [_bytes_of_arrays(message) for message in messages]
         message_ids = list(self._http.push_messages(messages))
-        for arriving in self._arriving:  # too late for their round, as far as anybody knows
-            arriving.let_go()
-        # Flower gives no numbers at all where it could not send, or None for one message of many.
+        for incoming in self._incoming:  # of an earlier round, so most likely too late
+            incoming.discard()
+        # Flower returns an empty list if sending failed, or None for a single message that failed.
         for message_id, size in zip(message_ids, sizes, strict=False):
             if message_id:
-                self._limits[message_id] = TIMES * size + BESIDE
+                self._limits[message_id] = REPLY_TO_MESSAGE * size + REPLY_MARGIN
         return message_ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that have arrived whole; what is no usable one as an error reply."""
+        """Return the replies that have arrived in full; a bad one is returned as an error reply."""
         message_ids = set(message_ids)
-        # The SuperLink tells of a reply once, and forgets the message.
-        told = {arriving.metadata.reply_to_message_id for arriving in self._arriving}
-        if message_ids - told:
-            self._arriving += self._ask(message_ids - told)
-        replies, still_arriving = [], []
-        for arriving in self._arriving:
-            asked_for = arriving.metadata.reply_to_message_id in message_ids
-            reply = self._take_in(arriving) if asked_for else None
+        # The SuperLink announces a reply once and then forgets its message.
+        announced = {incoming.metadata.reply_to_message_id for incoming in self._incoming}
+        if message_ids - announced:
+            self._incoming += self._announced(message_ids - announced)
+        replies, unfinished = [], []
+        for incoming in self._incoming:
+            wanted = incoming.metadata.reply_to_message_id in message_ids
+            reply = self._fetch(incoming) if wanted else None
             if reply is None:
-                still_arriving.append(arriving)
+                unfinished.append(incoming)
             else:
                 replies.append(reply)
-        self._arriving = still_arriving
+        self._incoming = unfinished
         return replies
 
-    def _ask(self, message_ids: set[str]) -> list[_Arriving]:
-        """Return the replies to messages that the SuperLink tells of."""
-        asked = PullAppMessagesRequest(message_ids=message_ids)
-        answer = self._http._runtime_client.PullMessages(asked)
-        told = []
-        for envelope, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
-            # What the SuperLink says of the reply, which it has checked; all else is the client's.
+    def _announced(self, message_ids: set[str]) -> list[_IncomingReply]:
+        """Return the replies to these messages that the SuperLink announces."""
+        request = PullAppMessagesRequest(message_ids=message_ids)
+        response = self._http._runtime_client.PullMessages(request)
+        announced = []
+        for envelope, tree in zip(
+            response.messages_list, response.message_object_trees, strict=True
+        ):
+            # The SuperLink has checked this metadata. The rest is whatever the client sent.
             metadata = metadata_from_proto(envelope.metadata)
-            limit = self._limits.pop(metadata.reply_to_message_id, BESIDE)
-            names = dict.fromkeys(node.object_id for node in iterate_object_tree(tree))
-            told.append(_Arriving(metadata, list(names), limit))
-        return told
+            limit = self._limits.pop(metadata.reply_to_message_id, REPLY_MARGIN)
+            object_ids = dict.fromkeys(node.object_id for node in iterate_object_tree(tree))
+            announced.append(_IncomingReply(metadata, list(object_ids), limit))
+        return announced
 
-    def _take_in(self, arriving: _Arriving) -> Message | None:
-        """Return a reply as far as it is there: whole, as an error, or not yet."""
-        metadata = arriving.metadata
+    def _fetch(self, incoming: _IncomingReply) -> Message | None:
+        """Fetch the missing objects of a reply; return it, an error reply, or None to wait."""
+        metadata = incoming.metadata
         pull_object = make_pull_object_fn_protobuf(
             self._http._runtime_client.PullObject, self._http.node, metadata.run_id
         )
-        arriving.on_its_way = False
+        incoming.unavailable = False
         try:
             pull_objects(
-                [name for name in arriving.names if name not in arriving.contents],
-                partial(arriving.take, pull_object),
+                [name for name in incoming.object_ids if name not in incoming.contents],
+                partial(incoming.fetch_object, pull_object),
                 max_tries_per_object=1,
             )
-            reply = _read(metadata, arriving.contents)
+            reply = _parse(metadata, incoming.contents)
         except ObjectPullError as error:
-            if arriving.on_its_way:
+            if incoming.unavailable:
                 return None
-            reply = error_reply(metadata, f"its reply has not arrived whole: {error}")
+            reply = error_reply(metadata, f"its reply is incomplete: {error}")
         except ReplyError as error:
             reply = error_reply(metadata, str(error))
-        # From here on the SuperLink need not keep it.
+        # The SuperLink deletes its copy.
         self._http._runtime_client.ConfirmMessageReceived(
             ConfirmMessageReceivedRequest(
                 node=self._http.node,
@@ -131,72 +134,73 @@ class BoundedGrid(GridAround):
 
 
 @dataclass
-class _Arriving:
-    """A reply of which the SuperLink has told, and what of it has been taken.
+class _IncomingReply:
+    """A reply that the SuperLink has announced, and the part of it that has been fetched.
 
     Attributes:
-        metadata: as the SuperLink knows them.
-        names: of its objects.
-        limit: how many bytes they may have together.
-        contents: of the objects that have been taken, by name.
-        on_its_way: whether an object was not there yet at the last look.
+        metadata: The metadata, as the SuperLink checked it.
+        object_ids: The ids of its objects.
+        limit: The bytes that its objects may have together.
+        contents: The objects fetched so far, by id.
+        unavailable: Whether an object was missing at the last attempt.
     """
 
     metadata: Metadata
-    names: list[str]
+    object_ids: list[str]
     limit: int
     contents: dict[str, bytes] = field(default_factory=dict)
-    on_its_way: bool = False
-    _taken: int = 0
+    unavailable: bool = False
+    _fetched_bytes: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def take(self, pull_object: Callable[[str], bytes], name: str) -> bytes:
-        """Take an object; two are taken at a time.
+    def fetch_object(self, pull_object: Callable[[str], bytes], object_id: str) -> bytes:
+        """Fetch one object. Flower fetches two at a time, in threads.
 
         Raises:
-            ReplyError: together they have more bytes than the limit.
-            ObjectUnavailableError: it has not been uploaded yet.
-            ObjectPullError: it will never be there.
+            ReplyError: If the objects have more bytes than the limit.
+            ObjectUnavailableError: If the client has not uploaded the object yet.
+            ObjectPullError: If the object will never be available.
         """
         try:
-            content = pull_object(name)
+            content = pull_object(object_id)
         except ObjectUnavailableError:
-            self.on_its_way = True
+            self.unavailable = True
             raise
         with self._lock:
-            self.contents[name] = content
-            self._taken += len(content)
-            if self._taken > self.limit:
+            self.contents[object_id] = content
+            self._fetched_bytes += len(content)
+            if self._fetched_bytes > self.limit:
                 raise ReplyError(
-                    f"its reply has more than {self.limit:,} bytes, {TIMES} times its message and "
-                    f"{BESIDE:,}: return the model, momentum and numbers. The rest was not taken."
+                    f"its reply has more than {self.limit:,} bytes ({REPLY_TO_MESSAGE} times its "
+                    f"message plus {REPLY_MARGIN:,}): return only the model, momentum buffers and "
+                    "metrics. The rest was not fetched."
                 )
         return content
 
-    def let_go(self) -> None:
-        """Forget what was taken: it can be taken again."""
+    def discard(self) -> None:
+        """Free the objects fetched so far. They can be fetched again."""
         with self._lock:
-            self.contents, self._taken = {}, 0
+            self.contents, self._fetched_bytes = {}, 0
 
 
-def _read(metadata: Metadata, contents: dict[str, bytes]) -> Message:
-    """Return the message that a client's objects make up.
+def _parse(metadata: Metadata, contents: dict[str, bytes]) -> Message:
+    """Return the message that a client's objects contain.
 
     Raises:
-        ReplyError: they make up none, or one that pretends to be another's.
+        ReplyError: If they contain no message, or one whose metadata differs from the SuperLink's.
     """
     try:
         reply = inflate_object_from_contents(metadata.message_id, contents)
-    except Exception as error:  # whatever a client may have made up
-        raise ReplyError(shortened(f"its reply is no message of Flower's: {error!r}")) from error
+    except Exception as error:  # a client can send any bytes
+        raise ReplyError(shortened(f"its reply is not a Flower message: {error!r}")) from error
     if not isinstance(reply, Message):
-        raise ReplyError(f"its reply is no message, but {type(reply).__name__}.")
+        raise ReplyError(f"its reply is not a message but a {type(reply).__name__}.")
     reply.metadata.__dict__["_message_id"] = metadata.message_id
-    claims, known = (
+    claimed, checked = (
         (m.run_id, m.src_node_id, m.reply_to_message_id) for m in (reply.metadata, metadata)
     )
-    if claims != known:
-        raise ReplyError("its reply pretends to be another client's, or to another message.")
+    if claimed != checked:
+        raise ReplyError("its reply claims to be from another client or to another message.")
     return reply
 
 

@@ -1,4 +1,4 @@
-"""A Grid around another one: the server's way to change what passes without Flower noticing."""
+"""A Grid that delegates to another Grid; subclasses change what passes through."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from flwr.serverapp import Grid
 from fixbn_flwr.flower_compat import ErrorCode, Run, make_message
 
 
-class GridAround(Grid):
-    """A Grid that leaves everything to another one; what a subclass is for, it overrides.
+class DelegatingGrid(Grid):
+    """A Grid that delegates every call to another one. Subclasses override what they change.
 
     Args:
-        grid: the other one, in the end Flower's own.
+        grid: The other Grid. The innermost one is Flower's own.
     """
 
     def __init__(self, grid: Grid) -> None:
@@ -60,7 +60,7 @@ class GridAround(Grid):
 
 
 def error_reply(metadata: Metadata, reason: str) -> Message:
-    """Return a reply that says, in place of its client's, why that one must not be used."""
+    """Return an error reply that replaces the reply with this metadata."""
     return make_message(
         metadata=metadata, error=Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
     )

@@ -1,29 +1,29 @@
-"""Few flat arrays on the wire and quick polling, for federations of real machines.
+"""Packed arrays, fast polling and bounded replies, for federations on real machines.
 
     grid = flat_in_deployment(grid)                                      # server, in @app.main()
     app = ClientApp(client_fn=client_fn, mods=[flat_arrays_mod])         # client, first of its mods
     @app.train(mods=[flat_arrays_mod])                                   # client, Message API
 
-Between machines Flower moves each array of a message as two objects or more, each by requests of
-its own on every hop, and looks for replies every 3 seconds: 122 arrays of 45 MB take 24 to 32
-seconds there and back, four flat ones 5 to 7. So the server packs the arrays of a message end to
-end, one flat array a dtype (see ``fixbn_flwr.transport.packing``), and the mod unpacks them on
-arrival; the reply goes back the same way. Strategies and clients of either generation see named
-arrays, bit for bit.
+Between machines Flower transfers each array of a message as two or more objects, with separate
+requests at every hop, and polls for replies every 3 seconds. 122 arrays of 45 MB take 24 to 32
+seconds there and back; packed into four arrays they take 5 to 7. So the server packs the arrays of
+a message into one flat array per dtype (see ``fixbn_flwr.transport.packing``), the mod unpacks them
+on the client, and the reply is packed the same way. Strategies and clients of either generation see
+named arrays, bit for bit.
 
-A simulation passes whole messages within one machine: there ``flat_in_deployment`` returns the grid
-as it was, and the mod, which packs only what answers a packed message, does nothing. So there is no
-option to set. A client without the mod cannot read what it is sent, so all need it: what one
-without it answers becomes an error reply that says so, even where the client did not notice.
+In a simulation, messages never leave the machine. There ``flat_in_deployment`` returns the grid
+unchanged, and the mod does nothing, because it only packs replies to packed messages. So there is
+no option to set. Every client needs the mod. A client without it cannot read packed arrays; its
+reply becomes an error reply that says so, even if the client noticed nothing.
 
-A server of the older generation gets its grid in a main of its own:
+A server of the older generation needs a main function to replace its grid:
 
-    older = ServerApp(server_fn=server_fn)                               # as it was
+    server = ServerApp(server_fn=server_fn)                              # as before
     app = ServerApp()
 
     @app.main()
     def main(grid, context):
-        older(flat_in_deployment(grid), context)
+        server(flat_in_deployment(grid), context)
 """
 
 from __future__ import annotations
@@ -37,44 +37,60 @@ from flwr.serverapp import Grid
 from fixbn_flwr.errors import ReplyError
 from fixbn_flwr.flower_compat import ClientAppCallable, ErrorCode, is_http_grid, make_message
 from fixbn_flwr.transport.bounded_grid import BoundedGrid
-from fixbn_flwr.transport.delegating_grid import GridAround, error_reply
+from fixbn_flwr.transport.delegating_grid import DelegatingGrid, error_reply
 from fixbn_flwr.transport.packing import Packer, is_packed, unpack
 
-QUICKEST, SLOWEST = 0.1, 0.5  # seconds between two looks for replies
-_SHARE = 0.05  # of the time already waited that the next pause takes, between the two
+QUICKEST, SLOWEST = 0.1, 0.5  # shortest and longest pause between two polls, seconds
+_SHARE = 0.05  # a pause lasts this share of the time waited so far, between the two limits
 
-_WAS_UNPACKED = "fixbn-unpacked"  # a record of the mod's in each reply to a packed message
-_REMEDY = "add flat_arrays_mod of fixbn_flwr to its ClientApp, first of the mods"
+_WAS_UNPACKED = "fixbn-unpacked"  # the record that the mod adds to its replies to packed messages
+_REMEDY = "add flat_arrays_mod of fixbn_flwr to its ClientApp, as the first of its mods"
 
 
 def flat_in_deployment(grid: Grid) -> Grid:
-    """Return a grid that packs arrays, polls quickly and bounds replies; or itself, simulated."""
-    return FlatGrid(BoundedGrid(grid)) if is_http_grid(grid) else grid
+    """Return a Grid that packs arrays, polls fast and bounds replies; in a simulation, the same.
+
+    Examples:
+        In a simulation there is nothing to pack:
+
+        >>> from flwr.clientapp import ClientApp
+        >>> from fixbn_flwr.testing import SerializingGrid
+        >>> grid = SerializingGrid(ClientApp(), clients=2)
+        >>> flat_in_deployment(grid) is grid
+        True
+
+    Args:
+        grid: The Grid that Flower passes to ``@app.main()``.
+
+    Returns:
+        A new Grid around it if it talks to a SuperLink, otherwise the Grid itself.
+    """
+    return PackedGrid(BoundedGrid(grid)) if is_http_grid(grid) else grid
 
 
-class FlatGrid(GridAround):
-    """A Grid that sends the arrays of messages packed, and unpacks those of the replies.
+class PackedGrid(DelegatingGrid):
+    """A Grid that packs the arrays of messages and unpacks those of the replies.
 
-    Replies come as they are if they are errors or not packed. A packed one that is damaged becomes
-    an error reply of the same client, and so does that of a client without ``flat_arrays_mod`` to a
-    packed message: strategies drop and name it, as any other.
+    Error replies and unpacked replies are returned as they are. Two kinds of reply become an error
+    reply of the same client, which strategies drop and log like any other: one whose packed arrays
+    are damaged, and one to a packed message from a client without ``flat_arrays_mod``.
     """
 
     def __init__(self, grid: Grid) -> None:
         super().__init__(grid)
-        self._packed: set[str] = set()  # messages that went out so, and have no reply yet
-        self._with_mod: set[int] = set()  # clients that are known to unpack them
+        self._packed: set[str] = set()  # ids of packed messages without a reply so far
+        self._with_mod: set[int] = set()  # clients known to have the mod
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages with their arrays packed; the caller's messages keep theirs."""
-        packer = Packer()  # a strategy mostly sends all clients the same arrays
+        """Send messages with packed arrays. The caller's messages do not change."""
+        packer = Packer()  # most strategies send all clients the same record
         contents = [(message.metadata, packer.pack(message.content)) for message in messages]
         message_ids = list(
             self._grid.push_messages(
                 [make_message(metadata=metadata, content=content) for metadata, content in contents]
             )
         )
-        # Flower gives no numbers at all where it could not send, or None for one message of many.
+        # Flower returns an empty list if sending failed, or None for a single message that failed.
         for message_id, (_, content) in zip(message_ids, contents, strict=False):
             if message_id and is_packed(content):
                 self._packed.add(message_id)
@@ -82,12 +98,15 @@ class FlatGrid(GridAround):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that have arrived, unpacked."""
-        return [self._arrived(reply) for reply in self._grid.pull_messages(message_ids)]
+        return [self._unpacked(reply) for reply in self._grid.pull_messages(message_ids)]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
-        """Exchange messages for replies, as ``Grid.send_and_receive`` does, without its pauses."""
+        """Send messages and wait for their replies, as ``Grid.send_and_receive`` does.
+
+        Flower's Grid polls every 3 seconds; this one polls after 0.1 to 0.5 seconds.
+        """
         waiting = {message_id for message_id in self.push_messages(messages) if message_id}
         started = time.monotonic()
         replies: list[Message] = []
@@ -102,21 +121,21 @@ class FlatGrid(GridAround):
                 time.sleep(min(max(QUICKEST, _SHARE * waited), SLOWEST))
         return replies
 
-    def _arrived(self, reply: Message) -> Message:
-        """Return a reply unpacked, or as an error if its client could not read its message."""
-        client, asked = reply.metadata.src_node_id, reply.metadata.reply_to_message_id
-        was_packed = asked in self._packed
-        self._packed.discard(asked)
+    def _unpacked(self, reply: Message) -> Message:
+        """Return a reply unpacked, or an error reply if its client could not read the message."""
+        client, message_id = reply.metadata.src_node_id, reply.metadata.reply_to_message_id
+        was_packed = message_id in self._packed
+        self._packed.discard(message_id)
         if reply.has_error():
             raised = reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
             if raised and was_packed and client not in self._with_mod:
-                reason = f"(if it does not know its arrays: {_REMEDY}) {reply.error.reason}"
+                reason = f"(if it does not recognise its arrays: {_REMEDY}) {reply.error.reason}"
                 reply.error = Error(reply.error.code, reason)
             return reply
         if reply.content.pop(_WAS_UNPACKED, None) is not None:
             self._with_mod.add(client)
         elif was_packed:
-            reason = f"it cannot have read the arrays, which come packed: {_REMEDY}."
+            reason = f"it cannot have read its message, whose arrays are packed: {_REMEDY}."
             return error_reply(reply.metadata, reason)
         if not is_packed(reply.content):
             return reply
@@ -128,10 +147,17 @@ class FlatGrid(GridAround):
 
 
 def flat_arrays_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Unpack the arrays of a message that arrived packed, and pack those of its reply.
+    """Unpack the arrays of a packed message, call the client, and pack the arrays of its reply.
+
+    The counterpart of ``flat_in_deployment`` on the client. A message that is not packed passes
+    unchanged, so the mod does nothing in a simulation.
+
+    Examples:
+        >>> from flwr.clientapp import ClientApp
+        >>> app = ClientApp(mods=[flat_arrays_mod])
 
     Raises:
-        ReplyError: the message is damaged. Flower turns it into an error reply.
+        ReplyError: If the message is damaged. Flower turns this into an error reply.
     """
     if not message.has_content() or not is_packed(message.content):
         return call_next(message, context)

@@ -14,11 +14,11 @@ from flwr.superlink.grid import HttpGrid
 
 from fixbn_flwr.app import server_app
 from fixbn_flwr.transport.bounded_grid import BoundedGrid
-from fixbn_flwr.transport.delegating_grid import GridAround
-from fixbn_flwr.transport.packed_grid import FlatGrid
+from fixbn_flwr.transport.delegating_grid import DelegatingGrid
+from fixbn_flwr.transport.packed_grid import PackedGrid
 
 
-class SlowlyPolledGrid(FlatGrid):
+class SlowlyPolledGrid(PackedGrid):
     """A Grid that packs arrays and polls every 3 seconds, as Flower does."""
 
     def send_and_receive(
@@ -28,11 +28,11 @@ class SlowlyPolledGrid(FlatGrid):
         return list(HttpGrid.send_and_receive(cast(HttpGrid, self), messages, timeout=timeout))
 
 
-class UnpackedGrid(FlatGrid):
+class UnpackedGrid(PackedGrid):
     """A Grid that polls quickly and sends each array by itself, as Flower does."""
 
-    push_messages = GridAround.push_messages
-    pull_messages = GridAround.pull_messages
+    push_messages = DelegatingGrid.push_messages
+    pull_messages = DelegatingGrid.pull_messages
 
 
 def _app_with(replace: Callable[[HttpGrid], Grid]) -> ServerApp:
@@ -48,4 +48,4 @@ def _app_with(replace: Callable[[HttpGrid], Grid]) -> ServerApp:
 
 packed = _app_with(lambda grid: SlowlyPolledGrid(BoundedGrid(grid)))
 quick = _app_with(lambda grid: UnpackedGrid(BoundedGrid(grid)))
-neither = _app_with(GridAround)
+neither = _app_with(DelegatingGrid)

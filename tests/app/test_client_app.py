@@ -128,7 +128,9 @@ def test_a_wrong_path_is_reported_with_the_nodes_name() -> None:
 
 def test_missing_data_are_reported_with_the_nodes_name(tmp_path: Path) -> None:
     node_config = {"data-dir": str(tmp_path), "name": "hospital-a"}
-    with pytest.raises(ConfigError, match=f"^hospital-a: {tmp_path} holds no folder femnist-small"):
+    with pytest.raises(
+        ConfigError, match=f"^hospital-a: {tmp_path} contains no folder femnist-small"
+    ):
         client_fn(context(node_config, task="femnist", partition="iid"))
 
 

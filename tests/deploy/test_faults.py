@@ -92,8 +92,8 @@ def test_plain_text_is_refused_at_the_tls_port(federation: Federation) -> None:
     )
     assert answer.returncode == 1
     assert answer.stdout.splitlines()[-1] == (
-        f"Error: the SuperLink at {ADDRESS}:{federation.port} has TLS: leave out --insecure, and "
-        "name --ca and --key."
+        f"Error: the SuperLink at {ADDRESS}:{federation.port} uses TLS: set --ca and --key instead "
+        "of --insecure."
     )
 
 
@@ -121,8 +121,8 @@ def test_an_unknown_nodes_key_is_refused(stranger: Service) -> None:
     stranger.wait_for("stranger is refused: its key is not registered, or it was killed less than")
     assert stranger.end() == 1
     assert stranger.said.splitlines()[-1] == (
-        "Error: the SuperLink refuses stranger, whose key is not registered there: let whoever "
-        "runs the SuperLink give stranger.pub to `register`, then start again."
+        "Error: the SuperLink refuses stranger, because its key is not registered: run `register "
+        "stranger.pub` on the SuperLink's machine, then start this node again."
     )
 
 

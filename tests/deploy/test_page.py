@@ -107,6 +107,6 @@ def test_from_nothing_to_two_rounds_and_again_after_an_upgrade(
         machine.wait_until_off()
 
     execute("5.")  # upgraded
-    assert said["5."].count("is registered already") == 2
+    assert said["5."].count("is already registered") == 2
     execute("6.")
     execute("9.")

@@ -156,18 +156,16 @@ def test_certificates_are_renewed_under_the_same_authority_and_never_overwritten
     handshake(folder, "10.0.0.1")
 
 
-def test_a_folder_that_others_can_read_takes_no_key(run: Run, tmp_path: Path) -> None:
+def test_no_key_is_written_to_a_folder_that_others_can_read(run: Run, tmp_path: Path) -> None:
     (tmp_path / "open").mkdir(mode=0o755)
     for line in ("make-certificates open --host a", "make-node-key open/key"):
-        assert refusal(run(line)).endswith(
-            "open is open to other users: chmod 700 "
-            + ("open" if "cert" in line else str(tmp_path / "open"))
-        )
+        folder = "open" if "cert" in line else str(tmp_path / "open")
+        assert refusal(run(line)) == f"other users can open {folder}: run chmod 700 {folder}"
     assert not list((tmp_path / "open").iterdir())
 
 
-def test_a_host_with_a_port_is_no_host(run: Run, tmp_path: Path) -> None:
-    assert "leave out scheme and port" in refusal(run("make-certificates c --host a:8000"))
+def test_a_host_with_a_port_is_refused(run: Run, tmp_path: Path) -> None:
+    assert "remove scheme and port" in refusal(run("make-certificates c --host a:8000"))
     assert not (tmp_path / "c" / "superlink.key").exists()
 
 
@@ -180,8 +178,8 @@ def test_a_node_key_is_private_and_never_overwritten(run: Run, tmp_path: Path) -
     assert public.read_bytes() == written + b"\n"
     before = key.read_bytes()
     assert refusal(run("make-node-key keys/hospital-a")) == (
-        "keys/hospital-a and keys/hospital-a.pub would be overwritten: name another, or move them "
-        "away and register anew."
+        "keys/hospital-a and keys/hospital-a.pub would be overwritten: choose another name, or "
+        "move both away."
     )
     key.rename(tmp_path / "elsewhere")
     assert "keys/hospital-a.pub would be overwritten" in refusal(
@@ -205,67 +203,81 @@ NODE = "start-supernode --superlink 127.0.0.1:9 --ca certificates/ca.crt --key k
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("start-superlink", "name either --certificates FOLDER, or --insecure to do without."),
-        ("start-superlink --certificates certificates --insecure", "name either --certificates"),
+        ("start-superlink", "set either --certificates FOLDER or --insecure."),
+        ("start-superlink --certificates certificates --insecure", "set either --certificates"),
         (
             "start-superlink --certificates keys",
-            "/keys/ca.crt is not there or cannot be read: name",
+            "/keys/ca.crt does not exist or cannot be read: set",
         ),
         (
             "chmod 640 certificates/superlink.key; start-superlink --certificates certificates",
-            "superlink.key can be read by other users: chmod 600 ",
+            "superlink.key: run chmod 600 ",
         ),
         (
             "start-superlink --insecure --host 192.0.2.1",
-            "nothing can listen at 192.0.2.1:8000 (",
+            "cannot listen on 192.0.2.1:8000 (",
         ),
-        ("mkdir -m 755 h; start-superlink --insecure --home h", "/h is open to other users: chmod"),
-        ("start-supernode --superlink a:1 --data data", "name both --ca and --key, or --insecure"),
-        ("start-supernode --superlink a:1 --ca x --data data", "name both --ca and --key, or"),
+        ("mkdir -m 755 h; start-superlink --insecure --home h", "/h: run chmod 700 /"),
+        ("start-supernode --superlink a:1 --data data", "set both --ca and --key, or --insecure"),
+        ("start-supernode --superlink a:1 --ca x --data data", "set both --ca and --key, or"),
         (
             f"{NODE} --insecure --data data",
-            "name both --ca and --key, or --insecure to do without.",
+            "set both --ca and --key, or --insecure for neither.",
         ),
         ("start-supernode --superlink a --insecure --data data", "'a' is not HOST:PORT, such as"),
-        (f"{NODE} --key keys/b --data data", "the key keys/b is not there or cannot be read: make"),
+        (
+            f"{NODE} --key keys/b --data data",
+            "the key keys/b does not exist or cannot be read: create",
+        ),
         (
             f"chmod 644 keys/a; {NODE} --data data",
-            "the key keys/a can be read by other users: chmod",
+            "other users can read the key keys/a: run chmod 600",
         ),
-        (NODE, "name --data FOLDER, or --partition I/N for a part of data that all have."),
-        (f"{NODE} --data nowhere", "/nowhere is no folder that can be read: name one."),
+        (
+            NODE,
+            "set --data FOLDER, or --partition I/N for a part of a data set that all nodes have.",
+        ),
+        (f"{NODE} --data nowhere", "/nowhere is not a readable folder: set it to one."),
         (f"{NODE} --data empty", "/empty is empty: put this node's data there."),
         (f"{NODE} --partition 2/2", "--partition '2/2' is not I/N with I from 0 to N - 1."),
-        (f"{NODE} --data data --device gpu", "--device 'gpu' is none of auto, cpu, cuda, or such"),
+        (
+            f"{NODE} --data data --device gpu",
+            "--device 'gpu' is not auto, cpu, cuda or e.g. cuda:1.",
+        ),
         (f"{NODE} --data data --precision half", "'half' is neither float32 nor bfloat16."),
-        (f'{NODE} --data data --name "it\'s"', "use no quotes, backslashes or line ends in it."),
-        ("register keys/b.pub --superlink a:1 --ca certificates/ca.crt", "keys/b.pub is not there"),
+        (f'{NODE} --data data --name "it\'s"', "remove quotes, backslashes and line breaks."),
+        (
+            "register keys/b.pub --superlink a:1 --ca certificates/ca.crt",
+            "keys/b.pub does not exist",
+        ),
         (
             "register keys/a --superlink a:1 --ca certificates/ca.crt",
-            "give the file that ends in .pub",
+            "use the file that ends in .pub",
         ),
         (
             "register keys/a.pub --superlink a:1 --ca keys/ca.crt",
-            "keys/ca.crt is not there or cannot",
+            "keys/ca.crt does not exist or cannot",
         ),
-        ("check-health --home nowhere", "what was started with home nowhere does not answer"),
+        ("check-health --home nowhere", "the process with home nowhere does not respond"),
     ],
 )
-def test_a_mistake_is_one_line_before_anything_is_started(made: Run, line: str, said: str) -> None:
+def test_an_invalid_option_prints_one_line_before_anything_starts(
+    made: Run, line: str, said: str
+) -> None:
     assert said in refusal(made(line))
 
 
-def test_a_port_that_is_taken_is_said(made: Run) -> None:
+def test_a_port_in_use_is_refused(made: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         line = f"start-superlink --certificates certificates --host 127.0.0.1 --port {port}"
-        assert f"nothing can listen at 127.0.0.1:{port} (" in refusal(made(line))
+        assert f"cannot listen on 127.0.0.1:{port} (" in refusal(made(line))
 
 
 @pytest.mark.parametrize(
     ("host", "asked"), [("0.0.0.0", "127.0.0.1"), ("::1", "[::1]"), ("::", "[::1]")]
 )
-def test_check_health_asks_where_the_superlink_listens(
+def test_check_health_finds_the_superlinks_address(
     run: Run, tmp_path: Path, host: str, asked: str
 ) -> None:
     try:
@@ -282,21 +294,21 @@ def test_check_health_asks_where_the_superlink_listens(
     line = f"start-superlink --insecure --host {host} --port {port} --home home"
     with running(line, log) as superlink:
         wait_until(is_healthy, "the SuperLink was healthy", process=superlink, log=log)
-    assert answers[-1].stdout == f"http://{asked}:{port}/health answers.\n"
+    assert answers[-1].stdout == f"http://{asked}:{port}/health responds.\n"
 
 
-def test_two_nodes_never_share_a_home_and_its_momentum(run: Run, tmp_path: Path) -> None:
+def test_two_nodes_cannot_share_a_home(run: Run, tmp_path: Path) -> None:
     node = "start-supernode --insecure --superlink 127.0.0.1:9 --partition 0/2 --home home"
     with running(node, tmp_path / "log") as first:
         wait_for_line(tmp_path / "log", "Starting SuperNode", first)
         answer = run(node)
     assert refusal(answer).endswith(
-        "/home runs already: stop that one first, or give this one a key, hence a home, of its own "
-        "(without keys: its own --name)."
+        "/home is already running: stop it first, or give this one its own key (without keys: its "
+        "own --name), which gives it its own home."
     )
 
 
-def test_a_certificate_that_is_over_is_said(made: Run, tmp_path: Path) -> None:
+def test_an_expired_certificate_is_refused(made: Run, tmp_path: Path) -> None:
     late = tmp_path / "sitecustomize.py"  # a year and a month later
     late.write_text(
         "import datetime\n"
@@ -307,7 +319,7 @@ def test_a_certificate_that_is_over_is_said(made: Run, tmp_path: Path) -> None:
         "datetime.datetime = Later\n"
     )
     line = "PYTHONPATH=$PWD start-superlink --certificates certificates"
-    assert "superlink.crt was good until " in refusal(made(line))
+    assert "superlink.crt expired on " in refusal(made(line))
 
 
 @pytest.fixture
@@ -329,11 +341,10 @@ def tls_port(made: Run, tmp_path: Path) -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def test_plain_text_is_not_even_tried_where_the_superlink_has_tls(made: Run, tls_port: int) -> None:
+def test_an_insecure_node_is_refused_by_a_superlink_with_tls(made: Run, tls_port: int) -> None:
     line = f"start-supernode --insecure --superlink 127.0.0.1:{tls_port} --data data"
     assert refusal(made(line)) == (
-        f"the SuperLink at 127.0.0.1:{tls_port} has TLS: leave out --insecure, and name --ca and "
-        "--key."
+        f"the SuperLink at 127.0.0.1:{tls_port} uses TLS: set --ca and --key instead of --insecure."
     )
 
 
@@ -341,7 +352,7 @@ def test_another_authoritys_certificate_is_refused(made: Run, tls_port: int) -> 
     made("make-certificates others --host 127.0.0.1")
     line = f"start-supernode --superlink 127.0.0.1:{tls_port} --ca others/ca.crt --key keys/a"
     said = refusal(made(f"{line} --data data"))
-    assert said.startswith("the SuperLink's certificate is refused (")
+    assert said.startswith("the SuperLink's certificate is not valid (")
     assert said.endswith(
-        "copy ca.crt from its machine, or make a certificate for --host 127.0.0.1 there."
+        "copy ca.crt from its machine, or create a certificate for --host 127.0.0.1 there."
     )

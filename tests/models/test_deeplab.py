@@ -107,7 +107,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_batch_of_one_image_is_refused_where_batch_normalisation_would_train_on_it() -> None:
     model = build("bn").train()
-    with pytest.raises(ConfigError, match=r"A batch of 1 image.*batch-size of 2 or more"):
+    with pytest.raises(ConfigError, match=r"A batch has 1 image.*batch-size of 2 or more"):
         model(IMAGES[:1])
     with freeze_statistics(model):
         assert model(IMAGES[:1]).shape == (1, 11, 32, 48)

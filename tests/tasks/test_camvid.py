@@ -83,7 +83,9 @@ def test_void_is_ignored(tmp_path: Path) -> None:
 
 def test_other_masks(tmp_path: Path) -> None:
     write(tmp_path / "train.parquet", [np.full((180, 240), 12, np.uint8)])
-    with pytest.raises(ConfigError, match=r"mask with the value 12.* 0 to 10, and 11 is none; put"):
+    with pytest.raises(
+        ConfigError, match=r"mask with the value 12.* 0 to 10, and 11 marks pixels without"
+    ):
         load(tmp_path)
 
 
@@ -94,7 +96,7 @@ def test_other_sizes(tmp_path: Path) -> None:
 
 
 def test_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds no folder camvid-240x180 .*: set data-dir"):
+    with pytest.raises(ConfigError, match=r"contains no folder camvid-240x180 .*: set data-dir"):
         load(tmp_path)
 
 

@@ -57,7 +57,9 @@ def test_decode_takes_files_and_turns_colour_into_grey_and_back(tmp_path: Path) 
 def test_decode_names_what_is_no_image_or_another_size(tmp_path: Path) -> None:
     whole = png(COLOURS)
     for broken in (b"", b"text", whole[:40], whole[:-30]):
-        with pytest.raises(ConfigError, match=r"^photo 2 cannot be read as an image \(.*anew"):
+        with pytest.raises(
+            ConfigError, match=r"^photo 2 cannot be read as an image \(.*download the data again"
+        ):
             decode([BytesIO(whole), BytesIO(broken)], ["photo 1", "photo 2"], "RGB", (2, 2))
     with pytest.raises(ConfigError, match=r"^photo 1 cannot be read as an image \(.*No such file"):
         decode([tmp_path / "none.png"], ["photo 1"], "RGB", (2, 2))
@@ -90,10 +92,10 @@ def test_parquet_without_a_column_of_groups_has_none(tmp_path: Path) -> None:
         ({"label": None}, "has no column label with a value in every row; its columns are image, "),
         ({"writer": None}, "has no column writer"),
         ({"label": [1, None]}, "has no column label with a value in every row"),
-        ({"label": [1, 2]}, "the column label is not whole numbers from 0 to 1"),
-        ({"label": [-1, 1]}, "the column label is not whole numbers from 0 to 1"),
-        ({"label": [0.5, 1.0]}, "the column label is not whole numbers"),
-        ({"label": ["0", "1"]}, "the column label is not whole numbers"),
+        ({"label": [1, 2]}, "the column label must hold integers from 0 to 1"),
+        ({"label": [-1, 1]}, "the column label must hold integers from 0 to 1"),
+        ({"label": [0.5, 1.0]}, "the column label must hold integers"),
+        ({"label": ["0", "1"]}, "the column label must hold integers"),
         ({"image": [{"bytes": b"x", "path": None}] * 2}, "row 0 cannot be read as an image"),
         (
             {"image": [{"bytes": None, "path": "1.png"}] * 2},
@@ -115,7 +117,7 @@ def test_parquet_that_is_empty_cut_short_or_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"empty.parquet has no column image .* in 0 rows"):
         read(tmp_path / "empty.parquet")
     (tmp_path / "short.parquet").write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(ConfigError, match=r"short.parquet cannot be read .* put the whole file"):
+    with pytest.raises(ConfigError, match=r"short.parquet cannot be read .* replace the file"):
         read(tmp_path / "short.parquet")
     with pytest.raises(ConfigError, match=r"none.parquet cannot be read"):
         read(tmp_path / "none.parquet")
@@ -133,8 +135,10 @@ def test_find_folder_prefers_the_first_name_and_takes_the_folder_itself(tmp_path
 
 def test_find_folder_says_what_it_looked_for(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"holds no folder large or small with train in it: set data-dir"
+        ConfigError, match=r"contains no folder large or small with train in it: set data-dir"
     ):
         find_folder(tmp_path, ["large", "small"], ["train"])
-    with pytest.raises(ConfigError, match=r"\.cache/fixbn-flwr holds no folder no-such-set with"):
+    with pytest.raises(
+        ConfigError, match=r"\.cache/fixbn-flwr contains no folder no-such-set with"
+    ):
         find_folder(None, ["no-such-set"], ["no-such-file"])

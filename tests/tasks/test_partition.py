@@ -236,5 +236,7 @@ def test_masks_do_not_divide_by_class(
     scheme: Scheme, groups: np.ndarray | None, possible: str
 ) -> None:
     masks = np.zeros((1_000, 2, 3), dtype=np.int64)
-    with pytest.raises(ConfigError, match=rf"no single class for each image: choose {possible}\."):
+    with pytest.raises(
+        ConfigError, match=rf"does not have one class per image: choose {possible}\."
+    ):
         partition(masks, 3, scheme, alpha=0.5, classes_per_client=2, seed=0, groups=groups)

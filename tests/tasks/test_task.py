@@ -94,12 +94,16 @@ def test_a_task_of_ones_own(own: Callable[[str], None]) -> None:
         ("", "own_module:", r"cannot be imported \(AttributeError"),
         ("", ":TASK", r"^:TASK cannot be imported"),
         ("1 / 0", "own_module:TASK", r"\(ZeroDivisionError: division by zero\)"),
-        ("TASK = 'digits'", "own_module:TASK", r"is of type str; name a fixbn_flwr.tasks.Task"),
+        (
+            "TASK = 'digits'",
+            "own_module:TASK",
+            r"own_module:TASK is a str: name a fixbn_flwr.tasks.Task",
+        ),
         (
             "from dataclasses import replace; from fixbn_flwr.tasks import get_task\n"
             "TASK = replace(get_task('digits'), name='../mine')",
             "own_module:TASK",
-            r"has the name '../mine', but run folders are called so; use letters",
+            r"has the name '../mine', which also names run folders: use only letters",
         ),
     ],
 )

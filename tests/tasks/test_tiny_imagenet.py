@@ -93,7 +93,7 @@ def first_class(folder: Path) -> Path:
 DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (
         lambda f: shutil.rmtree(f / "train"),
-        r"holds no folder tiny-imagenet-200 or tiny-imagenet-50",
+        r"contains no folder tiny-imagenet-200 or tiny-imagenet-50",
     ),
     (lambda f: shutil.rmtree(first_class(f).parent), r"train holds 199 folders, not one for each"),
     (lambda f: shutil.rmtree(first_class(f)), r"n01443537/images holds 0 images .*other classes 2"),
@@ -106,18 +106,18 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
         lambda f: min(first_class(f).iterdir()).write_bytes(b"half"),
         r"n01443537_0.JPEG cannot be read as an image",
     ),
-    (lambda f: shutil.rmtree(f / "val"), r"not whole: .*No such file .*val_annotations.txt"),
+    (lambda f: shutil.rmtree(f / "val"), r"incomplete: .*No such file .*val_annotations.txt"),
     (
         lambda f: (f / "val" / "val_annotations.txt").write_text(""),
         r"images holds 200 images .*, but val_annotations.txt has 0 lines",
     ),
     (
         lambda f: (f / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn99\t0\n"),
-        r"line 1, has 'n99' where a class should be",
+        r"line 1, has the class 'n99', which is not a folder",
     ),
     (
         lambda f: (f / "val" / "val_annotations.txt").write_text("val_0.JPEG\n"),
-        r"line 1, has '' where a class should be",
+        r"line 1, has the class '', which is not a folder",
     ),
     (lambda f: shutil.rmtree(f / "val" / "images"), r"holds 0 images .*has 200 lines"),
     (

@@ -15,7 +15,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.superlink.grid import HttpGrid
 
 from fixbn_flwr.array_records import record_of
-from fixbn_flwr.transport.bounded_grid import BESIDE, BoundedGrid
+from fixbn_flwr.transport.bounded_grid import REPLY_MARGIN, BoundedGrid
 from tests.support.uploads import SuperLink, asked, grid_of, reply_of
 
 
@@ -95,10 +95,10 @@ def anothers(reply: Message) -> bytes:
 @pytest.mark.parametrize(
     ("made_up", "reason"),
     [
-        (a_bomb, "its reply is no message of Flower's"),
-        (nothing_of_flowers, "its reply is no message of Flower's"),
-        (another_kind, "its reply is no message, but MetricRecord"),
-        (anothers, "its reply is no message of Flower's"),  # whose objects are not in its tree
+        (a_bomb, "its reply is not a Flower message"),
+        (nothing_of_flowers, "its reply is not a Flower message"),
+        (another_kind, "its reply is not a message but a MetricRecord"),
+        (anothers, "its reply is not a Flower message"),  # whose objects are not in its tree
     ],
 )
 def test_a_made_up_reply_is_an_error_of_its_client_and_the_others_pass(
@@ -136,7 +136,7 @@ def test_a_reply_of_something_else_than_records_is_refused(
     replies = list(grid.pull_messages(["message-5"]))
     assert len(replies) == 3
     for reply in replies:
-        assert reply.error.reason.startswith("its reply is no message of Flower's")
+        assert reply.error.reason.startswith("its reply is not a Flower message")
 
 
 def test_a_reply_in_the_name_of_another_client_is_refused(
@@ -146,7 +146,7 @@ def test_a_reply_in_the_name_of_another_client_is_refused(
     superlink.envelopes[0].metadata.src_node_id = 5  # who sent it, as the SuperLink knows
     (reply,) = grid.pull_messages(["message-6"])
     assert reply.metadata.src_node_id == 5
-    assert reply.error.reason.startswith("its reply pretends to be another client's")
+    assert reply.error.reason.startswith("its reply claims to be from another client")
 
 
 def test_a_reply_that_never_comes_whole_is_an_error_of_its_client(
@@ -154,7 +154,7 @@ def test_a_reply_that_never_comes_whole_is_an_error_of_its_client(
 ) -> None:
     del superlink.objects[superlink.upload(reply_of(5))[-1]]
     (reply,) = grid.pull_messages(["message-5"])
-    assert reply.error.reason.startswith("its reply has not arrived whole: ")
+    assert reply.error.reason.startswith("its reply is incomplete: ")
 
 
 def test_of_a_reply_that_is_too_large_no_more_is_taken_than_its_limit(
@@ -163,8 +163,8 @@ def test_of_a_reply_that_is_too_large_no_more_is_taken_than_its_limit(
     arrays = {f"layer{n}": np.full(2**18, n, np.float64) for n in range(20)}  # 2 MiB each
     superlink.upload(Message(RecordDict({"arrays": record_of(arrays)}), reply_to=asked(5)))
     (reply,) = grid.pull_messages(["message-5"])
-    assert f"its reply has more than {BESIDE:,} bytes" in reply.error.reason
-    assert superlink.pulled < BESIDE + 3 * 2**21  # two are pulled at a time
+    assert f"its reply has more than {REPLY_MARGIN:,} bytes" in reply.error.reason
+    assert superlink.pulled < REPLY_MARGIN + 3 * 2**21  # two are pulled at a time
     assert len(superlink.confirmed) == 1
 
 

@@ -20,7 +20,7 @@ from fixbn_flwr.array_records import arrays_of
 from fixbn_flwr.errors import RoundsFailedError
 from fixbn_flwr.testing import SerializingGrid
 from fixbn_flwr.transport import packed_grid
-from fixbn_flwr.transport.packed_grid import FlatGrid, flat_arrays_mod
+from fixbn_flwr.transport.packed_grid import PackedGrid, flat_arrays_mod
 from fixbn_flwr.transport.packing import is_packed
 from tests.support.clients import initial_arrays, training_app
 from tests.support.older_federation import fixbn as older_fixbn
@@ -29,7 +29,7 @@ from tests.support.small_federation import batches, network
 from tests.support.wire import Wire
 
 CLIENTS, ROUNDS = 2, 4
-REMEDY = "add flat_arrays_mod of fixbn_flwr to its ClientApp, first of the mods"
+REMEDY = "add flat_arrays_mod of fixbn_flwr to its ClientApp, as the first of its mods"
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def run(grid: Grid, **strategy: Any) -> dict[str, bytes]:
 def test_a_message_api_project_has_the_same_bits_packed() -> None:
     app = training_app(network, batches, mods=[flat_arrays_mod])
     wire = Wire(app, CLIENTS)
-    assert run(FlatGrid(wire)) == run(SerializingGrid(app, CLIENTS))
+    assert run(PackedGrid(wire)) == run(SerializingGrid(app, CLIENTS))
     # Evaluation has arrays there, and none back.
     for message in wire.sent:
         assert is_packed(message.content)
@@ -71,7 +71,7 @@ def run_older(grid: Grid, *, flat: bool) -> list[bytes]:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        older(FlatGrid(grid) if flat else grid, context)
+        older(PackedGrid(grid) if flat else grid, context)
 
     app(grid, Context(1, 1, {}, RecordDict(), {}))
     return [array.tobytes() for array in watched.of_round[ROUNDS]]
@@ -91,7 +91,7 @@ def test_a_client_without_the_mod_fails_and_the_remedy_is_said() -> None:
     """It fails by itself: it does not know the names of the arrays."""
     wire = Wire(training_app(network, batches), CLIENTS)
     with pytest.raises(RoundsFailedError) as failure:
-        run(FlatGrid(wire), fraction_evaluate=0.0)
+        run(PackedGrid(wire), fraction_evaluate=0.0)
     assert str(failure.value).count(REMEDY) == CLIENTS
     assert "Missing key(s) in state_dict" in str(failure.value)
 
@@ -107,8 +107,8 @@ def test_a_client_without_the_mod_that_notices_nothing_is_dropped_with_the_remed
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
     with pytest.raises(RoundsFailedError) as failure:
-        run(FlatGrid(Wire(app, CLIENTS)), fraction_evaluate=0.0)
-    said = f"it cannot have read the arrays, which come packed: {REMEDY}."
+        run(PackedGrid(Wire(app, CLIENTS)), fraction_evaluate=0.0)
+    said = f"it cannot have read its message, whose arrays are packed: {REMEDY}."
     assert str(failure.value).count(said) == CLIENTS
 
 
@@ -120,7 +120,7 @@ def test_a_client_with_the_mod_is_not_told_to_add_it(caplog: pytest.LogCaptureFi
 
     app = training_app(network, batches, mods=[flat_arrays_mod, fails])
     with caplog.at_level(logging.WARNING, logger="flwr"):
-        run(FlatGrid(Wire(app, CLIENTS)), fraction_evaluate=0.0)
+        run(PackedGrid(Wire(app, CLIENTS)), fraction_evaluate=0.0)
     assert caplog.text.count("the disk is full") == CLIENTS
     assert "flat_arrays_mod" not in caplog.text
 
@@ -130,6 +130,6 @@ def test_what_tells_the_server_so_never_reaches_a_strategy() -> None:
     content = RecordDict({"arrays": ArrayRecord({"w": Array(np.ones(3))})})
     wire = Wire(app, 1)
     message = Message(content, dst_node_id=1000, message_type="evaluate")
-    (reply,) = FlatGrid(wire).send_and_receive([message])
+    (reply,) = PackedGrid(wire).send_and_receive([message])
     assert "fixbn-unpacked" in wire.received[0].content
     assert list(reply.content) == ["metrics"]

@@ -28,7 +28,7 @@ from fixbn_flwr.array_records import record_of
 from fixbn_flwr.errors import ReplyError
 from fixbn_flwr.testing import SerializingGrid
 from fixbn_flwr.transport import packed_grid
-from fixbn_flwr.transport.packed_grid import FlatGrid, flat_arrays_mod, flat_in_deployment
+from fixbn_flwr.transport.packed_grid import PackedGrid, flat_arrays_mod, flat_in_deployment
 from fixbn_flwr.transport.packing import LAYOUT, Packer, is_packed, unpack
 from tests.support.whole_app import SMALL, rounds_of, run_app, serve
 from tests.support.wire import Wire
@@ -140,13 +140,13 @@ def lying(count: int) -> ArrayRecord:
 
 
 DAMAGES = {
-    "no names": (damaged(names=None), "without its list of names"),
-    "numbers for names": (damaged(names=[1, 2]), "without its list of names"),
+    "no names": (damaged(names=None), "without a list of names"),
+    "numbers for names": (damaged(names=[1, 2]), "without a list of names"),
     "one shape less": (damaged(shapes=["2,3"]), "2 names and 1 shapes"),
     "a name twice": (damaged(names=["x", "x"]), "twice"),
     "too large": (damaged(shapes=["2,3", "5"]), r"'y' of shape \(5,\), past the end of 10 values"),
     "far too large": (damaged(shapes=["2,3", "9" * 400]), "past the end"),
-    "too small": (damaged(shapes=["2,3", "3"]), "10 values of <f4, of which 9 are named"),
+    "too small": (damaged(shapes=["2,3", "3"]), "10 values of <f4, but a layout of 9"),
     "nothing, but of a size": (damaged(shapes=["0," + "9" * 30, "10"]), "'x' of shape"),
     "negative": (damaged(shapes=["2,3", "-4"]), "'y' of shape '-4'"),
     "a comma too many": (damaged(shapes=["2,3", "4,"]), "'y' of shape '4,'"),
@@ -154,7 +154,7 @@ DAMAGES = {
     "unknown dtype": (damaged(dtypes=["<f4", "<f8"]), "dtype '<f8'"),
     "unknown order": (damaged(orders=["C", "K"]), "order 'K'"),
     "no array": (damaged(flat=ArrayRecord()), "of dtype '<f4'"),
-    "not a record": (damaged(flat=ConfigRecord()), "a layout without its arrays"),
+    "not a record": (damaged(flat=ConfigRecord()), "a layout without arrays"),
     "not flat": (
         damaged(flat=ArrayRecord({"fixbn-packed:<f4": Array(np.ones((2, 5), "float32"))})),
         r"shape \(2, 5\)",
@@ -196,7 +196,7 @@ def test_a_packed_run_of_the_app_has_the_same_bits(
     plain = run_app(tmp_path / "plain", 2, {"momentum": momentum})
     config = SMALL | {"momentum": momentum, "output-dir": str(tmp_path / "packed")}
     grid = Wire(client_app.app, 2, run_config=config)
-    serve(FlatGrid(grid), config)  # type: ignore[arg-type]
+    serve(PackedGrid(grid), config)  # type: ignore[arg-type]
     (packed,) = (tmp_path / "packed").iterdir()
     for model in ("final.safetensors", "best.safetensors"):
         assert (packed / model).read_bytes() == (plain / model).read_bytes()
@@ -244,7 +244,7 @@ def test_one_damaged_reply_is_an_error_of_its_client_and_the_others_pass() -> No
         content["fixbn-unpacked"] = ConfigRecord()
     replies = [Message(c, reply_to=ask) for c, ask in zip(contents, asks[:3], strict=True)]
     replies.append(Message(Error(2, "out of memory"), reply_to=asks[3]))
-    good, bad, unpacked, failed = FlatGrid(Scripted(replies)).send_and_receive(asks)
+    good, bad, unpacked, failed = PackedGrid(Scripted(replies)).send_and_receive(asks)
     assert fields(good.content.array_records["arrays"]) == fields(
         asks[0].content.array_records["arrays"]
     )
@@ -259,7 +259,7 @@ def test_the_senders_own_messages_keep_their_arrays() -> None:
     ask = asked(0)
     before = fields(ask.content.array_records["arrays"])
     grid = Scripted([Message(RecordDict(), reply_to=ask)])
-    FlatGrid(grid).send_and_receive([ask])
+    PackedGrid(grid).send_and_receive([ask])
     assert fields(ask.content.array_records["arrays"]) == before
     assert is_packed(grid.pushed[0].content)
 
@@ -268,16 +268,16 @@ def test_replies_are_looked_for_quickly_and_not_longer_than_the_timeout() -> Non
     started = time.monotonic()
     ask = asked(0)
     grid = Scripted([Message(RecordDict(), reply_to=ask)], after=3)
-    assert len(FlatGrid(grid).send_and_receive([ask], timeout=60)) == 1
+    assert len(PackedGrid(grid).send_and_receive([ask], timeout=60)) == 1
     assert time.monotonic() - started < 3  # what Flower sleeps between two looks
-    assert FlatGrid(Scripted([], after=10**9)).send_and_receive([ask], timeout=0.2) == []
-    assert FlatGrid(Scripted([])).send_and_receive([]) == []
+    assert PackedGrid(Scripted([], after=10**9)).send_and_receive([ask], timeout=0.2) == []
+    assert PackedGrid(Scripted([])).send_and_receive([]) == []
 
 
 def test_only_a_grid_between_machines_is_wrapped() -> None:
     simulated = SerializingGrid(client_app.app, 1)
     assert flat_in_deployment(simulated) is simulated
-    assert isinstance(flat_in_deployment(HttpGrid(token="any")), FlatGrid)
+    assert isinstance(flat_in_deployment(HttpGrid(token="any")), PackedGrid)
 
 
 def test_the_mod_leaves_alone_what_is_not_packed_and_errors() -> None:

@@ -23,14 +23,14 @@ from fixbn_flwr.app.server.client_properties import ClientProperties, properties
 from fixbn_flwr.errors import ClientsMissingError, ConfigError
 from fixbn_flwr.flower_compat import ErrorCode
 from fixbn_flwr.log import logger
-from fixbn_flwr.transport.delegating_grid import GridAround
+from fixbn_flwr.transport.delegating_grid import DelegatingGrid
 
 PATIENCE = 120.0  # seconds to wait for missing clients
 ANSWER = 600.0  # seconds for all clients to report their properties: the first one loads the data
 _POLL = 0.5  # seconds between two looks at the connected nodes
 
 
-class ClientRegistryGrid(GridAround):
+class ClientRegistryGrid(DelegatingGrid):
     """A Grid that lists clients in the order of their :class:`ClientProperties`.
 
     Args:

@@ -95,7 +95,7 @@ HUGE_BY_ITS_HEADER = png(28, 28).replace(
 )
 DATA: list[tuple[str, Callable[[Path], None], str]] = [
     ("femnist", missing, "train.parquet"),
-    ("femnist", empty, r"train.parquet cannot be read .*; put the whole file there"),
+    ("femnist", empty, r"train.parquet cannot be read .*: replace the file"),
     ("femnist", truncated, "train.parquet cannot be read"),
     ("femnist", damaged_in_the_middle, "train.parquet"),
     ("femnist", a_folder_in_its_place, "train.parquet cannot be read"),
@@ -108,10 +108,10 @@ DATA: list[tuple[str, Callable[[Path], None], str]] = [
     ("femnist", with_column("image", lambda _: image(png(28, 28)[:45])), "row 0 cannot be read"),
     ("femnist", with_column("image", lambda _: image(png(27, 28))), "row 0 has 28x27 pixels, not"),
     ("femnist", with_column("image", lambda _: image(HUGE_BY_ITS_HEADER)), "row 0 "),
-    ("femnist", with_column("character", lambda _: 62), "character is not whole numbers from 0 to"),
-    ("femnist", with_column("character", lambda _: "a"), "character is not whole numbers"),
+    ("femnist", with_column("character", lambda _: 62), "character must hold integers from 0 to"),
+    ("femnist", with_column("character", lambda _: "a"), "character must hold integers"),
     ("pacs", truncated, "train.parquet cannot be read"),
-    ("pacs", with_column("label", lambda _: 7), "label is not whole numbers from 0 to 6"),
+    ("pacs", with_column("label", lambda _: 7), "label must hold integers from 0 to 6"),
     ("pacs", with_column("domain", lambda row: None if row else "art"), "no column domain with a"),
     ("camvid", truncated, "train.parquet cannot be read"),
     ("camvid", with_column("mask", lambda _: image(png(240, 180, 12))), "mask with the value 12"),
@@ -160,7 +160,7 @@ def test_a_damaged_cifar10_is_refused(
     own.unlink()
     own.write_bytes(b"x" * 1000)
     damage(own)
-    with pytest.raises(ConfigError, match=r"CIFAR-10 is not whole in .* put the folder cifar-10"):
+    with pytest.raises(ConfigError, match=r"CIFAR-10 is incomplete in .* unpack cifar-10-python"):
         load_splits(get_task("cifar10"), elsewhere)
 
 
@@ -186,16 +186,16 @@ TINY: list[tuple[str, Callable[[Path], object], str]] = [
         lambda f: (f / "train/n00000007/images/0.JPEG").write_bytes(png(32, 64, mode="RGB")),
         "has 64x32 pixels, not 64x64",
     ),
-    ("no annotations", lambda f: missing(f / "val" / "val_annotations.txt"), "is not whole"),
+    ("no annotations", lambda f: missing(f / "val" / "val_annotations.txt"), "is incomplete"),
     (
         "annotations in another code",
         lambda f: (f / "val" / "val_annotations.txt").write_bytes(b"\xff\xfe\x00"),
-        "is not whole",
+        "is incomplete",
     ),
     (
         "annotations of another class",
         lambda f: (f / "val" / "val_annotations.txt").write_text("0.JPEG\tdog\n"),
-        "line 1, has 'dog' where a class should be",
+        "line 1, has the class 'dog', which is not a folder",
     ),
 ]
 
@@ -236,7 +236,7 @@ TASK = replace(DIGITS, name={name!r}, load=load)
         ("mine", "return (Split(images, targets + 7),) * 2", "has classes 7 to 10, and the task"),
         ("mine", "return (Split(images, targets[:3]),) * 2", "has 4 images and 3 targets"),
         ("mine", "return (Split(images[:0], targets[:0]),) * 2", "has 0 images and 0 targets"),
-        ("../mine", "return None", "has the name '../mine', but run folders are called so"),
+        ("../mine", "return None", "has the name '../mine', which also names run folders"),
         ("mine", "return (", r"cannot be imported \(SyntaxError"),
     ],
 )

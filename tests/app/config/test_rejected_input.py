@@ -77,7 +77,7 @@ CONFIG = [
     ("state-dir=a-file", "state-dir = .*: .*/a-file is a file; name a directory"),
     # Users' own tasks
     ("task=no.such.module:TASK", r"no.such.module:TASK cannot be imported \(ModuleNotFoundError"),
-    ("task=json:loads", "json:loads is of type function; name a fixbn_flwr.tasks.Task"),
+    ("task=json:loads", "json:loads is a function: name a fixbn_flwr.tasks.Task"),
     ("task=:", r":: cannot be imported|: cannot be imported"),
     # The command line
     ("task", "'task' is not a setting: write KEY=VALUE, such as task=cifar10"),

@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fixbn_flwr.testing import SerializingGrid
-from fixbn_flwr.transport.delegating_grid import GridAround
+from fixbn_flwr.transport.delegating_grid import DelegatingGrid
 from fixbn_flwr.transport.packing import is_packed
 from simulation.benchmarks import bare_exchange, overhead_client, overhead_server
 from simulation.benchmarks.overhead_variants import Parts, variants
@@ -48,7 +48,7 @@ def test_the_package_has_all_parts() -> None:
     assert Parts(quick_polling=False).server_app == "simulation.benchmarks.overhead_server:packed"
 
 
-class RecordingGrid(GridAround):
+class RecordingGrid(DelegatingGrid):
     """A Grid that records whether the arrays of its messages are packed."""
 
     def __init__(self, grid: Grid) -> None:
