@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeGuard
 
-from flwr.app import Context, Message
+from flwr.app import Context, Error, Message, Metadata
 from flwr.app.message.message import make_message
 from flwr.app.typing import MetricRecordValues
 from flwr.clientapp.typing import ClientAppCallable, Mod
@@ -58,6 +58,7 @@ __all__ = [
     "TaskIdentity",
     "context_from_bytes",
     "context_to_bytes",
+    "error_reply",
     "inflate_object_from_contents",
     "is_http_grid",
     "iterate_object_tree",
@@ -77,6 +78,12 @@ def is_http_grid(grid: object) -> TypeGuard[HttpGrid]:
     from flwr.superlink.grid import HttpGrid
 
     return isinstance(grid, HttpGrid)
+
+
+def error_reply(metadata: Metadata, reason: str) -> Message:
+    """Return an error reply that replaces the reply with this metadata."""
+    error = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
+    return make_message(metadata=metadata, error=error)
 
 
 def message_to_bytes(message: Message) -> bytes:

@@ -35,7 +35,7 @@ def train_centrally(settings: Settings, clients: int) -> Path:
         clients: The number of clients of the federation to compare with.
 
     Returns:
-        The run folder. It has as many rounds as the federation's.
+        The run folder. It has as many rounds as the federation's, unless ``patience`` ends it.
 
     Raises:
         ConfigError: If data, device or model do not exist, or the folder cannot be created.
@@ -85,6 +85,9 @@ def train_centrally(settings: Settings, clients: int) -> Path:
         print(round_line(metrics, settings.num_server_rounds))
         if folder.append(metrics):
             folder.save_model("best", bench.arrays())
+        best = folder.best_round
+        if evaluated and best and settings.is_out_of_patience(server_round, best.round):
+            break
     folder.save_model("final", bench.arrays())
     print(summary_table({METHOD: folder.finish()}))
     print(f"Run folder: {folder.path}")

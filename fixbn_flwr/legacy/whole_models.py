@@ -10,6 +10,7 @@ from flwr.server.strategy import Strategy
 
 from fixbn_flwr.flower_compat import ClientProxy
 from fixbn_flwr.legacy.model_view import PositionedView
+from fixbn_flwr.server.whole_models import put_classes_around
 
 Fits = list[tuple[ClientProxy, FitIns]]
 Evaluations = list[tuple[ClientProxy, EvaluateIns]]
@@ -20,11 +21,7 @@ Aggregated = tuple[Parameters | None, dict[str, Scalar]]
 
 def show_whole_models(strategy: Strategy, view: PositionedView) -> None:
     """Give a strategy of the user's own class whole models; leave one of Flower's as it is."""
-    own_class = type(strategy)
-    flowers = next(c for c in own_class.__mro__ if c.__module__.split(".")[0] == "flwr")
-    if flowers is not own_class:
-        bases = (_above(own_class, view), _below(flowers, view))
-        strategy.__class__ = type(own_class.__name__, bases, {"__module__": own_class.__module__})
+    put_classes_around(strategy, lambda own: _above(own, view), lambda base: _below(base, view))
 
 
 def _below(flowers: Any, view: PositionedView) -> type[Strategy]:

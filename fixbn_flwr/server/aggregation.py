@@ -24,7 +24,7 @@ def aggregate(
 
     Args:
         server_round: The round, counted from 1.
-        selection: The usable replies, at least one.
+        selection: The usable replies, at least one, and the errors of the other clients.
         view: The global model at the start of the round.
         inner: The inner strategy. Without a new model its attributes stay as they were.
         state: FixBN's rules. They end their round, unless there is no new model.
@@ -39,10 +39,11 @@ def aggregate(
         view.flower_reply(make_message(metadata=reply.metadata, content=checked.content))
         for reply, checked in selection.usable.values()
     ]
+    replies += selection.errors
     parameters, metrics = strategy.aggregate_train(server_round, replies)
     if parameters is None:
         state.global_momentum = momentum
-        return None, metrics, FailedAggregation.without_model(strategy, len(replies))
+        return None, metrics, FailedAggregation.without_model(strategy, len(selection.usable))
     whole = view.new_model(parameters)
     if (name := view.model.first_spoilt(whole)) is not None:
         state.global_momentum = momentum

@@ -30,4 +30,4 @@ def with_defined_metrics(
         client: (reply, replace(one, content=content))
         for (client, (reply, one)), content in zip(selection.usable.items(), contents, strict=True)
     }
-    return Selection(usable, selection.dropped), undefined
+    return replace(selection, usable=usable), undefined

@@ -52,7 +52,9 @@ class ModelView:
         self.model.put_into(contents_of(messages), self._arrays_key)
 
     def flower_reply(self, reply: Message) -> Message:
-        """Return a reply with what Flower's code may see of it."""
+        """Return a reply with what Flower's code may see of it; an error reply as it is."""
+        if reply.has_error():
+            return reply
         checked = self._replies[reply.metadata.src_node_id]
         others = self._state.to_defend(checked.update) if self._defends else {}
         record = reply.content.array_records[checked.model_key]
@@ -60,7 +62,9 @@ class ModelView:
         return _with_model(reply, checked.model_key, shown)
 
     def whole_reply(self, reply: Message) -> Message:
-        """Return what Flower's code saw of a reply as a whole reply."""
+        """Return what Flower's code saw of a reply as a whole reply; an error reply as it is."""
+        if reply.has_error():
+            return reply
         checked = self._replies[reply.metadata.src_node_id]
         record = reply.content.array_records[checked.model_key]
         whole = checked.content.array_records[checked.model_key]

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from flwr.app import Message
 
 from fixbn_flwr.errors import ReplyError
+from fixbn_flwr.flower_compat import error_reply
 from fixbn_flwr.method.server_rules import Update
 from fixbn_flwr.server.dropped_replies import DroppedReply, DroppedReplyLog
 
@@ -53,10 +54,12 @@ class Selection(Generic[Client, Reply, Content]):
     Attributes:
         usable: Each client's reply and what its check returned, in a stable order.
         dropped: The other replies.
+        errors: The error replies that a Message API strategy sees instead of dropped ones.
     """
 
     usable: dict[Client, tuple[Reply, CheckedReply[Content]]]
     dropped: list[DroppedReply]
+    errors: Sequence[Message] = ()
 
     @property
     def checked(self) -> dict[Client, CheckedReply[Content]]:
@@ -132,17 +135,29 @@ class RoundMessages:
         """Select the usable replies to these messages; see ``select``."""
         ids = {message.metadata.message_id for message in self._messages} - {""}
 
+        def is_of_round(reply: Message) -> bool:
+            if ids:
+                return reply.metadata.reply_to_message_id in ids
+            return reply.metadata.src_node_id in self._place
+
         def check_message(client: int, reply: Message) -> CheckedReply[Content]:
             if reply.has_error():
                 raise ReplyError(f"it failed (code {reply.error.code}): {reply.error.reason}")
-            answered = reply.metadata.reply_to_message_id
-            if client not in self._place or (ids and answered not in ids):
+            if client not in self._place or not is_of_round(reply):
                 raise ReplyError(
-                    f"it answers message {answered!r}, which was not sent in this round: it is "
-                    "from another round, or from a client that was not sampled."
+                    f"it answers message {reply.metadata.reply_to_message_id!r}, which was not "
+                    "sent in this round: it is from another round, or from a client that was not "
+                    "sampled."
                 )
             return check(reply)
 
         clients = [(reply.metadata.src_node_id, reply) for reply in replies]
         clients.sort(key=lambda pair: self._place.get(pair[0], len(self._place)))
-        return select(server_round, clients, check_message, log)
+        selection = select(server_round, clients, check_message, log)
+        reasons = {drop.client: drop.reason for drop in selection.dropped if not drop.no_examples}
+        errors = [
+            reply if reply.has_error() else error_reply(reply.metadata, reasons[client])
+            for client, reply in clients
+            if client in reasons and client not in selection.usable and is_of_round(reply)
+        ]
+        return replace(selection, errors=errors)

@@ -138,13 +138,13 @@ class RoundSteps(Strategy):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Let the inner strategy average the usable evaluations."""
+        """Let the inner strategy average the usable evaluations; it sees the errors too."""
         selection, _ = self._select(server_round, replies, self._check_evaluation)
         accepted = [
             make_message(metadata=reply.metadata, content=checked.content)
             for reply, checked in selection.usable.values()
         ]
-        return self.strategy.aggregate_evaluate(server_round, accepted)
+        return self.strategy.aggregate_evaluate(server_round, [*accepted, *selection.errors])
 
     def _select(
         self,

@@ -15,8 +15,8 @@ parameters only and completes what it returns; the upper one does the opposite.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, SupportsIndex
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -27,12 +27,34 @@ from fixbn_flwr.server.model_view import ModelView
 
 def show_whole_models(strategy: Strategy, view: ModelView) -> None:
     """Give a strategy of the user's own class whole models; leave one of Flower's as it is."""
+    put_classes_around(strategy, lambda own: _above(own, view), lambda base: _below(base, view))
+
+
+def put_classes_around(
+    strategy: object, above: Callable[[type], type], below: Callable[[type], type]
+) -> None:
+    """Put a class above the user's class and one below it; leave Flower's classes as they are.
+
+    Args:
+        strategy: A strategy of either generation. Its class changes.
+        above: Returns a subclass of the user's class.
+        below: Returns a subclass of the Flower class that the user's class inherits from.
+    """
     # A strategy that was inside another FixBN has the classes of that one around its own.
-    own_class: type[Strategy] = getattr(strategy, "class_of_the_user", type(strategy))
+    own_class: type = getattr(strategy, "class_of_the_user", type(strategy))
     flowers = next(c for c in own_class.__mro__ if c.__module__.split(".")[0] == "flwr")
-    if flowers is not own_class:
-        bases = (_above(own_class, view), _below(flowers, view))
-        strategy.__class__ = type(own_class.__name__, bases, {"__module__": own_class.__module__})
+    if flowers is own_class:
+        return
+
+    def reduce_as_own_class(self: object, protocol: SupportsIndex) -> Any:
+        # Pickle and copy find the user's class by its name, but not the one made here.
+        function, arguments, *rest = object.__reduce_ex__(self, protocol)
+        return (function, (own_class, *arguments[1:]), *rest)
+
+    members = {"__module__": own_class.__module__, "class_of_the_user": own_class}
+    if own_class.__reduce_ex__ is object.__reduce_ex__:
+        members["__reduce_ex__"] = reduce_as_own_class
+    strategy.__class__ = type(own_class.__name__, (above(own_class), below(flowers)), members)
 
 
 def _below(flowers: Any, view: ModelView) -> type[Strategy]:
@@ -70,8 +92,6 @@ def _above(own_class: Any, view: ModelView) -> type[Strategy]:
     """Return a class above the user's: it shows the user's code whole models."""
 
     class Above(own_class):  # type: ignore[misc]
-        class_of_the_user = own_class
-
         def configure_train(
             self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
         ) -> Iterable[Message]:

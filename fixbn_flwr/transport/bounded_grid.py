@@ -24,6 +24,7 @@ from fixbn_flwr.flower_compat import (
     ObjectPullError,
     ObjectUnavailableError,
     PullAppMessagesRequest,
+    error_reply,
     inflate_object_from_contents,
     iterate_object_tree,
     make_pull_object_fn_protobuf,
@@ -31,7 +32,7 @@ from fixbn_flwr.flower_compat import (
     pull_objects,
 )
 from fixbn_flwr.log import shortened
-from fixbn_flwr.transport.delegating_grid import DelegatingGrid, error_reply
+from fixbn_flwr.transport.delegating_grid import DelegatingGrid
 
 if TYPE_CHECKING:
     from fixbn_flwr.flower_compat import HttpGrid

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from flwr.app import Error, Message, Metadata, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fixbn_flwr.flower_compat import ErrorCode, Run, make_message
+from fixbn_flwr.flower_compat import Run
 
 
 class DelegatingGrid(Grid):
@@ -57,10 +57,3 @@ class DelegatingGrid(Grid):
     ) -> Iterable[Message]:
         """See ``Grid.send_and_receive``."""
         return self._grid.send_and_receive(messages, timeout=timeout)
-
-
-def error_reply(metadata: Metadata, reason: str) -> Message:
-    """Return an error reply that replaces the reply with this metadata."""
-    return make_message(
-        metadata=metadata, error=Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
-    )

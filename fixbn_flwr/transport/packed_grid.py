@@ -35,9 +35,15 @@ from flwr.app import ConfigRecord, Context, Error, Message
 from flwr.serverapp import Grid
 
 from fixbn_flwr.errors import ReplyError
-from fixbn_flwr.flower_compat import ClientAppCallable, ErrorCode, is_http_grid, make_message
+from fixbn_flwr.flower_compat import (
+    ClientAppCallable,
+    ErrorCode,
+    error_reply,
+    is_http_grid,
+    make_message,
+)
 from fixbn_flwr.transport.bounded_grid import BoundedGrid
-from fixbn_flwr.transport.delegating_grid import DelegatingGrid, error_reply
+from fixbn_flwr.transport.delegating_grid import DelegatingGrid
 from fixbn_flwr.transport.packing import Packer, is_packed, unpack
 
 QUICKEST, SLOWEST = 0.1, 0.5  # shortest and longest pause between two polls, seconds

@@ -55,6 +55,11 @@ def test_a_step_has_the_images_of_all_clients_steps_together(
     assert (folder / "final.safetensors").is_file()
 
 
+def test_patience_ends_it(tmp_path: Path) -> None:
+    frozen = settings(tmp_path, norm="gn", learning_rate=1e-12, num_server_rounds=9, patience=2)
+    assert len(rounds_of(train_centrally(frozen, clients=10))) == 3
+
+
 def test_it_starts_with_the_initial_model_of_the_federation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,6 +91,20 @@ def test_evaluate_every_skips_rounds_but_not_t_star_or_the_last(tmp_path: Path) 
     assert [line["round"] for line in rounds if line["test_loss"] is not None] == evaluated
 
 
+def test_patience_ends_the_run_with_its_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The accuracy stays what it is after T*, since nothing learns.
+    config = {"num-server-rounds": 9, "learning-rate": 1e-9, "patience": 3, "evaluate-every": 2}
+    folder = run_app(tmp_path, 2, config)
+    assert [line["round"] for line in rounds_of(folder)] == [1, 2, 3, 4, 5, 6]
+    assert (
+        "No better test accuracy since round 2: the run ends (patience)" in capsys.readouterr().out
+    )
+    assert json.loads((folder / "summary.json").read_text())["best_round"] == 2
+    assert (folder / "final.safetensors").is_file()
+
+
 @pytest.mark.parametrize(
     "config",
     [

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from fixbn_flwr.app.config.settings import table
+from fixbn_flwr.app.config.key_table import key_table
 from fixbn_flwr.tasks import TASKS
 from tests.support.pages import DOCS, ROOT, marked, page, table_rows
 
 
 def test_the_run_config_table_is_the_one_of_the_code() -> None:
-    assert marked(page("run-config.md"), "run config") == table()
+    assert marked(page("run-config.md"), "run config") == key_table()
 
 
 def test_every_task_has_its_row() -> None:

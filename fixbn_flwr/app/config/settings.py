@@ -1,13 +1,10 @@
 """The run config: every key with its default, unit and meaning.
 
-A key of `flwr run --run-config` is a field of `Settings` with `-` for `_`. The table of keys in the
-documentation is the output of
-`python -c "from fixbn_flwr.app.config.settings import table; print(table())"`.
+A key of `flwr run --run-config` is a field of `Settings` with `-` for `_`.
 """
 # ruff: noqa: RUF009 -- setting() returns a dataclass field
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -93,6 +90,10 @@ class Settings:
     evaluate_every: int = setting(
         1, "interval at which the server tests the global model; always at T* and the last round",
         "rounds", at_least=1,
+    )  # fmt: skip
+    patience: int = setting(
+        0, "number of rounds without a better test accuracy after which the run ends, counted from "
+        "T* on; 0: never", "rounds", at_least=0,
     )  # fmt: skip
     seed: int = setting(0, "seed of all random choices", at_least=0, at_most=2**32 - 1)
     device: str = setting("auto", "`auto`, `cpu`, `cuda`, or a specific GPU such as `cuda:1`")
@@ -202,6 +203,11 @@ class Settings:
         always = (self.freeze_round, self.num_server_rounds)
         return server_round % self.evaluate_every == 0 or server_round in always
 
+    def is_out_of_patience(self, server_round: int, best_round: int) -> bool:
+        """Return whether the run ends after this round, given the round of its best accuracy."""
+        exploration = self.freeze_round if self.freeze_round < self.num_server_rounds else 0
+        return 0 < self.patience <= server_round - max(best_round, exploration)
+
     def keeps_checkpoint(self, server_round: int) -> bool:
         """Return whether the server writes a checkpoint after this round."""
         every = self.checkpoint_every
@@ -231,19 +237,3 @@ class Settings:
             f"batch-size = {self.batch_size}: {who} holds {images} "
             f"images, fewer than one batch; use {', or '.join(remedies)}"
         )
-
-
-def table() -> str:
-    """Return a Markdown table of all run-config keys."""
-    lines = ["| key | default | unit | meaning |", "| --- | --- | --- | --- |"]
-    for field in dataclasses.fields(Settings):
-        rule: rules.Rule = field.metadata["rule"]
-        words = ", ".join(f"`{word}`" for word in rules.choices_of(field))
-        more = f", or `{rule.pattern.example}` {rule.pattern.meaning}" if rule.pattern else ""
-        limits = f"one of {words}{more}" if words else rule.bounds
-        allowed = f" ({limits})" if limits else ""
-        default = json.dumps(field.default)
-        lines.append(
-            f"| `{key_of(field.name)}` | `{default}` | {rule.unit} | {rule.meaning}{allowed} |"
-        )
-    return "\n".join(lines)

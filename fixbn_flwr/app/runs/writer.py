@@ -76,9 +76,14 @@ class RunFolder:
         """Return the metrics of a round; None if it has not ended yet."""
         return next((m for m in self._metrics if m.round == server_round), None)
 
+    @property
+    def best_round(self) -> RoundMetrics | None:
+        """The first round with the highest test accuracy; None if no round was evaluated."""
+        return best_round(self._metrics)
+
     def append(self, metrics: RoundMetrics) -> bool:
         """Add a round to metrics.jsonl; return whether its test accuracy is the best so far."""
-        best = best_round(self._metrics)
+        best = self.best_round
         self._metrics.append(metrics)
         self.lines.append(line_of(metrics))
         with writing(self.path), (self.path / METRICS).open("ab", buffering=0) as file:
@@ -90,7 +95,7 @@ class RunFolder:
             except OSError:
                 file.truncate(length)  # leave no partial line
                 raise
-        return best_round(self._metrics) is not best
+        return self.best_round is not best
 
     def save_model(
         self, name: Literal["final", "best"], arrays: Mapping[str, npt.NDArray[Any]]

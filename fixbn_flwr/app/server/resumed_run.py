@@ -81,7 +81,7 @@ class ResumedRun:
         if is_share and "freeze-after" not in changeable:
             fixed = replace(settings, freeze_after=config["freeze_round"])
         server_round, checkpoint = Checkpoints(path / CHECKPOINTS).newest()
-        _check_rounds_left(path, server_round, checkpoint["phase"], fixed)
+        _check_rounds_left(path, server_round, checkpoint["phase"], fixed, config["run_config"])
         clients = None if CLIENTS in changeable else config["clients"]
         return cls(path, server_round, checkpoint, fixed, clients, settings, lock)
 
@@ -137,7 +137,9 @@ def _may_change(settings: Settings) -> frozenset[str]:
     return frozenset(named)
 
 
-def _check_rounds_left(path: Path, done: int, phase: str, settings: Settings) -> None:
+def _check_rounds_left(
+    path: Path, done: int, phase: str, settings: Settings, before: Mapping[str, Value]
+) -> None:
     rounds = settings.num_server_rounds
     if done > rounds:
         text = f"{done} rounds are already done; use more, or start a new run"
@@ -146,6 +148,12 @@ def _check_rounds_left(path: Path, done: int, phase: str, settings: Settings) ->
         raise ConfigError(
             f"resume: all {done} rounds of {path} are done; to add rounds, write "
             'may-change="num-server-rounds" and a larger num-server-rounds'
+        )
+    ended_early = is_finished(path) and done < int(before["num-server-rounds"])
+    if ended_early and before.get("patience") == settings.patience:
+        raise ConfigError(
+            f"resume: {path} ended after round {done} because of patience="
+            f'{settings.patience}; to continue, write may-change="patience" and a larger patience'
         )
     if phase == "calibration" and settings.freeze_round >= done:
         text = (

@@ -126,7 +126,12 @@ class Recorder:
             self._folder.save_model("best", self._best)
         if self._settings.checkpoint_every:
             self._last = (server_round, self._checkpoint(server_round, arrays, is_best))
-        if self._settings.keeps_checkpoint(server_round):
+        best = self._folder.best_round
+        ends = evaluated and best and self._settings.is_out_of_patience(server_round, best.round)
+        if ends and server_round < self._settings.num_server_rounds:
+            print(f"No better test accuracy since round {best.round}: the run ends (patience)")
+            self._strategy.stop()
+        if ends or self._settings.keeps_checkpoint(server_round):
             self.save_checkpoint()
         self._announce_checkpoints()
         if loss is None or accuracy is None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from fixbn_flwr.app.config.settings import Settings, table
+from fixbn_flwr.app.config.key_table import key_table
+from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method.schedule import Phase
 
@@ -246,6 +247,20 @@ def test_t_star_and_the_last_round_are_always_evaluated() -> None:
     assert [t for t in range(11) if settings.evaluates(t)] == [0, 4, 5, 8, 10]
 
 
+@pytest.mark.parametrize(
+    ("freeze_after", "best", "ends"),
+    [(5, 3, 7), (5, 6, 8), (1.0, 3, 5), (5, 9, None)],
+    ids=["counted from T*", "counted from the best round", "BN", "too late"],
+)
+def test_patience_counts_rounds_without_a_better_accuracy(
+    freeze_after: int | float, best: int, ends: int | None
+) -> None:
+    settings = made({"patience": 2, "num-server-rounds": 10, "freeze-after": freeze_after})
+    out = [t for t in range(best, 11) if settings.is_out_of_patience(t, best)]
+    assert (out[0] if out else None) == ends
+    assert not made({}).is_out_of_patience(40, 1)
+
+
 def test_a_batch_as_large_as_the_smallest_client_is_allowed() -> None:
     made({"batch-size": 8}).check_partitions([9, 8, 10])
 
@@ -276,7 +291,7 @@ def test_a_batch_larger_than_the_smallest_client_is_refused(
 
 
 def test_the_table_has_a_complete_row_for_each_key() -> None:
-    rows = table().splitlines()
+    rows = key_table().splitlines()
     assert rows[0] == "| key | default | unit | meaning |"
     assert [row.split("`")[1] for row in rows[2:]] == list(Settings().as_run_config())
     assert {row.count("|") for row in rows} == {5}

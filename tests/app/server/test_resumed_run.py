@@ -326,6 +326,19 @@ def test_a_complete_run_is_not_resumed(tmp_path: Path) -> None:
     assert_same(folder, run(config_of(tmp_path / "whole")))
 
 
+def test_a_run_that_ended_early_resumes_with_more_patience(tmp_path: Path) -> None:
+    config = config_of(tmp_path, learning_rate=1e-9, patience=1)
+    folder = run(config)
+    done = len(rounds_of(folder))
+    assert done < ROUNDS
+    with pytest.raises(
+        ConfigError, match=rf'after round {done} because of .*may-change="patience"'
+    ):
+        run({**config, "resume": str(folder)}, 2)
+    run({**config, "resume": str(folder), "patience": 0, "may-change": "patience"}, 2)
+    assert_same(folder, run(config_of(tmp_path / "whole", learning_rate=1e-9)))
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return run_until_failure(config_of(tmp_path), 3)
