@@ -31,7 +31,7 @@ def show_whole_models(strategy: Strategy, view: ModelView) -> None:
 
 
 def put_classes_around(
-    strategy: object, above: Callable[[type], type], below: Callable[[type], type]
+    strategy: Any, above: Callable[[type], type], below: Callable[[type], type]
 ) -> None:
     """Put a class above the user's class and one below it; leave Flower's classes as they are.
 
@@ -47,14 +47,18 @@ def put_classes_around(
         return
 
     def reduce_as_own_class(self: object, protocol: SupportsIndex) -> Any:
-        # Pickle and copy find the user's class by its name, but not the one made here.
-        function, arguments, *rest = object.__reduce_ex__(self, protocol)
-        return (function, (own_class, *arguments[1:]), *rest)
+        # Pickle finds the user's class by its name, but not the one made here.
+        reduced: Any = object.__reduce_ex__(self, protocol)
+        return (_new, (own_class,), *reduced[2:])
 
-    members = {"__module__": own_class.__module__, "class_of_the_user": own_class}
-    if own_class.__reduce_ex__ is object.__reduce_ex__:
+    members: dict[str, Any] = {"__module__": own_class.__module__, "class_of_the_user": own_class}
+    if "__reduce_ex__" not in {name for c in own_class.__mro__[:-1] for name in vars(c)}:
         members["__reduce_ex__"] = reduce_as_own_class
     strategy.__class__ = type(own_class.__name__, (above(own_class), below(flowers)), members)
+
+
+def _new(own_class: type) -> Any:
+    return own_class.__new__(own_class)
 
 
 def _below(flowers: Any, view: ModelView) -> type[Strategy]:

@@ -61,7 +61,7 @@ def flat_in_deployment(grid: Grid) -> Grid:
 
         >>> from flwr.clientapp import ClientApp
         >>> from fixbn_flwr.testing import SerializingGrid
-        >>> grid = SerializingGrid(ClientApp(), clients=2)
+        >>> grid = SerializingGrid(ClientApp(), nodes=2)
         >>> flat_in_deployment(grid) is grid
         True
 

@@ -56,7 +56,9 @@ def test_a_step_has_the_images_of_all_clients_steps_together(
 
 
 def test_patience_ends_it(tmp_path: Path) -> None:
-    frozen = settings(tmp_path, norm="gn", learning_rate=1e-12, num_server_rounds=9, patience=2)
+    frozen = settings(
+        tmp_path, norm="gn", freeze_after=1.0, learning_rate=1e-12, num_server_rounds=9, patience=2
+    )
     assert len(rounds_of(train_centrally(frozen, clients=10))) == 3
 
 

@@ -101,7 +101,7 @@ def test_a_packed_message_is_unpacked_or_refused(random: Random) -> None:
     except ReplyError as error:
         refused = str(error)
     if refused:
-        assert "use different versions" in refused
+        assert "different versions" in refused
         return
     names = len(unpacked["arrays"])
     assert sum(len(a.data) for a in unpacked.array_records["arrays"].values()) < sent + 2000 * names

@@ -88,7 +88,7 @@ def test_frozen_statistics_keep_their_bits_and_everything_else_trains() -> None:
 
 
 def test_without_normalisation() -> None:
-    with pytest.raises(ConfigError, match=r"norm is 'none', .* Choose one of bn, gn, ln, in\."):
+    with pytest.raises(ConfigError, match=r"norm is 'none', .* choose one of bn, gn, ln, in\."):
         deeplab("none", classes=11)
 
 

@@ -72,6 +72,6 @@ def test_groups_that_do_not_divide_the_channels() -> None:
     make = normaliser("gn12")
     assert make(24).state_dict()["weight"].shape == (24,)
     with pytest.raises(
-        ConfigError, match=r"norm is 'gn12', .* has 16 channels, .* 12 equal groups"
+        ConfigError, match=r"norm is 'gn12', .* has 16 channels, which 12 does not divide"
     ):
         make(16)

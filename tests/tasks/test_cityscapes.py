@@ -120,7 +120,7 @@ def enlarge(path: Path) -> None:
         ("gtFine/train/aachen/*", Path.unlink, r"3 of 12 images have no mask; .*aachen_000070"),
         ("gtFine/val/*/*120*", lambda path: path.write_bytes(b""), r"120.* cannot be read"),
         ("leftImg8bit/train/bochum/*15*", enlarge, r"15.* has 31x48 pixels .*, not 32x48"),
-        ("gtFine/val/*/*120*", colour_the_mask, r"of mode RGB, not 32x48 of mode L; .*label ids"),
+        ("gtFine/val/*/*120*", colour_the_mask, r"of mode RGB, not 32x48 of mode L: .*label ids"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_trained(

@@ -71,6 +71,6 @@ def test_a_federation_of_ten_writers_a_client(shared_data: Path, tmp_path: Path)
 
 def test_more_clients_than_writers(shared_data: Path, tmp_path: Path) -> None:
     run_config = {"task": "femnist", "data-dir": str(shared_data), "partition": "natural"}
-    with pytest.raises(ConfigError, match=r"50 natural clients, fewer than the 51 asked for"):
+    with pytest.raises(ConfigError, match=r"50 natural clients, fewer than the 51 requested"):
         run_app(tmp_path, 51, run_config)
     assert list(tmp_path.iterdir()) == []

@@ -89,7 +89,10 @@ def test_parquet_without_a_column_of_groups_has_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"label": None}, "has no column label with a value in every row; its columns are image, "),
+        (
+            {"label": None},
+            "has no column label with a value in every row: replace the file. It has 2 rows and the columns image, ",
+        ),
         ({"writer": None}, "has no column writer"),
         ({"label": [1, None]}, "has no column label with a value in every row"),
         ({"label": [1, 2]}, "the column label must hold integers from 0 to 1"),
@@ -99,7 +102,7 @@ def test_parquet_without_a_column_of_groups_has_none(tmp_path: Path) -> None:
         ({"image": [{"bytes": b"x", "path": None}] * 2}, "row 0 cannot be read as an image"),
         (
             {"image": [{"bytes": None, "path": "1.png"}] * 2},
-            "row 0: the column image holds no image",
+            "row 0: the column image has no image",
         ),
     ],
 )
@@ -114,7 +117,7 @@ def test_parquet_with_something_else_in_it(
 def test_parquet_that_is_empty_cut_short_or_not_there(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet")
     parquet.write_table(parquet.read_table(path).slice(0, 0), tmp_path / "empty.parquet")
-    with pytest.raises(ConfigError, match=r"empty.parquet has no column image .* in 0 rows"):
+    with pytest.raises(ConfigError, match=r"empty.parquet has no column image .* has 0 rows"):
         read(tmp_path / "empty.parquet")
     (tmp_path / "short.parquet").write_bytes(path.read_bytes()[:-30])
     with pytest.raises(ConfigError, match=r"short.parquet cannot be read .* replace the file"):

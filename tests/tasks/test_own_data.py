@@ -92,7 +92,7 @@ def test_it_says_what_is_missing(tmp_path: Path) -> None:
     task = get_task("postcodes:TASK")
     with pytest.raises(ConfigError, match="data-dir is empty"):
         task.load(None)
-    with pytest.raises(ConfigError, match=r"train holds no <post office>/<digit>/\*.png: is data"):
+    with pytest.raises(ConfigError, match=r"train has no <post office>/<digit>/\*.png: check data"):
         task.load(tmp_path)
 
 
@@ -145,5 +145,5 @@ def test_a_node_with_a_wrong_path_ends_the_run_at_once_and_is_named(
         grid.contexts[FIRST_NODE_ID + node].node_config = own
     with pytest.raises(ConfigError) as caught:
         serve(grid, config | {"output-dir": str(tmp_path / "runs")})
-    assert str(caught.value).startswith(f"client 1001 cannot start: b: {tmp_path}/train holds no")
+    assert str(caught.value).startswith(f"client 1001 cannot start: b: {tmp_path}/train has no")
     assert not (tmp_path / "runs").exists()

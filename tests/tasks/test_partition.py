@@ -192,7 +192,7 @@ def test_unknown_scheme() -> None:
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("clients", [0, 1_001])
 def test_impossible_number_of_clients(scheme: Scheme, clients: int) -> None:
-    with pytest.raises(ConfigError, match=rf"clients is {clients}.*from 1 to 1000"):
+    with pytest.raises(ConfigError, match=rf"clients is {clients}.*choose 1 to 1000"):
         divide(scheme, clients)
 
 
@@ -204,7 +204,7 @@ def test_impossible_alpha(alpha: float) -> None:
 
 def test_alpha_too_small_for_so_many_clients() -> None:
     with pytest.raises(
-        ConfigError, match=r"partition-alpha 0.01 .* 500 clients .* fewer than 2 images"
+        ConfigError, match=r"partition-alpha 0.01, .* 500 clients .* fewer than 2 images"
     ):
         divide("dirichlet", 500, alpha=0.01)
 
@@ -216,12 +216,14 @@ def test_impossible_classes_per_client(classes_per_client: int) -> None:
 
 
 def test_more_holders_of_a_class_than_images() -> None:
-    with pytest.raises(ConfigError, match=r"more holders than images: choose fewer"):
+    with pytest.raises(ConfigError, match=r"more clients than images: choose fewer"):
         divide("classes", 600, classes_per_client=2)
 
 
 def test_natural_without_groups() -> None:
-    with pytest.raises(ConfigError, match=r"does not say .*: choose iid or dirichlet or classes\."):
+    with pytest.raises(
+        ConfigError, match=r"does not name .*: choose iid or dirichlet or classes\."
+    ):
         divide("natural", groups=None)
 
 

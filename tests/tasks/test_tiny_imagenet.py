@@ -95,12 +95,15 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
         lambda f: shutil.rmtree(f / "train"),
         r"contains no folder tiny-imagenet-200 or tiny-imagenet-50",
     ),
-    (lambda f: shutil.rmtree(first_class(f).parent), r"train holds 199 folders, not one for each"),
-    (lambda f: shutil.rmtree(first_class(f)), r"n01443537/images holds 0 images .*other classes 2"),
-    (lambda f: min(first_class(f).iterdir()).unlink(), r"holds 1 images .*, other classes 2"),
+    (lambda f: shutil.rmtree(first_class(f).parent), r"train has 199 folders, not one for each"),
+    (
+        lambda f: shutil.rmtree(first_class(f)),
+        r"n01443537/images has 0 images .*other classes have 2",
+    ),
+    (lambda f: min(first_class(f).iterdir()).unlink(), r"has 1 images .*, other classes have 2"),
     (
         lambda f: [image.unlink() for image in f.glob("train/*/images/*")],
-        r"holds 0 images \(\*\.JPEG\), other classes 0",
+        r"has 0 images \(\*\.JPEG\), other classes have 0",
     ),
     (
         lambda f: min(first_class(f).iterdir()).write_bytes(b"half"),
@@ -109,7 +112,7 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: shutil.rmtree(f / "val"), r"incomplete: .*No such file .*val_annotations.txt"),
     (
         lambda f: (f / "val" / "val_annotations.txt").write_text(""),
-        r"images holds 200 images .*, but val_annotations.txt has 0 lines",
+        r"images has 200 images .*, but val_annotations.txt has 0 lines",
     ),
     (
         lambda f: (f / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn99\t0\n"),
@@ -119,7 +122,7 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
         lambda f: (f / "val" / "val_annotations.txt").write_text("val_0.JPEG\n"),
         r"line 1, has the class '', which is not a folder",
     ),
-    (lambda f: shutil.rmtree(f / "val" / "images"), r"holds 0 images .*has 200 lines"),
+    (lambda f: shutil.rmtree(f / "val" / "images"), r"has 0 images .*has 200 lines"),
     (
         lambda f: (f / "val" / "images" / "val_7.JPEG").rename(f / "val" / "images" / "x.JPEG"),
         r"val_7.JPEG cannot be read as an image .*No such file",

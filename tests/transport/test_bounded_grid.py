@@ -66,7 +66,7 @@ def test_of_a_reply_that_came_too_late_nothing_is_held(
 ) -> None:
     superlink.not_yet[superlink.upload(reply_of(5))[-1]] = 1
     assert list(grid.pull_messages(["message-5"])) == []
-    (arriving,) = grid._arriving
+    (arriving,) = grid._incoming
     assert arriving.contents
     monkeypatch.setattr(HttpGrid, "push_messages", lambda _, messages: ["message-6"])
     grid.push_messages([asked(6)])

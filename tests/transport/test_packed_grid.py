@@ -164,9 +164,9 @@ DAMAGES = {
     ),
     "no file of numpy's": (
         damaged(flat=ArrayRecord({"fixbn-packed:<f4": Array("", (), "numpy.ndarray", b"PK")})),
-        "cannot be read",
+        "an unreadable flat array",
     ),
-    "a header that lies": (damaged(flat=lying(10**15)), "cannot be read"),
+    "a header that lies": (damaged(flat=lying(10**15)), "an unreadable flat array"),
 }  # fmt: skip
 
 

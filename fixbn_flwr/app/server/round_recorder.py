@@ -126,11 +126,7 @@ class Recorder:
             self._folder.save_model("best", self._best)
         if self._settings.checkpoint_every:
             self._last = (server_round, self._checkpoint(server_round, arrays, is_best))
-        best = self._folder.best_round
-        ends = evaluated and best and self._settings.is_out_of_patience(server_round, best.round)
-        if ends and server_round < self._settings.num_server_rounds:
-            print(f"No better test accuracy since round {best.round}: the run ends (patience)")
-            self._strategy.stop()
+        ends = evaluated and self._ends_early(server_round)
         if ends or self._settings.keeps_checkpoint(server_round):
             self.save_checkpoint()
         self._announce_checkpoints()
@@ -148,6 +144,16 @@ class Recorder:
             return
         (server_round, checkpoint), self._last = self._last, None
         self._checkpoints.save(server_round, checkpoint)
+
+    def _ends_early(self, server_round: int) -> bool:
+        """Stop the run if it is out of patience; return whether it is."""
+        best = self._folder.best_round
+        if best is None or not self._settings.is_out_of_patience(server_round, best.round):
+            return False
+        if server_round < self._settings.num_server_rounds:
+            print(f"No better test accuracy since round {best.round}: the run ends (patience)")
+            self._strategy.stop()
+        return True
 
     def _checkpoint(self, server_round: int, arrays: ArrayRecord, is_best: bool) -> Tree:
         """Return what :class:`fixbn_flwr.app.server.resumed_run.ResumedRun` needs."""

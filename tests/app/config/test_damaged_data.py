@@ -100,10 +100,10 @@ DATA: list[tuple[str, Callable[[Path], None], str]] = [
     ("femnist", damaged_in_the_middle, "train.parquet"),
     ("femnist", a_folder_in_its_place, "train.parquet cannot be read"),
     ("femnist", another_kind_of_file, "train.parquet cannot be read"),
-    ("femnist", without_column, "has no column character .* Put the right file there"),
-    ("femnist", without_rows, "in 0 rows. Put the right file there"),
-    ("femnist", with_column("image", lambda _: "a/path.png"), "row 0: .*image holds no image"),
-    ("femnist", with_column("image", lambda _: image(None)), "row 0: .*image holds no image"),
+    ("femnist", without_column, "has no column character .*: replace the file"),
+    ("femnist", without_rows, "replace the file. It has 0 rows"),
+    ("femnist", with_column("image", lambda _: "a/path.png"), "row 0: .*image has no image"),
+    ("femnist", with_column("image", lambda _: image(None)), "row 0: .*image has no image"),
     ("femnist", with_column("image", lambda _: image(b"junk")), "row 0 cannot be read as an image"),
     ("femnist", with_column("image", lambda _: image(png(28, 28)[:45])), "row 0 cannot be read"),
     ("femnist", with_column("image", lambda _: image(png(27, 28))), "row 0 has 28x27 pixels, not"),
@@ -116,7 +116,7 @@ DATA: list[tuple[str, Callable[[Path], None], str]] = [
     ("camvid", truncated, "train.parquet cannot be read"),
     ("camvid", with_column("mask", lambda _: image(png(240, 180, 12))), "mask with the value 12"),
     ("camvid", with_column("mask", lambda _: image(png(180, 240))), "row 0 has 240x180 pixels"),
-    ("camvid", with_column("mask", lambda _: 3), "row 0: the column mask holds no image"),
+    ("camvid", with_column("mask", lambda _: 3), "row 0: the column mask has no image"),
 ]
 
 
@@ -233,7 +233,7 @@ TASK = replace(DIGITS, name={name!r}, load=load)
         ),
         ("mine", "return images, targets", "of task mine is a tuple, not a pair of Splits"),
         ("mine", "return None", "of task mine is a NoneType, not a pair of Splits"),
-        ("mine", "return (Split(images, targets + 7),) * 2", "has classes 7 to 10, and the task"),
+        ("mine", "return (Split(images, targets + 7),) * 2", "has classes 7 to 10, but the task"),
         ("mine", "return (Split(images, targets[:3]),) * 2", "has 4 images and 3 targets"),
         ("mine", "return (Split(images[:0], targets[:0]),) * 2", "has 0 images and 0 targets"),
         ("../mine", "return None", "has the name '../mine', which also names run folders"),
