@@ -69,6 +69,7 @@ __all__ = [
     "metadata_from_proto",
     "pull_objects",
     "recorddict_to_proto",
+    "set_task_identity",
 ]
 
 
@@ -78,6 +79,12 @@ def is_http_grid(grid: object) -> TypeGuard[HttpGrid]:
     from flwr.superlink.grid import HttpGrid
 
     return isinstance(grid, HttpGrid)
+
+
+def set_task_identity(run_id: int) -> None:
+    """Set the identity of this process, without which no message can be created."""
+    TaskIdentity.task_id = TaskIdentity.node_id = 1
+    TaskIdentity.run_id = run_id
 
 
 def error_reply(metadata: Metadata, reason: str) -> Message:

@@ -21,9 +21,9 @@ from flwr.serverapp import Grid
 from fixbn_flwr.flower_compat import (
     ErrorCode,
     Run,
-    TaskIdentity,
     message_from_bytes,
     message_to_bytes,
+    set_task_identity,
 )
 
 __all__ = ["SerializingGrid"]
@@ -73,8 +73,7 @@ class SerializingGrid(Grid):
         run_id: int = 1,
         run_config: Mapping[str, Any] | None = None,
     ) -> None:
-        TaskIdentity.task_id = TaskIdentity.node_id = 1
-        TaskIdentity.run_id = run_id
+        set_task_identity(run_id)
         self.client_app = client_app
         self.lost = lost
         self.contexts = {

@@ -46,6 +46,8 @@ class Shell:
             [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
             capture_output=True, text=True, check=True,
         ).stdout.strip()  # fmt: skip
+        # An old one comes with the environment; torch needs the newer one.
+        subprocess.run([python, "-m", "pip", "uninstall", "-qy", "setuptools"], check=True)
         # The .pth files there are not read again, so that an editable install there has no effect.
         (Path(packages) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
         for script in Path(sysconfig.get_path("scripts")).glob("fl*w*r*"):
@@ -53,7 +55,10 @@ class Shell:
             copy = environment / "bin" / script.name
             copy.write_text("".join([f"#!{python}\n", *lines[1:]]), encoding="utf-8")
             copy.chmod(0o755)
-        self._variables = os.environ | {
+        # The machine's own settings of pip are not those of a user.
+        variables = {k: v for k, v in os.environ.items() if not k.startswith("PIP_")}
+        self._variables = variables | {
+            "PIP_CONFIG_FILE": os.devnull,
             "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
             "FLWR_HOME": str(self.home),
             "FLWR_TELEMETRY_ENABLED": "0",
