@@ -1,4 +1,4 @@
-"""Settings of every test."""
+"""Settings that apply to every test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def independent_of_other_tests() -> Iterator[None]:
+def isolate_tests() -> Iterator[None]:
     """Seed every generator of this process, and restore the settings that a test may change."""
     random.seed(0)
     np.random.seed(0)

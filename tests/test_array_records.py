@@ -24,7 +24,7 @@ def npy(array: Array, data: bytes) -> ArrayRecord:
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-def test_there_and_back(name: str) -> None:
+def test_arrays_survive_a_round_trip_through_a_record(name: str) -> None:
     (back,) = arrays_of(record_of({name: ARRAYS[name]})).values()
     flowers = Array(ARRAYS[name]).numpy()
     assert back.dtype == flowers.dtype == ARRAYS[name].dtype
@@ -32,7 +32,7 @@ def test_there_and_back(name: str) -> None:
     np.testing.assert_array_equal(back, flowers)
 
 
-def test_arrays_keep_their_order_and_can_be_written_to() -> None:
+def test_arrays_keep_their_order_and_are_writable() -> None:
     record = record_of(ARRAYS)
     arrays = arrays_of(record)
     assert list(arrays) == list(ARRAYS)
@@ -41,22 +41,22 @@ def test_arrays_keep_their_order_and_can_be_written_to() -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 5, 9, 60, 128, 151])
-def test_a_torn_array_is_a_value_error(keep: int) -> None:
+def test_a_truncated_array_raises_a_value_error(keep: int) -> None:
     array = Array(ARRAYS["weight"])
-    with pytest.raises(ValueError):  # noqa: PT011  # the words are numpy's
+    with pytest.raises(ValueError):  # noqa: PT011  # the message is numpy's
         arrays_of(npy(array, array.data[:keep]))
 
 
-def test_a_header_that_asks_for_objects_is_a_value_error() -> None:
+def test_a_header_of_object_type_raises_a_value_error() -> None:
     array = Array(ARRAYS["weight"])
     data = array.data.replace(b"'<f4'", b"'|O' ")
-    with pytest.raises(ValueError):  # noqa: PT011  # the words are numpy's
+    with pytest.raises(ValueError):  # noqa: PT011  # the message is numpy's
         arrays_of(npy(array, data))
 
 
-def test_a_header_that_asks_for_more_than_there_is_is_a_value_error() -> None:
+def test_a_header_larger_than_the_data_raises_a_value_error() -> None:
     array = Array(ARRAYS["weight"])
     data = array.data.replace(b"(2, 3), }      ", b"(2, 3000000), }")
     assert data != array.data
-    with pytest.raises(ValueError):  # noqa: PT011  # the words are numpy's
+    with pytest.raises(ValueError):  # noqa: PT011  # the message is numpy's
         arrays_of(npy(array, data))

@@ -16,7 +16,7 @@ def _all() -> dict[str, type[Exception]]:
     }
 
 
-def test_every_error_is_in_the_tree_and_in_its_drawing() -> None:
+def test_every_error_is_in_the_class_tree_of_the_docstring() -> None:
     drawn = re.findall(r"^    (?:│   )?(?:[├└]── )?(\w+)", errors.__doc__ or "", flags=re.MULTILINE)
     assert sorted(drawn) == sorted(_all())
     assert all(issubclass(error, errors.FixBNError) for error in _all().values())

@@ -1,13 +1,13 @@
-"""Both generations of strategy, each with every kind of client: what works, and what is said.
+"""Both generations of strategies with every kind of client: which pairs work, and which errors.
 
 =====================  ============  =====================  ============
 strategy               NumPyClient   NumPyClient and mod    @app.train()
 =====================  ============  =====================  ============
-fixbn_flwr.FixBN       says: mod     works                  works
-fixbn_flwr.legacy.strategy      works         works                  says: older
+fixbn_flwr.FixBN       error: mod    works                  works
+fixbn_flwr.legacy      works         works                  error: older
 =====================  ============  =====================  ============
 
-Where it does not work Flower itself would end the run as completed, with nothing trained.
+Where a pair does not work, Flower alone would complete the run without training anything.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ WORKS = [
     (older, "NumPyClient"),
     (older, "NumPyClient and mod"),
 ]
-SAYS = [
+FAILS = [
     (newer, "NumPyClient", r"NumPyClients and .*: add mods=\[numpy_client_mod\]"),
     (older, "@app.train()", r"look for records .arrays. .* older generation .* never does"),
 ]
 
 
-def test_the_pairings_that_work_all_come_to_the_same_bits() -> None:
+def test_all_supported_pairs_give_the_same_bits() -> None:
     results = [run(CLIENT_APPS[client]()) for run, client in WORKS]
     initial = arrays_of(network())
     assert not np.array_equal(results[0][0], initial[0])
@@ -68,12 +68,14 @@ def test_the_pairings_that_work_all_come_to_the_same_bits() -> None:
             assert np.array_equal(array, expected), name
 
 
-@pytest.mark.parametrize(("run", "client", "message"), SAYS)
-def test_a_wrong_pairing_says_what_to_do(run: Any, client: str, message: str) -> None:
+@pytest.mark.parametrize(("run", "client", "message"), FAILS)
+def test_the_error_of_an_unsupported_pair_states_the_remedy(
+    run: Any, client: str, message: str
+) -> None:
     with pytest.raises(RoundsFailedError, match=rf"(?s)The global model is unchanged.*{message}"):
         run(CLIENT_APPS[client]())
 
 
-def test_every_pairing_is_in_one_of_the_tables() -> None:
-    pairs = [*WORKS, *(pair[:2] for pair in SAYS)]
+def test_every_pair_is_tested() -> None:
+    pairs = [*WORKS, *(pair[:2] for pair in FAILS)]
     assert len(pairs) == len(set(pairs)) == 2 * len(CLIENT_APPS)

@@ -1,4 +1,4 @@
-"""The public names are the ones that the package promises, and importing it is light."""
+"""Checks the public names of the package, and that importing it loads no heavy dependency."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def test_the_older_generation_and_testing_export_one_name_each() -> None:
     assert testing.__all__ == ["SerializingGrid"]
 
 
-def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+def test_an_unknown_name_raises_an_attribute_error() -> None:
     assert not hasattr(fixbn_flwr, "FixBNClient")
     assert hasattr(import_module("fixbn_flwr.app.client.numpy_client"), "FixBNClient")
 
 
-def test_importing_it_is_light() -> None:
+def test_importing_the_package_loads_no_heavy_dependency() -> None:
     code = f"import sys, fixbn_flwr; print([m for m in {HEAVY!r} if m in sys.modules])"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
-    assert done.stdout.strip() == "[]"
+    assert result.stdout.strip() == "[]"

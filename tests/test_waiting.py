@@ -1,4 +1,4 @@
-"""The waiting helpers of the tests: what they return, and what their errors say."""
+"""The return values and the errors of the waiting helpers."""
 
 from __future__ import annotations
 

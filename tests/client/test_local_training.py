@@ -1,4 +1,4 @@
-"""local_training alone, as a client's code meets it; whole federations are in test_strategy."""
+"""local_training on its own, as a client calls it; test_strategy runs whole federations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fixbn_flwr.method.optimizer_buffers import fingerprint
 from fixbn_flwr.method.round_config import Momentum, RoundConfig
 from fixbn_flwr.testing import SerializingGrid
 from tests.support.clients import initial_arrays, training_app
-from tests.support.rounds import asked, client
+from tests.support.rounds import client, round_config
 
 Wrap = Callable[[dict[str, Any], dict[str, Tensor]], Any]
 
@@ -78,9 +78,11 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 @GENERATIONS
-def test_exploration_trains_as_ever(wrap: Wrap) -> None:
+def test_exploration_trains_as_without_fixbn(wrap: Wrap) -> None:
     model, twin = network(), network()
-    with local_training(model, optimizer := sgd(model), wrap(asked(), {}), client()) as local:
+    with local_training(
+        model, optimizer := sgd(model), wrap(round_config(), {}), client()
+    ) as local:
         assert local.phase is Phase.EXPLORATION
         assert optimizer.param_groups[0]["lr"] == 0.1
         train(model, optimizer)
@@ -89,11 +91,11 @@ def test_exploration_trains_as_ever(wrap: Wrap) -> None:
 
 
 @GENERATIONS
-def test_calibration_freezes_and_multiplies_the_rate_of_the_steps(wrap: Wrap) -> None:
-    """SGD without momentum moves by rate times gradient; the rate's owner never sees the factor."""
+def test_calibration_freezes_statistics_and_multiplies_the_rate_of_the_steps(wrap: Wrap) -> None:
+    """SGD without momentum moves by rate times gradient; the optimizer's own rate never changes."""
     model = network()
     optimizer, before = SGD(model.parameters(), 0.1), statistics(model)
-    received = wrap(asked(3, phase=Phase.CALIBRATION, factor=0.25), {})
+    received = wrap(round_config(3, phase=Phase.CALIBRATION, factor=0.25), {})
     with local_training(model, optimizer, received, client()) as local:
         assert local.phase is Phase.CALIBRATION
         start = model[0].weight.detach().clone()
@@ -109,16 +111,16 @@ def test_calibration_freezes_and_multiplies_the_rate_of_the_steps(wrap: Wrap) ->
     assert not same(before, statistics(model))
 
 
-def test_calibration_of_a_model_without_statistics_is_an_error() -> None:
+def test_calibration_of_a_model_without_statistics_fails() -> None:
     model = nn.Linear(4, 2)
     with (
         pytest.raises(NoStatisticsError),
-        local_training(model, sgd(model), asked(1, phase=Phase.CALIBRATION), client()),
+        local_training(model, sgd(model), round_config(1, phase=Phase.CALIBRATION), client()),
     ):
         pytest.fail("entered")
 
 
-# A server that knows nothing of FixBN
+# A server without FixBN
 
 
 @pytest.mark.parametrize(
@@ -130,14 +132,14 @@ def test_calibration_of_a_model_without_statistics_is_an_error() -> None:
         RecordDict({"arrays": ArrayRecord(), "config": ConfigRecord({"server-round": 3})}),
     ],
 )
-def test_a_server_that_knows_nothing(received: Any) -> None:
+def test_under_a_server_without_fixbn_nothing_changes(received: Any) -> None:
     model, context = network(), client()
     optimizer, before = sgd(model), statistics(network())
     train(model, optimizer, seed=5)
-    kept = buffers_of(model, optimizer)
+    saved = buffers_of(model, optimizer)
     with local_training(model, optimizer, received, context) as local:
         assert local.phase is None
-        assert same(buffers_of(model, optimizer), kept)
+        assert same(buffers_of(model, optimizer), saved)
         train(model, optimizer)
     assert local.records == {}
     assert local.metrics == {}
@@ -145,7 +147,7 @@ def test_a_server_that_knows_nothing(received: Any) -> None:
     assert not same(before, statistics(model))
 
 
-def test_the_same_client_under_plain_fedavg() -> None:
+def test_the_same_client_trains_under_plain_fedavg() -> None:
     def batches(partition: int, server_round: int) -> list[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(partition)
         return [(torch.randn(4, 4, generator=generator), torch.tensor([0, 1, 1, 0]))]
@@ -156,20 +158,20 @@ def test_the_same_client_under_plain_fedavg() -> None:
     assert not any(context.state for context in grid.contexts.values())
 
 
-# What is given for the message
+# The argument for the message
 
 
 def _message() -> Message:
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
-    return Message(_message_api(asked(), {}), dst_node_id=1, message_type="train")
+    return Message(_message_api(round_config(), {}), dst_node_id=1, message_type="train")
 
 
-@pytest.mark.parametrize("make", [_message, lambda: None, lambda: [1.0], lambda: "config"])
-def test_anything_else_is_refused_with_the_remedy(make: Callable[[], Any]) -> None:
+@pytest.mark.parametrize("build", [_message, lambda: None, lambda: [1.0], lambda: "config"])
+def test_any_other_argument_is_refused_with_the_remedy(build: Callable[[], Any]) -> None:
     model = network()
     with (
         pytest.raises(ConfigError, match=r"msg\.content"),
-        local_training(model, sgd(model), make(), client()),
+        local_training(model, sgd(model), build(), client()),
     ):
         pytest.fail("entered")
 
@@ -185,7 +187,7 @@ def test_anything_else_is_refused_with_the_remedy(make: Callable[[], Any]) -> No
     ],
 )
 def test_another_versions_config_is_refused(change: dict[str, Any]) -> None:
-    config = {key: v for key, v in {**asked(), **change}.items() if v is not None}
+    config = {key: v for key, v in {**round_config(), **change}.items() if v is not None}
     model = network()
     with (
         pytest.raises(ConfigError, match="same version"),
@@ -196,7 +198,7 @@ def test_another_versions_config_is_refused(change: dict[str, Any]) -> None:
 
 def test_the_config_may_have_any_key() -> None:
     model = network()
-    content = RecordDict({"a": ConfigRecord({"b": 1}), "settings": ConfigRecord(asked())})
+    content = RecordDict({"a": ConfigRecord({"b": 1}), "settings": ConfigRecord(round_config())})
     with local_training(model, sgd(model), content, client()) as local:
         assert local.phase is Phase.EXPLORATION
 
@@ -205,12 +207,14 @@ def test_the_config_may_have_any_key() -> None:
 
 
 @GENERATIONS
-def test_local_goes_on_through_new_models_and_optimisers(wrap: Wrap) -> None:
+def test_local_momentum_continues_through_new_models_and_optimisers(wrap: Wrap) -> None:
     context, ends = client(), []
     for server_round in (1, 2, 4):
         model = network()
         optimizer = sgd(model)
-        with local_training(model, optimizer, wrap(asked(server_round), {}), context) as local:
+        with local_training(
+            model, optimizer, wrap(round_config(server_round), {}), context
+        ) as local:
             assert same(buffers_of(model, optimizer), ends[-1] if ends else {})
             train(model, optimizer, seed=server_round)
         ends.append(buffers_of(model, optimizer))
@@ -220,8 +224,8 @@ def test_local_goes_on_through_new_models_and_optimisers(wrap: Wrap) -> None:
 
 @GENERATIONS
 @pytest.mark.parametrize("mode", ["reset", "local", "global"])
-def test_a_shared_optimizer_leaks_nothing(wrap: Wrap, mode: str) -> None:
-    """One model and one optimiser for all clients of a process: each as if it were alone."""
+def test_a_shared_optimizer_leaks_no_momentum_between_clients(wrap: Wrap, mode: str) -> None:
+    """All clients of a process share one model and one optimiser, and train as if alone."""
     shared = network()
     optimizer = sgd(shared)
     initial = {name: tensor.clone() for name, tensor in shared.state_dict().items()}
@@ -230,7 +234,7 @@ def test_a_shared_optimizer_leaks_nothing(wrap: Wrap, mode: str) -> None:
     server = {"0.bias": torch.ones(5)} if mode == "global" else {}
     for server_round in (1, 2):
         for partition in (0, 1):
-            received = wrap(asked(server_round, momentum=mode), server)
+            received = wrap(round_config(server_round, momentum=mode), server)
             shared.load_state_dict(initial)
             with local_training(shared, optimizer, received, contexts[partition]):
                 train(shared, optimizer, seed=partition)
@@ -240,36 +244,36 @@ def test_a_shared_optimizer_leaks_nothing(wrap: Wrap, mode: str) -> None:
             assert same(dict(shared.state_dict()), dict(own.state_dict()))
 
 
-def test_adam_goes_on_with_its_step_count() -> None:
+def test_adam_continues_with_its_step_count() -> None:
     context, reference = client(), network()
     expected = Adam(reference.parameters(), 0.1)
     model = network()
     for server_round in (1, 2, 3):
         optimizer = Adam(model.parameters(), 0.1)
-        with local_training(model, optimizer, asked(server_round), context):
+        with local_training(model, optimizer, round_config(server_round), context):
             train(model, optimizer, seed=server_round)
         train(reference, expected, seed=server_round)
     assert same(dict(model.state_dict()), dict(reference.state_dict()))
 
 
 @GENERATIONS
-def test_reset_starts_from_zero_and_keeps_nothing(wrap: Wrap) -> None:
+def test_reset_starts_from_zero_and_saves_nothing(wrap: Wrap) -> None:
     model, context = network(), client()
     optimizer = sgd(model)
     train(model, optimizer)
-    with local_training(model, optimizer, wrap(asked(momentum="reset"), {}), context):
+    with local_training(model, optimizer, wrap(round_config(momentum="reset"), {}), context):
         assert buffers_of(model, optimizer) == {}
         train(model, optimizer)
     assert not context.state
 
 
 @GENERATIONS
-def test_global_takes_the_servers_and_returns_its_own(wrap: Wrap) -> None:
+def test_global_momentum_is_received_from_and_returned_to_the_server(wrap: Wrap) -> None:
     model, context = network(), client()
     optimizer = sgd(model)
     sent = {name: torch.full_like(p, 0.5) for name, p in model.named_parameters()}
     with local_training(
-        model, optimizer, wrap(asked(2, momentum="global"), sent), context
+        model, optimizer, wrap(round_config(2, momentum="global"), sent), context
     ) as local:
         assert same(buffers_of(model, optimizer), sent)
         train(model, optimizer)
@@ -290,21 +294,21 @@ def test_global_starts_from_zero_in_the_first_round(wrap: Wrap) -> None:
     model = network()
     optimizer = sgd(model)
     train(model, optimizer)
-    with local_training(model, optimizer, wrap(asked(momentum="global"), {}), client()):
+    with local_training(model, optimizer, wrap(round_config(momentum="global"), {}), client()):
         assert buffers_of(model, optimizer) == {}
 
 
 def test_another_run_starts_from_zero() -> None:
     model, context = network(), client(run_id=1)
-    with local_training(model, optimizer := sgd(model), asked(1), context):
+    with local_training(model, optimizer := sgd(model), round_config(1), context):
         train(model, optimizer)
     later = client(run_id=2)
     later.state = context.state
-    with local_training(model, optimizer, asked(2), later):
+    with local_training(model, optimizer, round_config(2), later):
         assert buffers_of(model, optimizer) == {}
 
 
-def test_what_local_or_global_cannot_keep_is_refused_before_training() -> None:
+def test_unsupported_optimizers_are_refused_before_training() -> None:
     model = network()
     for optimizer, mode in [
         (LBFGS(model.parameters()), "local"),
@@ -313,26 +317,26 @@ def test_what_local_or_global_cannot_keep_is_refused_before_training() -> None:
     ]:
         with (
             pytest.raises(MomentumError, match=type(optimizer).__name__),
-            local_training(model, optimizer, asked(momentum=mode), client()),
+            local_training(model, optimizer, round_config(momentum=mode), client()),
         ):
             pytest.fail("entered")
 
 
-def test_kept_momentum_of_another_model_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+def test_saved_momentum_of_another_model_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
     model, context = network(), client()
-    with local_training(model, optimizer := sgd(model), asked(1), context):
+    with local_training(model, optimizer := sgd(model), round_config(1), context):
         train(model, optimizer)
     other = nn.Sequential(nn.Linear(9, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
-    with local_training(other, later := sgd(other), asked(2), context):
+    with local_training(other, later := sgd(other), round_config(2), context):
         assert buffers_of(other, later) == {}
     assert "saved momentum dropped, it is of another model" in caplog.text
 
 
-def test_kept_momentum_that_fits_no_parameter_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+def test_saved_momentum_that_fits_no_parameter_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
     model, context = network(), client()
     config = RoundConfig(1, Phase.EXPLORATION, Momentum.LOCAL, 1.0)
     save_buffers(context, config, {"nowhere": torch.ones(2)}, fingerprint(model))
-    with local_training(model, optimizer := sgd(model), asked(2), context):
+    with local_training(model, optimizer := sgd(model), round_config(2), context):
         assert buffers_of(model, optimizer) == {}
     assert re.search(r"saved momentum dropped, .*'nowhere'.* Starting from zero", caplog.text)
 
@@ -347,27 +351,27 @@ def _loop(model: nn.Module, optimizer: Optimizer, received: Any, context: Contex
 
 
 @GENERATIONS
-def test_an_exception_thaws_restores_and_keeps_no_momentum(wrap: Wrap) -> None:
+def test_an_exception_thaws_layers_restores_the_rate_and_saves_no_momentum(wrap: Wrap) -> None:
     model, context = network(), client()
     optimizer = sgd(model)
-    with local_training(model, optimizer, wrap(asked(1), {}), context):
+    with local_training(model, optimizer, wrap(round_config(1), {}), context):
         train(model, optimizer)
-    kept = buffers_of(model, optimizer)
-    received = wrap(asked(2, phase=Phase.CALIBRATION, factor=0.1), {})
+    saved = buffers_of(model, optimizer)
+    received = wrap(round_config(2, phase=Phase.CALIBRATION, factor=0.1), {})
     with pytest.raises(RuntimeError, match="my loop"):
         _loop(model, optimizer, received, context)
     assert type(model[1]) is nn.BatchNorm1d
     assert optimizer.param_groups[0]["lr"] == 0.1
-    with local_training(model, optimizer, wrap(asked(3), {}), context):
-        assert same(buffers_of(model, optimizer), kept)
+    with local_training(model, optimizer, wrap(round_config(3), {}), context):
+        assert same(buffers_of(model, optimizer), saved)
 
 
-def test_moved_statistics_are_an_error_and_keep_no_momentum() -> None:
+def test_moved_statistics_fail_and_save_no_momentum() -> None:
     model, context = network(), client()
     optimizer = sgd(model)
 
     def reload() -> None:
-        with local_training(model, optimizer, asked(1, phase=Phase.CALIBRATION), context):
+        with local_training(model, optimizer, round_config(1, phase=Phase.CALIBRATION), context):
             train(model, optimizer)
             model[1].reset_running_stats()
             model[1].running_mean.add_(1)

@@ -38,16 +38,16 @@ def context(
     )
 
 
-def asked(server_round: int, **more: Any) -> RoundConfig:
+def round_config(server_round: int, **more: Any) -> RoundConfig:
     return RoundConfig(server_round, Phase.EXPLORATION, Momentum.LOCAL, 1.0, **more)
 
 
 def save(client: Context, server_round: int, buffers: Buffers, **more: Any) -> None:
-    save_buffers(client, asked(server_round, **more), buffers, "model")
+    save_buffers(client, round_config(server_round, **more), buffers, "model")
 
 
 def load(client: Context, server_round: int, model: str = "model", **more: Any) -> Buffers:
-    return load_buffers(client, asked(server_round, **more), model)
+    return load_buffers(client, round_config(server_round, **more), model)
 
 
 @pytest.fixture(params=["state", "directory"])
@@ -61,18 +61,18 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     )
 
 
-def test_nothing_is_kept_at_first(place: Path | None) -> None:
+def test_a_new_client_has_no_buffers(place: Path | None) -> None:
     assert load(context(place), 1) == {}
 
 
-def test_what_is_kept_comes_back_to_the_bit(place: Path | None) -> None:
+def test_saved_buffers_are_loaded_bit_for_bit(place: Path | None) -> None:
     client = context(place)
     save(client, 1, BUFFERS)
     assert equal(load(client, 2), BUFFERS)
-    assert equal(load(client, 7), BUFFERS)  # not asked in the rounds between
+    assert equal(load(client, 7), BUFFERS)  # not sampled in the rounds between
 
 
-def test_the_last_one_counts(place: Path | None) -> None:
+def test_the_last_saved_buffers_are_loaded(place: Path | None) -> None:
     client = context(place)
     save(client, 1, BUFFERS)
     save(client, 2, {"x": torch.ones(1)})
@@ -81,7 +81,7 @@ def test_the_last_one_counts(place: Path | None) -> None:
     assert load(client, 4) == {}
 
 
-def test_each_client_has_its_own(place: Path | None) -> None:
+def test_each_client_has_its_own_buffers(place: Path | None) -> None:
     first, second = context(place, partition=0), context(place, partition=1)
     save(first, 1, BUFFERS)
     assert load(second, 2) == {}
@@ -89,7 +89,7 @@ def test_each_client_has_its_own(place: Path | None) -> None:
     assert equal(load(first, 2), BUFFERS)
 
 
-def test_nodes_without_a_partition_are_told_apart_by_id(tmp_path: Path) -> None:
+def test_nodes_without_a_partition_are_distinguished_by_id(tmp_path: Path) -> None:
     first = context(tmp_path, partition=None, node_id=5)
     second = context(tmp_path, partition=None, node_id=6)
     save(first, 1, BUFFERS)
@@ -101,11 +101,11 @@ def test_another_run_starts_from_zero(place: Path | None, caplog: pytest.LogCapt
     client = context(place, run_id=1)
     save(client, 1, BUFFERS)
     later = context(place, run_id=2)
-    later.state = client.state  # a SuperNode may hand on the state of a series of runs
+    later.state = client.state  # a SuperNode may pass the state on to a later run
     assert load(later, 2) == {}
     assert place is not None or "it is of run 1 round 1, but this is run 2" in caplog.text
     save(later, 1, {})
-    if place is not None:  # nor does it touch what belongs to the first
+    if place is not None:  # and the files of the first run stay unchanged
         assert equal(load(client, 2), BUFFERS)
 
 
@@ -113,7 +113,7 @@ def test_another_run_starts_from_zero(place: Path | None, caplog: pytest.LogCapt
 def test_a_round_not_later_than_the_stamp_starts_from_zero(
     place: Path | None, server_round: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The server never saw the training that made them, or the run went back to a checkpoint."""
+    """The server never received that training, or the run resumed from an earlier checkpoint."""
     client = context(place)
     save(client, 3, BUFFERS)
     assert load(client, server_round) == {}
@@ -130,7 +130,7 @@ def test_another_model_starts_from_zero(
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_momentum_of_a_training_that_diverged_is_not_kept(
+def test_momentum_of_diverged_training_is_not_saved(
     place: Path | None, bad: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = context(place)
@@ -145,7 +145,7 @@ def test_momentum_of_a_training_that_diverged_is_not_kept(
     assert "dropped, it holds NaN or infinity" in caplog.text
 
 
-def test_a_node_with_data_of_its_own_is_known_by_its_name(tmp_path: Path) -> None:
+def test_a_node_with_its_own_data_is_identified_by_its_name(tmp_path: Path) -> None:
     before = context(tmp_path, partition=None, node_id=5)
     after = context(tmp_path, partition=None, node_id=6)  # restarted, without a registered key
     for client in (before, after):
@@ -158,7 +158,9 @@ def test_a_node_with_data_of_its_own_is_known_by_its_name(tmp_path: Path) -> Non
     assert (tmp_path / "1" / "node-7").is_dir()
 
 
-def test_a_folder_in_ones_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_dir_may_be_in_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     save(context(Path("~/state")), 1, BUFFERS)
@@ -169,17 +171,17 @@ def files(directory: Path, run: int = 1) -> list[str]:
     return sorted(path.name for path in (directory / str(run) / "partition-0").iterdir())
 
 
-def test_only_the_newest_file_is_kept_where_nothing_can_be_resumed(tmp_path: Path) -> None:
+def test_without_checkpoints_only_the_newest_file_is_kept(tmp_path: Path) -> None:
     client = context(tmp_path)
     for server_round in (1, 2, 5):
         save(client, server_round, BUFFERS)
-    (tmp_path / "1" / "partition-0" / ".round-9.safetensors.1.partial").touch()  # it was killed
+    (tmp_path / "1" / "partition-0" / ".round-9.safetensors.1.partial").touch()  # a killed write
     save(client, 6, BUFFERS)
     assert files(tmp_path) == ["round-6.safetensors"]
 
 
 def test_files_that_a_resumed_run_would_need_are_kept(tmp_path: Path) -> None:
-    """It may be in any round but those that its server chooses, here 1, 2, 5, 6, 7 and 9."""
+    """The client takes part in rounds that the server chooses, here 1, 2, 5, 6, 7 and 9."""
     client = context(tmp_path)
     for server_round, checkpoints in ((1, ()), (2, ()), (5, (3,)), (6, (3,)), (7, (3, 6))):
         save(client, server_round, {"x": torch.tensor([server_round])}, checkpoints=checkpoints)
@@ -188,7 +190,7 @@ def test_files_that_a_resumed_run_would_need_are_kept(tmp_path: Path) -> None:
     assert files(tmp_path) == [f"round-{n}.safetensors" for n in (6, 9)]
 
 
-def test_a_resumed_run_goes_back_to_the_file_of_its_checkpoint(
+def test_a_resumed_run_loads_the_file_of_its_checkpoint(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second, third = (context(tmp_path, run_id=run) for run in (1, 2, 3))
@@ -205,17 +207,17 @@ def test_a_resumed_run_goes_back_to_the_file_of_its_checkpoint(
     assert not (tmp_path / "2").exists()
 
 
-def test_a_client_that_was_not_asked_again_does_not_use_what_the_run_went_back_before(
+def test_a_client_does_not_load_a_file_newer_than_the_checkpoint(
     tmp_path: Path,
 ) -> None:
-    """It trained in round 3 of a run that was resumed after round 2, and next in round 5."""
+    """The client trained in round 3 of a run that resumed after round 2, and then in round 5."""
     first, second = context(tmp_path, run_id=1), context(tmp_path, run_id=2)
     save(first, 1, {"x": torch.tensor([1.0])})
     save(first, 3, {"x": torch.tensor([3.0])}, checkpoints=(1, 2))
     assert load(second, 5, resumed={1: 2})["x"] == 1.0
 
 
-def test_state_of_a_run_that_was_resumed_elsewhere_is_dropped(
+def test_state_newer_than_the_checkpoint_is_dropped(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     client = context(None, run_id=1)
@@ -243,7 +245,7 @@ def _content(client: Context, place: Path | None) -> bytes:
 
 
 @pytest.mark.parametrize("keep", [0, 4, 60, -1])
-def test_a_torn_file_starts_from_zero(
+def test_a_truncated_file_starts_from_zero(
     place: Path | None, keep: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = context(place)
@@ -282,7 +284,7 @@ def test_a_file_that_cannot_be_opened_starts_from_zero(
     assert "unreadable" in caplog.text
 
 
-def test_the_nodes_directory_comes_before_the_runs(tmp_path: Path) -> None:
+def test_the_nodes_state_dir_overrides_the_runs(tmp_path: Path) -> None:
     client = context(tmp_path / "run")
     client.node_config["state-dir"] = str(tmp_path / "node")
     save(client, 1, BUFFERS)
@@ -291,22 +293,22 @@ def test_the_nodes_directory_comes_before_the_runs(tmp_path: Path) -> None:
     assert not client.state
 
 
-def test_an_empty_state_dir_is_none() -> None:
+def test_an_empty_state_dir_counts_as_none() -> None:
     client = context(None)
     client.run_config["state-dir"] = ""
     save(client, 1, BUFFERS)
     assert KEY in client.state
 
 
-def test_state_travels_as_flower_sends_it() -> None:
-    """Pickled in a simulation, protobuf on real nodes."""
+def test_state_survives_both_of_flowers_serializations() -> None:
+    """State is pickled in a simulation, and sent as protobuf between real nodes."""
     client = context(None)
     save(client, 1, BUFFERS)
     assert equal(load(pickle.loads(pickle.dumps(client)), 2), BUFFERS)
     assert equal(load(context_from_proto(context_to_proto(client)), 2), BUFFERS)
 
 
-def test_a_disk_that_is_full_is_said_with_what_to_do(
+def test_the_error_of_a_full_disk_states_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = context(tmp_path)
@@ -322,7 +324,7 @@ def test_a_disk_that_is_full_is_said_with_what_to_do(
     assert equal(load(client, 3), BUFFERS)
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+def test_a_failed_write_leaves_only_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a" / "file"

@@ -1,4 +1,4 @@
-"""NumPyClients, as projects of Flower's older generation have them, under strategies of both."""
+"""NumPyClients of Flower's older generation under strategies of both generations."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def batches(partition: int, server_round: int) -> list[tuple[Tensor, Tensor]]:
 
 
 class Trainer(NumPyClient):
-    """An ordinary NumPyClient with the one `with` that FixBN asks for."""
+    """An ordinary NumPyClient that uses ``local_training``."""
 
     def __init__(self, context: Context, extra: dict[str, Any] | None = None) -> None:
         self.context = context
@@ -90,10 +90,10 @@ def run(
 
 @pytest.mark.parametrize("momentum", ["reset", "local", "global"])
 @pytest.mark.parametrize("freeze_after", [1, 1.0])
-def test_under_fixbn_as_a_client_of_the_message_api(
+def test_under_fixbn_it_trains_like_a_client_of_the_message_api(
     momentum: str, freeze_after: int | float
 ) -> None:
-    """The same bits, names, shapes and types, whichever generation the client is written for."""
+    """Bits, names, shapes and types are the same as those of a Message API client."""
     results = [
         run(FixBN(FedAvg(), freeze_after=freeze_after, momentum=momentum), client_app)
         for client_app in (app(), training_app(network, batches, examples=[8] * CLIENTS))
@@ -107,7 +107,7 @@ def test_under_fixbn_as_a_client_of_the_message_api(
     assert not np.array_equal(arrays["0.weight"], network()[0].weight.detach().numpy())
 
 
-def test_under_plain_fedavg() -> None:
+def test_it_trains_under_plain_fedavg() -> None:
     result, arrays = run(FedAvg(), app({"train-loss": 0.5}))
     assert list(arrays) == list(network().state_dict())
     assert arrays["1.running_mean"].any()
@@ -115,7 +115,7 @@ def test_under_plain_fedavg() -> None:
     assert result.evaluate_metrics_clientapp[3] == {"loss": pytest.approx(1), "accuracy": 0.25}
 
 
-def test_metrics_that_are_no_numbers_travel_as_config() -> None:
+def test_metrics_that_are_no_numbers_are_sent_as_config() -> None:
     replies: list[RecordDict] = []
 
     def watch(message: Message, context: Context, call_next: Any) -> Message:
@@ -136,7 +136,7 @@ def test_metrics_that_are_no_numbers_travel_as_config() -> None:
     assert result.train_metrics_clientapp[1]["loss"] == 0.5
 
 
-def test_global_momentum_does_not_stay_in_the_metrics() -> None:
+def test_global_momentum_is_removed_from_the_metrics() -> None:
     strategy = FixBN(FedAvg(fraction_evaluate=0.0), freeze_after=1, momentum="global")
     result, _ = run(strategy, app({"loss": 0.5}))
     assert result.train_metrics_clientapp[3] == {
@@ -153,13 +153,13 @@ class Truncating(Trainer):
 
 
 class Refusing(Client):
-    """A Client, not a NumPyClient, whose status says that it failed."""
+    """A Client, not a NumPyClient, that returns a failure status."""
 
     def fit(self, ins: FitIns) -> FitRes:
         return FitRes(Status(Code.FIT_NOT_IMPLEMENTED, "no data"), ins.parameters, 0, {})
 
 
-def test_a_wrong_number_of_arrays_is_named() -> None:
+def test_the_error_names_a_wrong_number_of_arrays() -> None:
     client_app = ClientApp(
         client_fn=lambda context: Truncating(context).to_client(), mods=[numpy_client_mod]
     )
@@ -167,7 +167,7 @@ def test_a_wrong_number_of_arrays_is_named() -> None:
         run(FixBN(FedAvg(), freeze_after=1), client_app)
 
 
-def test_a_status_other_than_ok_is_named() -> None:
+def test_the_error_names_a_status_other_than_ok() -> None:
     client_app = ClientApp(client_fn=lambda _: Refusing(), mods=[numpy_client_mod])
     with pytest.raises(RoundsFailedError, match="no data"):
         run(FixBN(FedAvg(), freeze_after=1), client_app)
@@ -185,23 +185,23 @@ def test_a_clients_exception_reaches_the_server() -> None:
         run(FixBN(FedAvg(), freeze_after=1), client_app)
 
 
-def test_without_the_mod_the_server_says_so() -> None:
+def test_without_the_mod_the_error_names_the_record() -> None:
     with pytest.raises(RoundsFailedError, match=r"fitins\.parameters"):
         run(FixBN(FedAvg(), freeze_after=1), app(bridged=False))
 
 
-# The older generation passes through
+# Messages of the older generation
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_an_older_strategy_is_served_as_without_the_mod() -> None:
+def test_an_older_strategy_gives_the_same_bits_without_the_mod() -> None:
     finals = []
     for bridged in (True, False):
         grid = SerializingGrid(app({"note": "hello"}, bridged=bridged), CLIENTS)
         seen: list[Any] = []
 
-        class Keeping(OlderFedAvg):
-            """Keeps the last aggregate, its clients' metrics, and the order of clients."""
+        class Recording(OlderFedAvg):
+            """Records the clients' metrics, in the order of clients, and the aggregate."""
 
             def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
                 assert not failures
@@ -215,7 +215,7 @@ def test_an_older_strategy_is_served_as_without_the_mod() -> None:
         context = LegacyContext(
             context=Context(1, 1, {}, RecordDict(), {}),
             config=ServerConfig(num_rounds=2),
-            strategy=Keeping(initial_parameters=ndarrays_to_parameters(arrays)),
+            strategy=Recording(initial_parameters=ndarrays_to_parameters(arrays)),
         )
         DefaultWorkflow()(grid, context)
         assert seen[0] == [{"note": "hello"}] * CLIENTS
@@ -225,7 +225,7 @@ def test_an_older_strategy_is_served_as_without_the_mod() -> None:
         assert np.array_equal(one, other)
 
 
-def test_other_messages_pass_through_untouched() -> None:
+def test_other_messages_pass_through_unchanged() -> None:
     grid = SerializingGrid(app(), 1)
     (node_id,) = grid.get_node_ids()
     messages = [

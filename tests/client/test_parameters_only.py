@@ -1,4 +1,4 @@
-"""Flower's client mods under FixBN, in real federations: which need parameters_only, which not."""
+"""Flower's client mods under FixBN, in whole federations: which ones need parameters_only."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ NORM = 0.05
 
 
 class Plain(nn.Module):
-    """Batch normalisation and nothing that is no float: what a mod fails on loudest is not here."""
+    """A model without 0-d or integer parameters, on which Flower's mods would fail anyway."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ def run(
     build: Any = network,
     **start: Any,
 ) -> tuple[dict[int, Arrays], list[Arrays]]:
-    """Return the global arrays by round, and what clients of the first round sent on the wire."""
+    """Return the global arrays by round, and the arrays that clients sent in the first round."""
     wire: list[Arrays] = []
 
     def watch(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -126,21 +126,21 @@ def length(arrays: Arrays, origin: Arrays) -> float:
     return float(np.sqrt(sum(np.sum((arrays[n] - origin[n]) ** 2) for n in moved)))
 
 
-def test_clipping_takes_the_parameters_and_leaves_the_statistics() -> None:
-    plainly, _ = run(FixBN(fedavg(), freeze_after=2), [], rounds=1)
+def test_clipping_changes_parameters_and_not_statistics() -> None:
+    without, _ = run(FixBN(fedavg(), freeze_after=2), [], rounds=1)
     of_round, wire = run(clipping(), [parameters_only(fixedclipping_mod)])
-    assert same(statistics_of(of_round[1]), statistics_of(plainly[1]))
+    assert same(statistics_of(of_round[1]), statistics_of(without[1]))
     assert same(statistics_of(of_round[ROUNDS]), statistics_of(of_round[2]))
     assert len(wire) == CLIENTS
     for sent in wire:
-        # The whole norm is the parameters': none of it was spent on statistics and counters.
-        # Flower cannot clip 0-d arrays in place: `scale` is left out of the length.
+        # Parameters use the whole norm: statistics and counters use none of it.
+        # Flower cannot clip 0-d arrays in place, so the length excludes `scale`.
         assert 0.9 * NORM < length(sent, of_round[0]) < NORM * (1 + 1e-5)
         assert sent["norm.num_batches_tracked"] == 2
     assert list(wire[0]) == list(of_round[0])  # in the model's own order
 
 
-def test_clipping_alone_is_refused_and_pointed_to_parameters_only() -> None:
+def test_clipping_without_parameters_only_is_refused_with_the_remedy() -> None:
     fixed = DifferentialPrivacyClientSideFixedClipping(fedavg(), 0.1, 0.1, CLIENTS)
     adaptive = DifferentialPrivacyClientSideAdaptiveClipping(fedavg(), 0.1, CLIENTS)
     for strategy, mod in ((fixed, fixedclipping_mod), (adaptive, adaptiveclipping_mod)):
@@ -148,39 +148,39 @@ def test_clipping_alone_is_refused_and_pointed_to_parameters_only() -> None:
             run(FixBN(strategy, freeze_after=1), [mod], build=plain)
 
 
-def test_why_it_is_refused() -> None:
-    """Told nothing of a wrapper, the server cannot tell: the mod eats the statistics in silence."""
-    told = {"train_config": ConfigRecord({"clipping_norm": NORM})}
-    plainly, _ = run(FixBN(fedavg(), freeze_after=2), [], rounds=1, build=plain)
-    eaten, _ = run(
-        FixBN(fedavg(), freeze_after=2), [fixedclipping_mod], rounds=1, build=plain, **told
+def test_clipping_without_parameters_only_would_change_the_statistics() -> None:
+    """If the server does not know about the mod, it cannot see that the statistics are clipped."""
+    train_config = {"train_config": ConfigRecord({"clipping_norm": NORM})}
+    without, _ = run(FixBN(fedavg(), freeze_after=2), [], rounds=1, build=plain)
+    clipped, _ = run(
+        FixBN(fedavg(), freeze_after=2), [fixedclipping_mod], rounds=1, build=plain, **train_config
     )
-    assert not same(statistics_of(eaten[1]), statistics_of(plainly[1]))
+    assert not same(statistics_of(clipped[1]), statistics_of(without[1]))
 
 
-def test_a_client_that_clips_by_its_own_code_says_so() -> None:
+def test_a_client_that_clips_by_its_own_code_can_mark_its_reply() -> None:
     def mark(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         reply = call_next(message, context)
         reply.content[PARAMETERS_ONLY_MARK] = ConfigRecord()
         return reply
 
     of_round, _ = run(clipping(), [mark], rounds=1)
-    plainly, _ = run(FixBN(fedavg(), freeze_after=2), [], rounds=1)
-    assert same(of_round[1], plainly[1])
+    without, _ = run(FixBN(fedavg(), freeze_after=2), [], rounds=1)
+    assert same(of_round[1], without[1])
 
 
-def test_local_noise_takes_the_parameters_and_leaves_the_statistics() -> None:
-    plainly, _ = run(FixBN(fedavg(), freeze_after=2), [], rounds=1)
+def test_local_noise_changes_parameters_and_not_statistics() -> None:
+    without, _ = run(FixBN(fedavg(), freeze_after=2), [], rounds=1)
     of_round, _ = run(FixBN(fedavg(), freeze_after=2, strict=True), [parameters_only(noise())])
-    assert same(statistics_of(of_round[1]), statistics_of(plainly[1]))
+    assert same(statistics_of(of_round[1]), statistics_of(without[1]))
     assert same(statistics_of(of_round[ROUNDS]), statistics_of(of_round[2]))
     assert of_round[1]["norm.num_batches_tracked"] == 2
-    assert not np.allclose(of_round[1]["first.weight"], plainly[1]["first.weight"], atol=1e-2)
+    assert not np.allclose(of_round[1]["first.weight"], without[1]["first.weight"], atol=1e-2)
 
 
-def test_local_noise_alone_is_pointed_to_parameters_only() -> None:
+def test_local_noise_without_parameters_only_fails_with_the_remedy() -> None:
     with pytest.raises(RoundsFailedError, match=r"parameters_only\(the_mod\)"):
-        run(FixBN(fedavg(), freeze_after=1), [noise()])  # Flower cannot noise whole numbers
+        run(FixBN(fedavg(), freeze_after=1), [noise()])  # Flower cannot add noise to integers
     weak = LocalDpMod(clipping_norm=1e3, sensitivity=1e-3, epsilon=1.0, delta=0.1)
     with pytest.raises(StatisticsMovedError, match=r"parameters_only\(the_mod\)"):
         run(FixBN(fedavg(), freeze_after=1, strict=True), [weak], build=plain)
@@ -193,19 +193,19 @@ def test_mods_that_only_measure_change_no_bit(mod: Mod) -> None:
     assert same(measured[ROUNDS], without[ROUNDS])
 
 
-def test_global_momentum_passes_beside_the_mod() -> None:
-    """The norm is so large that nothing is clipped: the run is that without the mod."""
+def test_global_momentum_bypasses_the_mod() -> None:
+    """The norm is so large that nothing is clipped: the run equals the one without the mod."""
     wide = DifferentialPrivacyClientSideFixedClipping(fedavg(), 0.0, 1e9, CLIENTS)
     mods = [parameters_only(fixedclipping_mod)]
     clipped, _ = run(FixBN(wide, freeze_after=2, momentum="global"), mods)
-    plainly, _ = run(FixBN(fedavg(), freeze_after=2, momentum="global"), [])
-    for name, array in plainly[ROUNDS].items():
+    without, _ = run(FixBN(fedavg(), freeze_after=2, momentum="global"), [])
+    for name, array in without[ROUNDS].items():
         np.testing.assert_allclose(clipped[ROUNDS][name], array, rtol=1e-4, atol=1e-6)
     reset, _ = run(FixBN(fedavg(), freeze_after=2, momentum="reset"), [])
-    assert not np.allclose(reset[ROUNDS]["first.weight"], plainly[ROUNDS]["first.weight"])
+    assert not np.allclose(reset[ROUNDS]["first.weight"], without[ROUNDS]["first.weight"])
 
 
-def test_evaluation_goes_past_the_mod() -> None:
+def test_evaluation_bypasses_the_mod() -> None:
     """Flower's Message API mods would refuse an evaluation, which has no clipping norm."""
     strategy = DifferentialPrivacyClientSideFixedClipping(FedAvg(), 0.0, NORM, CLIENTS)
     app = with_mods(training_app(network, batches), [parameters_only(fixedclipping_mod)])
@@ -235,7 +235,7 @@ def numpy_app(mods: Sequence[Mod]) -> ClientApp:
 
 
 @pytest.mark.parametrize("momentum", ["local", "global"])
-def test_numpy_clients_are_clipped_as_others(momentum: str) -> None:
+def test_numpy_clients_are_clipped_like_message_api_clients(momentum: str) -> None:
     def strategy() -> FixBN:
         private = DifferentialPrivacyClientSideFixedClipping(fedavg(), 0.0, NORM, CLIENTS)
         return FixBN(private, freeze_after=2, momentum=momentum)
@@ -248,7 +248,7 @@ def test_numpy_clients_are_clipped_as_others(momentum: str) -> None:
     assert same(older[ROUNDS], newer[ROUNDS])
 
 
-def test_the_wrong_order_of_mods_says_the_right_one() -> None:
+def test_a_wrong_order_of_mods_fails_with_the_right_one() -> None:
     grid = SerializingGrid(numpy_app([numpy_client_mod, parameters_only(noise())]), CLIENTS)
     with pytest.raises(RoundsFailedError, match="put it before numpy_client_mod"):
         federation(FixBN(fedavg(), freeze_after=1), grid=grid)
@@ -256,7 +256,7 @@ def test_the_wrong_order_of_mods_says_the_right_one() -> None:
 
 @pytest.mark.parametrize("mod", [secagg_mod, secaggplus_mod])
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_secure_aggregation_is_refused_with_the_reason(mod: Mod, wrapped: bool) -> None:
+def test_secure_aggregation_is_refused_with_a_reason(mod: Mod, wrapped: bool) -> None:
     with pytest.raises(
         RoundsFailedError, match="only work with the older generation's SecAggPlusWorkflow"
     ):
@@ -267,7 +267,7 @@ def test_secure_aggregation_is_refused_with_the_reason(mod: Mod, wrapped: bool) 
 
 
 def message(names: Sequence[str], message_type: str = "train") -> Message:
-    SerializingGrid(ClientApp(), 1)  # gives Flower's messages a run
+    SerializingGrid(ClientApp(), 1)  # sets this process's identity in Flower
     record = ArrayRecord({n: Array(np.float32([place])) for place, n in enumerate(names)})
     content = RecordDict({"arrays": record, "config": ConfigRecord({"server-round": 1})})
     content["fixbn-momentum"] = ArrayRecord([np.float32([7])])
@@ -276,9 +276,9 @@ def message(names: Sequence[str], message_type: str = "train") -> Message:
     return sent
 
 
-def answer(asked: Message, _: Context) -> Message:
+def answer(received: Message, _: Context) -> Message:
     metrics = MetricRecord({"num-examples": 1})
-    return Message(RecordDict({**asked.content, "metrics": metrics}), reply_to=asked)
+    return Message(RecordDict({**received.content, "metrics": metrics}), reply_to=received)
 
 
 CONTEXT = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
@@ -286,35 +286,35 @@ NAMES = ["n.running_var", "w", "n.num_batches_tracked", "b", "n.running_mean"]
 
 
 @pytest.mark.parametrize("message_type", ["train", "train.action"])
-def test_the_mod_sees_parameters_both_ways_and_the_client_all(message_type: str) -> None:
+def test_the_mod_sees_only_parameters_and_the_client_sees_all_arrays(message_type: str) -> None:
     seen: list[dict[str, list[str]]] = []
 
     def names_of(content: RecordDict) -> dict[str, list[str]]:
         return {key: list(record) for key, record in content.array_records.items()}
 
-    def spy(asked: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        seen.append(names_of(asked.content))
-        reply = call_next(asked, context)
+    def record(received: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        seen.append(names_of(received.content))
+        reply = call_next(received, context)
         seen.append(names_of(reply.content))
         reply.content.metric_records["metrics"]["norm_bit"] = 1
         return reply
 
-    def client(asked: Message, context: Context) -> Message:
-        assert names_of(asked.content) == {"arrays": NAMES, "fixbn-momentum": ["0"]}
-        return answer(asked, context)
+    def client(received: Message, context: Context) -> Message:
+        assert names_of(received.content) == {"arrays": NAMES, "fixbn-momentum": ["0"]}
+        return answer(received, context)
 
-    reply = parameters_only(spy)(message(NAMES, message_type), CONTEXT, client)
+    reply = parameters_only(record)(message(NAMES, message_type), CONTEXT, client)
     assert seen == [{"arrays": ["w", "b"]}] * 2
     assert names_of(reply.content) == {"arrays": NAMES, "fixbn-momentum": ["0"]}
     assert reply.content.metric_records["metrics"] == {"num-examples": 1, "norm_bit": 1}
     assert reply.content.array_records == message(NAMES).content.array_records
 
 
-def test_what_the_mod_takes_away_stays_away() -> None:
-    """A mod that masks parameters and sends them otherwise must not be betrayed."""
+def test_parameters_that_the_mod_removes_are_not_restored() -> None:
+    """A mod may mask parameters and send them in another way, so they must not be added back."""
 
-    def masking(asked: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        reply = call_next(asked, context)
+    def masking(received: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        reply = call_next(received, context)
         reply.content.array_records["arrays"].clear()
         return reply
 
@@ -323,9 +323,9 @@ def test_what_the_mod_takes_away_stays_away() -> None:
 
 
 def test_a_message_of_the_older_generation_is_refused() -> None:
-    asked = message(NAMES)
-    asked.content = RecordDict(
+    received = message(NAMES)
+    received.content = RecordDict(
         {"fitins.parameters": ArrayRecord(), "fitins.config": ConfigRecord()}
     )
     with pytest.raises(ConfigError, match="put it before numpy_client_mod"):
-        parameters_only(noise())(asked, CONTEXT, answer)
+        parameters_only(noise())(received, CONTEXT, answer)

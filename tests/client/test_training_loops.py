@@ -1,9 +1,9 @@
-"""local_training around training loops of all kinds: it must not matter who loops.
+"""local_training around training loops of all kinds: the result must not depend on the loop.
 
-Each loop trains a client for three rounds: exploration, then two of calibration, with a new model
-and a new optimiser in every round. A watch on the optimiser checks each step to the last bit: the
-weights move by the loop's own rate times the factor times the momentum buffer, and that buffer goes
-on from the client's last one.
+Each loop trains a client for three rounds, one of exploration and two of calibration, with a new
+model and a new optimiser in every round. Hooks on the optimiser check each step to the last bit.
+The weights move by the loop's own rate times the factor times the momentum buffer, and the buffer
+continues from the client's last one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fixbn_flwr import Phase, local_training
 from fixbn_flwr.method.batch_norm import statistics
-from tests.support.rounds import asked, client
+from tests.support.rounds import client, round_config
 
 RATE, MOMENTUM, FACTOR = 0.05, 0.9, 0.3
 ROUNDS = [Phase.EXPLORATION, Phase.CALIBRATION, Phase.CALIBRATION]
@@ -30,7 +30,7 @@ Loop = Callable[[nn.Module, Optimizer], None]
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Linear(4, 8, bias=False),  # plain batch normalisation gives a bias no gradient
+        nn.Linear(4, 8, bias=False),  # before batch normalisation, a bias has no gradient
         nn.BatchNorm1d(8),
         nn.ReLU(),
         nn.Dropout(0.5),
@@ -48,10 +48,10 @@ def loader() -> DataLoader[Any]:
 
 
 class Watch:
-    """Checks every step of a client's optimisers, one after the other, and that dropout drops."""
+    """Checks every step of a client's optimisers, and that dropout is active."""
 
     def __init__(self) -> None:
-        self.buffers: dict[str, Tensor] = {}  # go on from round to round
+        self.buffers: dict[str, Tensor] = {}  # continue from round to round
 
     def on(self, model: nn.Sequential, optimizer: Optimizer, factor: float) -> None:
         self.factor, self.dropped = factor, False
@@ -87,11 +87,11 @@ class Watch:
 def federated(
     loop: Loop, prepare: Callable[[Any, Any], tuple[Any, Any]] = lambda *both: both
 ) -> list[list[float]]:
-    """Train a client for all rounds and return the loop's own rates, by round and step.
+    """Train a client for all rounds; return the loop's own rates, by round and step.
 
     Args:
         loop: the training loop.
-        prepare: makes of model and optimiser what ``local_training`` and the loop get.
+        prepare: wraps model and optimiser before ``local_training`` and the loop use them.
     """
     watch, context, arrays, rates = Watch(), client(), network().state_dict(), []
     for server_round, phase in enumerate(ROUNDS, 1):
@@ -102,13 +102,13 @@ def federated(
         watch.on(model, optimizer, factor)
         before, weights = statistics(model), [p.detach().clone() for p in model.parameters()]
         prepared = prepare(model, optimizer)
-        received = asked(server_round, phase=phase, factor=factor)
+        received = round_config(server_round, phase=phase, factor=factor)
         with local_training(*prepared, received, context) as local:
             loop(*prepared)
             assert local.phase is phase
         after = statistics(model)
-        unmoved = [torch.equal(before[name], after[name]) for name in before]
-        assert unmoved == [phase is Phase.CALIBRATION] * 2
+        statistics_unchanged = [torch.equal(before[name], after[name]) for name in before]
+        assert statistics_unchanged == [phase is Phase.CALIBRATION] * 2
         assert not any(torch.equal(*p) for p in zip(model.parameters(), weights, strict=True))
         assert watch.dropped
         assert type(model[1]) is nn.BatchNorm1d
@@ -124,7 +124,7 @@ def cross_entropy(model: nn.Module, batch: list[Tensor]) -> Tensor:
 # Plain PyTorch
 
 
-def test_several_epochs_with_validation_in_between() -> None:
+def test_several_epochs_with_validation_between_them() -> None:
     def loop(model: nn.Module, optimizer: Optimizer) -> None:
         for _ in range(3):
             model.train()
@@ -188,7 +188,7 @@ def test_float16_with_a_gradient_scaler_that_skips_a_step() -> None:
 
 @pytest.mark.parametrize("name", ["lambda", "one cycle"])
 def test_a_scheduler_inside_the_loop(name: str) -> None:
-    """Both compute each rate from the rates that they found at first, or that they were given."""
+    """Both schedulers compute each rate from the initial rates or from their arguments."""
 
     def schedule(optimizer: Optimizer) -> Any:
         if name == "lambda":
@@ -244,7 +244,7 @@ def _fresh_compiler() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.filterwarnings(
-    # Of torch's compiler about itself, the second where the watch on dropout breaks its graph.
+    # From torch's compiler; the second one because the hook on dropout breaks its graph.
     "ignore::DeprecationWarning",
     "ignore:The .grad attribute of a Tensor that is not a leaf",
 )
@@ -286,12 +286,12 @@ def test_distributed_data_parallel(given: str) -> None:
 
 
 @pytest.mark.filterwarnings(
-    # Of Lightning, about a loader without workers and an epoch shorter than its log interval.
+    # From Lightning, about a loader without workers and an epoch shorter than its log interval.
     "ignore:The '(train|val)_dataloader' does not have many workers",
     "ignore:The number of training batches",
-    # Right: the frozen layers read as in eval mode, and nothing else does.
+    # Expected: only the frozen layers are in eval mode.
     "ignore:Found 1 module.s. in eval mode at the start of training",
-    # Of torch, about what Lightning does.
+    # From torch, about a call by Lightning.
     r"ignore:.isinstance\(treespec, LeafSpec\). is deprecated:FutureWarning",
 )
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_lightnings_trainer(given: str, options: dict[str, Any], steps: int) -> 
     lightning = pytest.importorskip("lightning.pytorch")
 
     class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
-        """The optimiser comes from outside; scheduler, training and validation as ever."""
+        """An ordinary module, except that it receives its optimiser."""
 
         def __init__(self, net: nn.Module, optimizer: Optimizer) -> None:
             super().__init__()
@@ -345,10 +345,10 @@ def test_lightnings_trainer(given: str, options: dict[str, Any], steps: int) -> 
     assert federated(loop, prepare) == [[RATE] * half + [RATE / 2] * half] * 3
 
 
-def test_modes_noted_inside_and_restored_are_undone_by_train() -> None:
-    """Lightning does so around validation, finds frozen layers in eval mode and leaves them so."""
+def test_restoring_recorded_modes_keeps_frozen_layers_in_eval_mode() -> None:
+    """Lightning does so around validation; frozen layers stay in eval mode."""
     model = network().train()
-    received = asked(phase=Phase.CALIBRATION)
+    received = round_config(phase=Phase.CALIBRATION)
     with local_training(model, SGD(model.parameters(), RATE), received, client()):
         modes = {module: module.training for module in model.modules()}
         model.eval()
@@ -366,7 +366,7 @@ def test_modes_noted_inside_and_restored_are_undone_by_train() -> None:
 @pytest.mark.parametrize("given", ["prepared", "own"])
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_accelerate(given: str, precision: str) -> None:
-    """local_training takes what prepare returns, and what went into it, as well."""
+    """local_training accepts both the prepared and the original model and optimiser."""
     accelerate = pytest.importorskip("accelerate")
     accelerator = accelerate.Accelerator(
         cpu=True, mixed_precision=precision, gradient_accumulation_steps=3

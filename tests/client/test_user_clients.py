@@ -1,4 +1,4 @@
-"""Clients from real projects: optimizers, layers, types and data that are not the usual ones."""
+"""Clients of real projects with unusual optimizers, layers, types and data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fixbn_flwr.errors import ConfigError, RoundsFailedError
 from fixbn_flwr.method.freezable_layers import check_freezable
 from fixbn_flwr.method.weight_slots import without_weights
 from fixbn_flwr.testing import SerializingGrid
-from tests.support.rounds import asked, client
+from tests.support.rounds import client, round_config
 from tests.support.small_federation import CLIENTS, batches, fedavg, federation, network
 
 
@@ -31,7 +31,7 @@ def train(model: nn.Module, optimizer: Optimizer, batch: Any, *, steps: int = 5)
 
 
 class Lookahead(Optimizer):
-    """Slow weights in the inner optimizer's state, as in timm."""
+    """Stores slow weights in the inner optimizer's state, as timm does."""
 
     def __init__(self, base_optimizer: Optimizer) -> None:
         self._base_optimizer = base_optimizer
@@ -56,7 +56,7 @@ class Lookahead(Optimizer):
 
 
 class ScheduleFree(SGD):
-    """Keeps the sequence z, as schedule-free SGD does."""
+    """Stores the sequence z, as schedule-free SGD does."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -67,16 +67,16 @@ class ScheduleFree(SGD):
                 parameter.lerp_(z, 0.5)
 
 
-def second_round(make: Any, *, give: str = "inner") -> float:
-    """Train two rounds, the second with a learning rate of 0; return how far the model moved."""
+def second_round(build: Any, *, give: str = "inner") -> float:
+    """Train two rounds, the second with a learning rate of 0; return how far the model moves."""
     context, moved = client(), 0.0
     for server_round, rate in ((1, 0.1), (2, 0.0)):
         model = network()
-        optimizer = make(model, rate)
+        optimizer = build(model, rate)
         inner = getattr(optimizer, "_base_optimizer", optimizer)
         before = [parameter.detach().clone() for parameter in model.parameters()]
         given = optimizer if give == "outer" else inner
-        with local_training(model, given, asked(server_round), context):
+        with local_training(model, given, round_config(server_round), context):
             train(model, optimizer, batches(0, server_round)[0])
         after = list(model.parameters())
         moved = max(float((a - b).detach().abs().max()) for a, b in zip(after, before, strict=True))
@@ -100,14 +100,14 @@ def test_the_outer_optimizer_passes_momentum_to_the_inner_one() -> None:
     for server_round in (1, 2):
         model = network()
         base = SGD(model.parameters(), 0.1, momentum=0.9)
-        with local_training(model, Lookahead(base), asked(server_round), context):
+        with local_training(model, Lookahead(base), round_config(server_round), context):
             buffers.append({**base.state})
             train(model, base, batches(0, server_round)[0])
     assert buffers[0] == {}
     assert all("momentum_buffer" in state for state in buffers[1].values())
 
 
-def test_weights_are_told_from_momentum_by_their_values() -> None:
+def test_weights_are_distinguished_from_momentum_by_their_values() -> None:
     model = network()
     optimizer = Adam(model.parameters(), 0.01, weight_decay=0.1)
     train(model, optimizer, batches(0, 1)[0], steps=20)
@@ -117,12 +117,12 @@ def test_weights_are_told_from_momentum_by_their_values() -> None:
         for name, parameter in parameters.items()
         for slot, value in optimizer.state[parameter].items()
     }
-    kept, weights = without_weights(buffers, parameters)
-    assert (kept.keys(), weights) == (buffers.keys(), set())
+    momentum, weights = without_weights(buffers, parameters)
+    assert (momentum.keys(), weights) == (buffers.keys(), set())
     copies = {f"{name}.anchor": parameter * 1.05 for name, parameter in parameters.items()}
-    kept, weights = without_weights({**buffers, **copies}, parameters)
+    momentum, weights = without_weights({**buffers, **copies}, parameters)
     assert weights == {"anchor"}
-    assert kept == {}  # an unknown optimizer may expect its slots together
+    assert momentum == {}  # an unknown optimizer may expect its slots together
 
 
 class OwnNorm(nn.Module):
@@ -202,7 +202,7 @@ def test_a_layer_that_cannot_be_frozen_is_refused_in_the_first_round() -> None:
         federation(FixBN(fedavg(), freeze_after=2), grid=grid, arrays=arrays)
 
 
-def test_layers_of_torch_and_of_their_own_are_checked() -> None:
+def test_freezable_layers_are_checked() -> None:
     check_freezable(network())
     check_freezable(own_network(OwnNorm))
     with pytest.raises(ConfigError, match=r"use torch\.nn\.BatchNorm2d, or set freeze_after=1\.0"):
@@ -210,7 +210,7 @@ def test_layers_of_torch_and_of_their_own_are_checked() -> None:
 
 
 def test_sparse_gradients_keep_their_momentum() -> None:
-    """The same steps as without a break between the rounds."""
+    """The steps are the same as without a break between the rounds."""
 
     def build(rate: float = 0.1) -> tuple[nn.EmbeddingBag, SGD]:
         torch.manual_seed(0)
@@ -222,19 +222,19 @@ def test_sparse_gradients_keep_their_momentum() -> None:
         model(torch.tensor([words])).sum().backward()
         optimizer.step()
 
-    whole, optimizer = build()
+    uninterrupted, optimizer = build()
     for words in ([0, 1], [1, 2]):
-        step(whole, optimizer, words)
+        step(uninterrupted, optimizer, words)
     context, (model, _) = client(), build()
     for server_round, words in enumerate(([0, 1], [1, 2]), start=1):
         optimizer = SGD(model.parameters(), 0.1, momentum=0.9)
-        with local_training(model, optimizer, asked(server_round), context):
+        with local_training(model, optimizer, round_config(server_round), context):
             step(model, optimizer, words)
-    assert torch.equal(model.weight, whole.weight)
+    assert torch.equal(model.weight, uninterrupted.weight)
 
 
 @pytest.mark.parametrize("momentum", ["reset", "local", "global"])
-def test_a_bfloat16_model_travels_as_float32(momentum: Any) -> None:
+def test_a_bfloat16_model_is_sent_as_float32(momentum: Any) -> None:
     app = ClientApp()
 
     @app.train()
@@ -260,10 +260,10 @@ def test_a_bfloat16_model_travels_as_float32(momentum: Any) -> None:
     assert {str(array.dtype) for array in of_round[3].values()} == {"float32", "int64"}
 
 
-def test_a_client_without_steps_is_not_blamed(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_without_steps_causes_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     model = network()
     optimizer = SGD(model.parameters(), 0.1)
-    config = {**asked(2), "fixbn-phase": "calibration", "fixbn-learning-rate-factor": 0.1}
+    config = {**round_config(2), "fixbn-phase": "calibration", "fixbn-learning-rate-factor": 0.1}
     with local_training(model, optimizer, config, client()):
         pass
     assert "learning_rate_factor" not in caplog.text

@@ -1,7 +1,7 @@
-"""The services of deploy/compose.yaml, by their own command lines, without Docker.
+"""Runs the commands of the services in deploy/compose.yaml without Docker.
 
-Each runs on a machine of the tests, whose volumes are folders; `superlink` is an address of
-loopback. What Docker itself does (building, user, capabilities) is only checked by rules, in
+Each service runs on its own test machine, and its volumes are folders. `superlink` is a loopback
+address. What Docker itself does (building, user, capabilities) is only checked by the rules in
 test_image.py.
 """
 
@@ -23,7 +23,7 @@ ADDRESS = "127.0.0.2"
 
 
 class Container:
-    """A service as its image would run it."""
+    """A service, run as its image runs it."""
 
     def __init__(self, service: dict[str, Any], machine: Machine, volumes: Path, port: int) -> None:
         self.machine = machine
@@ -56,7 +56,7 @@ class Container:
         return self.machine.start(f"env {self.command}", "log", **self.environment)
 
     def is_healthy(self) -> bool:
-        """Run the HEALTHCHECK of the image."""
+        """Run the image's HEALTHCHECK."""
         return self.machine.run("check-health", check=False, **self.environment).returncode == 0
 
 
@@ -73,7 +73,7 @@ def containers(tmp_path: Path) -> Iterator[dict[str, Container]]:
     switch_off(machines.values())
 
 
-def test_the_services_bring_up_a_superlink_and_two_nodes_with_keys(
+def test_the_services_start_a_superlink_and_two_nodes_with_keys(
     containers: dict[str, Container], tmp_path: Path
 ) -> None:
     for time in ("first", "again"):  # `docker compose up` twice
@@ -81,7 +81,7 @@ def test_the_services_bring_up_a_superlink_and_two_nodes_with_keys(
         containers["secrets"].run()
         superlink = containers["superlink"].start()
         superlink.wait_until(containers["superlink"].is_healthy, "the SuperLink was healthy")
-        assert "Starting the SuperLink Runtime HTTP API" in superlink.said
+        assert "Starting the SuperLink Runtime HTTP API" in superlink.output
         registered = containers["register"].run()
         assert registered.count("already registered") == (0 if time == "first" else 2), registered
         nodes = [containers["hospital-a"].start(), containers["hospital-b"].start()]

@@ -1,7 +1,7 @@
-"""What goes wrong on real machines: the run goes on, or ends, and says in a line what and to whom.
+"""Faults on real machines: the run continues or ends, and one line names the fault and the client.
 
-One federation lives through it all, in the order of the tests, in one run as far as it gets; its
-nodes train at the test's word.
+All tests use one federation and depend on their order. Most of them also share one run. The nodes
+train when a test orders it, see tests/support/ordered.py.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
 
 @pytest.fixture(scope="module")
 def nodes(federation: Federation) -> dict[str, Node]:
-    """Two nodes that have joined, and one that will."""
+    """Return two nodes that have joined, and one that joins later."""
     nodes = {
         name: federation.add(name, f"{number}/3")
         for number, name in enumerate(["hospital-a", "hospital-b", "hospital-c"])
@@ -65,21 +65,21 @@ def run(federation: Federation, nodes: dict[str, Node]) -> Service:
 
 
 @pytest.fixture(scope="module")
-def stranger(federation: Federation) -> Service:
-    """A node whose key nobody has registered; it tries for more than a minute to be let in."""
+def unregistered(federation: Federation) -> Service:
+    """Start a node with an unregistered key; it retries for more than a minute."""
     return federation.add("stranger", "0/3", register=False).start()
 
 
 @pytest.fixture(scope="module")
-def kept() -> SimpleNamespace:
-    """What one test leaves for a later one."""
+def state() -> SimpleNamespace:
+    """State that one test stores for a later one."""
     return SimpleNamespace()
 
 
 def wait_for_round(run: Service, number: int) -> str:
-    """Wait for a round's end, and return its line."""
+    """Wait for the end of a round; return its line."""
     run.wait_for(rf"(?m)^round +{number}/{ROUNDS}.*$")
-    return round_lines(run.said)[number - 1]
+    return round_lines(run.output)[number - 1]
 
 
 def test_plain_text_is_refused_at_the_tls_port(federation: Federation) -> None:
@@ -97,51 +97,53 @@ def test_plain_text_is_refused_at_the_tls_port(federation: Federation) -> None:
     )
 
 
-def test_a_round_ends_without_a_node_that_was_killed_in_it(
-    run: Service, a: Node, b: Node, kept: SimpleNamespace, stranger: Service
+def test_a_round_ends_without_a_node_that_was_killed(
+    run: Service, a: Node, b: Node, state: SimpleNamespace, unregistered: Service
 ) -> None:
     a.order("train")
     b.order("train")
     wait_for_round(run, 1)
-    kept.momentum = b.momentum
+    state.momentum = b.momentum
     b.wait_until_it_trains()
     b.power_failure()
     a.order("train")
-    number = re.search(r"client (\d+) is hospital-b", run.said)
+    number = re.search(r"client (\d+) is hospital-b", run.output)
     assert number
     run.wait_for(
         rf"round 2: reply dropped, client {number[1]}: it failed \(code 5\): hospital-b: "
         ".*Node Unavailable"
     )
     wait_for_round(run, 2)
-    kept.service = b.start()
+    state.service = b.start()
 
 
-def test_an_unknown_nodes_key_is_refused(stranger: Service) -> None:
-    stranger.wait_for("stranger is refused: its key is not registered, or it was killed less than")
-    assert stranger.end() == 1
-    assert stranger.said.splitlines()[-1] == (
+def test_an_unregistered_key_is_refused(unregistered: Service) -> None:
+    unregistered.wait_for(
+        "stranger is refused: its key is not registered, or it was killed less than"
+    )
+    assert unregistered.end() == 1
+    assert unregistered.output.splitlines()[-1] == (
         "Error: the SuperLink refuses stranger, because its key is not registered: run `register "
         "stranger.pub` on the SuperLink's machine, then start this node again."
     )
 
 
-def test_it_comes_back_and_takes_part_again_with_its_momentum(
-    federation: Federation, run: Service, a: Node, b: Node, kept: SimpleNamespace
+def test_a_restarted_node_rejoins_with_its_momentum_buffers(
+    federation: Federation, run: Service, a: Node, b: Node, state: SimpleNamespace
 ) -> None:
-    kept.service.wait_for("SuperNode ID: ", count=2)
+    state.service.wait_for("SuperNode ID: ", count=2)
     a.order("train")
     b.order("nothing")
     wait_for_round(run, 3)
     clients = [(line["clients"], line["dropped"]) for line in federation.rounds("run")]
     assert clients == [(2, 0), (1, 1), (2, 0)]
-    # A step of gradient zero leaves nine tenths of the buffers of round 1, its last until then.
-    for name, buffer in kept.momentum.items():
+    # A step with a gradient of zero multiplies the buffers of round 1 by the momentum, 0.9.
+    for name, buffer in state.momentum.items():
         assert np.allclose(b.momentum[name], 0.9 * buffer, rtol=1e-5, atol=0), name
-    assert any(np.any(buffer) for buffer in kept.momentum.values())
+    assert any(np.any(buffer) for buffer in state.momentum.values())
 
 
-def test_a_node_that_joins_in_calibration_starts_from_zero_momentum_and_frozen_statistics(
+def test_a_node_that_joins_in_calibration_starts_with_zero_momentum_and_frozen_statistics(
     federation: Federation, run: Service, a: Node, b: Node, c: Node
 ) -> None:
     c.start().wait_for("SuperNode ID: ")
@@ -152,29 +154,31 @@ def test_a_node_that_joins_in_calibration_starts_from_zero_momentum_and_frozen_s
     b.order("train")
     c.order("nothing")
     wait_for_round(run, 5)
-    assert re.search(r"client \d+ \(hospital-c\) joined the run", run.said)
+    assert re.search(r"client \d+ \(hospital-c\) joined the run", run.output)
     assert federation.rounds("run")[4]["clients"] == 3
     assert [np.any(buffer) for buffer in c.momentum.values()] == [False] * 6
-    # Statistics that a client has moved are warned of; it returned those that it was sent.
-    assert "frozen" not in run.said.partition("round 4")[2]
+    # A changed statistic would cause a warning: the client returned the ones that it received.
+    assert "frozen" not in run.output.partition("round 4")[2]
 
 
-def test_a_round_in_which_all_fail_leaves_the_model_as_it_was(
+def test_a_round_in_which_all_clients_fail_leaves_the_model_unchanged(
     federation: Federation, run: Service, a: Node, b: Node, c: Node
 ) -> None:
     a.order("fail")
     b.order("fail")
     c.order("flood")
     wait_for_round(run, 6)
-    for node, why in ((a, "the disk"), (b, "the disk"), (c, "its reply has more than")):
-        assert re.search(rf"round 6: reply dropped, client \d+: .*{node.name}: {why}", run.said)
-    assert "round 6: no client returned a usable update; the model stays as it is" in run.said
+    for node, reason in ((a, "the disk"), (b, "the disk"), (c, "its reply has more than")):
+        assert re.search(
+            rf"round 6: reply dropped, client \d+: .*{node.name}: {reason}", run.output
+        )
+    assert "round 6: no client returned a usable update; the model stays as it is" in run.output
     before, after = federation.rounds("run")[4:6]
     assert (after["clients"], after["dropped"]) == (0, 3)
     assert after["test_loss"] == before["test_loss"]
 
 
-def test_a_round_ends_without_a_client_that_answers_too_late(
+def test_a_round_ends_without_a_client_that_times_out(
     federation: Federation, run: Service, a: Node, b: Node, c: Node
 ) -> None:
     assert run.end() == 0
@@ -212,14 +216,14 @@ def test_a_superlink_that_is_killed_keeps_its_nodes_and_loses_its_run(
     for node in (a, b, c):
         node.order("train")
     assert again.end() == 0
-    # Flower calls the lost run failed once its heartbeats have been missed for a while.
+    # Flower reports the lost run as failed after it has missed some heartbeats.
     statuses = ["finished:completed"] * 3 + ["finished:failed"]
     wait_until(
         lambda: sorted(federation.statuses().values()) == statuses, "the lost run to be failed"
     )
     assert federation.rounds("again")[0]["clients"] == 3
-    # As deploy/README.md asks about the newest run.
+    # The command that deploy/README.md uses to find the newest run.
     newest = federation.link.run("flwr ls federation --limit 1 --format json").stdout
-    number = re.search(r"started run (\d+)", again.said)
+    number = re.search(r"started run (\d+)", again.output)
     assert number
     assert number[1] in newest

@@ -1,7 +1,7 @@
-"""Dockerfile and compose file without Docker: good practice, and nothing named that is not there.
+"""Checks Dockerfile and compose file without Docker: good practice, and that all paths exist.
 
-The rules are hadolint's (https://github.com/hadolint/hadolint), as far as they apply here. The
-commands of the services run for real in test_compose.py.
+The rules are hadolint's (https://github.com/hadolint/hadolint), as far as they apply here.
+test_compose.py runs the commands of the services.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def test_every_stage_begins_with_the_same_pinned_base() -> None:
     assert "latest" not in (ROOT / "Dockerfile").read_text()
 
 
-def test_what_builds_is_pinned_and_leaves_no_cache() -> None:
+def test_build_tools_are_pinned_and_leave_no_cache() -> None:
     for line in of("RUN"):
         for command in line.split("&&"):
             words = shlex.split(command)
@@ -59,10 +59,10 @@ def test_what_builds_is_pinned_and_leaves_no_cache() -> None:
         assert "apt-get" not in line
 
 
-def test_the_last_stage_runs_as_a_user_with_no_rights_and_is_watched() -> None:
+def test_the_last_stage_runs_as_an_unprivileged_user_with_a_health_check() -> None:
     names = [name for name, _ in last_stage()]
     users = [arguments for name, arguments in last_stage() if name == "USER"]
-    assert users == ["10001"]  # DL3002; a number, as Kubernetes wants it
+    assert users == ["10001"]  # DL3002; a number, as Kubernetes requires
     assert names.index("USER") > max(place for place, name in enumerate(names) if name == "RUN")
     assert names.count("HEALTHCHECK") == names.count("CMD") == 1
     assert names.index("USER") < names.index("CMD")
@@ -70,7 +70,7 @@ def test_the_last_stage_runs_as_a_user_with_no_rights_and_is_watched() -> None:
         assert directory.startswith("/")  # DL3000
 
 
-def test_no_secret_and_nothing_unneeded_gets_into_the_image() -> None:
+def test_the_image_contains_no_secrets_and_no_unneeded_files() -> None:
     assert not of("ADD")  # DL3020
     admitted = (ROOT / ".dockerignore").read_text().splitlines()
     assert admitted[0] == "*"
@@ -86,7 +86,7 @@ def test_no_secret_and_nothing_unneeded_gets_into_the_image() -> None:
             assert (ROOT / source).exists(), source
 
 
-def test_the_installation_is_one_that_the_project_has() -> None:
+def test_the_image_is_installed_like_the_project() -> None:
     (install,) = (line for line in of("RUN") if "uv pip install" in line)
     assert '--torch-backend "${TORCH_BACKEND}"' in install
     assert "TORCH_BACKEND=cpu" in of("ARG")
@@ -95,7 +95,7 @@ def test_the_installation_is_one_that_the_project_has() -> None:
 
 
 @pytest.mark.parametrize("instruction", ["HEALTHCHECK", "CMD"])
-def test_what_the_image_runs_is_there(instruction: str) -> None:
+def test_the_programs_of_the_image_exist(instruction: str) -> None:
     arguments = dict(last_stage())[instruction]
     program = yaml.safe_load(arguments[arguments.index("[") :])[0]  # DL3025: JSON
     assert program in SCRIPTS
@@ -105,13 +105,13 @@ def test_what_the_image_runs_is_there(instruction: str) -> None:
 
 
 def programs(command: list[str]) -> set[str]:
-    """The scripts of deploy/ that a service's command runs."""
+    """Return the scripts of deploy/ that a service's command runs."""
     if command[0] == "sh":
         return {word for word in re.findall(r"[\w-]+", command[-1]) if word in SCRIPTS}
     return {command[0]}
 
 
-def test_the_services_run_what_is_there() -> None:
+def test_the_scripts_of_the_services_exist() -> None:
     assert {name: programs(service["command"]) for name, service in SERVICES.items()} == {
         "secrets": {"make-certificates", "make-node-key"},
         "superlink": {"start-superlink"},
@@ -124,7 +124,7 @@ def test_the_services_run_what_is_there() -> None:
     assert (context / "Dockerfile").is_file()
 
 
-def test_every_path_of_a_command_is_in_a_volume_and_every_volume_has_an_owner() -> None:
+def test_every_path_of_a_command_is_in_a_volume_and_every_volume_is_declared() -> None:
     (directories,) = (line for line in of("RUN") if "install --directory" in line)
     named = set()
     for name, service in SERVICES.items():
@@ -136,7 +136,7 @@ def test_every_path_of_a_command_is_in_a_volume_and_every_volume_has_an_owner() 
     assert named == set(compose()["volumes"])
 
 
-def test_keys_are_with_those_that_need_them_alone() -> None:
+def test_only_services_that_need_keys_mount_them() -> None:
     def volumes(service: str) -> set[str]:
         return {v.partition(":")[0] for v in SERVICES[service]["volumes"]}
 
@@ -149,7 +149,7 @@ def test_keys_are_with_those_that_need_them_alone() -> None:
             assert volume.endswith(":ro") == (secret and name != "secrets"), (name, volume)
 
 
-def test_a_service_starts_after_what_it_needs() -> None:
+def test_a_service_starts_after_the_services_that_it_needs() -> None:
     def needs(service: str) -> dict[str, str]:
         return {k: v["condition"] for k, v in SERVICES[service].get("depends_on", {}).items()}
 
@@ -161,13 +161,13 @@ def test_a_service_starts_after_what_it_needs() -> None:
         assert SERVICES[node]["restart"] == "unless-stopped"
 
 
-def test_the_superlink_can_be_reached_from_its_own_machine_alone() -> None:
+def test_the_superlink_is_reachable_only_from_its_own_machine() -> None:
     published = [port for service in SERVICES.values() for port in service.get("ports", [])]
     assert published == ["127.0.0.1:8000:8000"]
     assert "8000" in of("EXPOSE")
 
 
-def test_nothing_runs_as_root_or_may_become_it() -> None:
+def test_no_service_runs_as_root_or_can_become_root() -> None:
     for service in SERVICES.values():
         assert "user" not in service
         assert "privileged" not in service
@@ -175,7 +175,7 @@ def test_nothing_runs_as_root_or_may_become_it() -> None:
         assert service["security_opt"] == ["no-new-privileges:true"]
 
 
-def test_paths_in_the_comments_are_there() -> None:
+def test_paths_in_the_comments_exist() -> None:
     for file in ("Dockerfile", "deploy/compose.yaml"):
         for path in re.findall(r"deploy/[\w.-]+\w", (ROOT / file).read_text()):
             assert Path(ROOT / path).exists(), path

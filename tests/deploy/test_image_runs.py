@@ -1,8 +1,9 @@
-"""The Dockerfile's own steps in a clean root, and what the image runs as its user, without Docker.
+"""Runs the Dockerfile's steps in a clean root and the image's services as its user, without Docker.
 
-The root is this machine's files beneath an overlay in memory, which takes all that the steps write
-and is gone with the test. What installs packages is left out, since no test downloads anything:
-those of the environment that runs this stand for them. It takes root, and Linux's namespaces.
+The root is an overlay in memory over this machine's files. It holds everything that the steps
+write, and is removed with the test. The steps that install packages are skipped, since no test
+downloads anything; the packages of the current environment replace them. This requires root and
+Linux namespaces.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ exec chroot /mnt/root sh -euc "$1"
 
 
 def in_clean_root(script: str) -> str:
-    """Run a shell script there; return what it said. All that it started ends with it."""
+    """Run a shell script in the clean root; return its output. Its processes end with it."""
     command = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
     answer = subprocess.run(
         [*command, "sh", "-euc", CLEAN_ROOT, "sh", script, str(ROOT), sys.prefix],
@@ -60,7 +61,7 @@ def in_clean_root(script: str) -> str:
 
 
 def steps() -> list[str]:
-    """What the Dockerfile does, as shell commands, up to what runs as the image's user."""
+    """Return the Dockerfile's steps as shell commands, without those of the image's user."""
     commands: list[str] = []
     for name, arguments in instructions():
         if name in ("ARG", "ENV"):
@@ -70,7 +71,7 @@ def steps() -> list[str]:
         elif name == "COPY" and "--from=build" not in arguments:
             *sources, target = (word for word in arguments.split() if not word.startswith("--"))
             copied = " ".join(f"/checkout/{source}" for source in sources)
-            # A folder's contents, as COPY takes them.
+            # COPY copies the contents of a folder.
             commands.append(
                 f"mkdir -p {target} && cp -r {copied}{'/.' * (len(sources) == 1)} {target}"
             )
@@ -83,25 +84,25 @@ def steps() -> list[str]:
 
 
 def stand_in_packages() -> str:
-    """Let the image's environment see the packages of this one, and the copied package first."""
+    """Return a command that adds the copied package and this environment's packages to the path."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     file = f"/opt/venv/lib/{version}/site-packages/stand-in.pth"
     return f"printf '/build\\n{sysconfig.get_path('purelib')}\\n' > {file}"
 
 
 def as_user(command: str) -> str:
-    """A command as the image's user, with its home."""
+    """Return a command that runs another one as the image's user, with its home."""
     (user,) = (arguments for name, arguments in instructions() if name == "USER")
     within = f"setpriv --reuid {user} --regid {user} --clear-groups env HOME=/home/fixbn"
     return f"{within} sh -euc {shlex.quote(command)}"
 
 
-def test_the_image_serves_as_superlink_and_as_supernode_by_a_user_with_no_rights() -> None:
+def test_the_image_runs_a_superlink_and_a_supernode_as_an_unprivileged_user() -> None:
     port = free_port("127.0.0.1")
     (health,) = (arguments for name, arguments in instructions() if name == "HEALTHCHECK")
     healthy = " ".join(re.findall(r'"([^"]*)"', health))
     node = f"start-supernode --insecure --superlink 127.0.0.1:{port} --partition 0/1"
-    said = in_clean_root(
+    output = in_clean_root(
         "\n".join(
             [
                 *steps(),
@@ -119,15 +120,15 @@ def test_the_image_serves_as_superlink_and_as_supernode_by_a_user_with_no_rights
             ]
         )
     )
-    assert "10001\n/var/lib/fixbn\n/opt/venv/bin/python\n/opt/deploy/start-superlink\n" in said
-    assert "touch: cannot touch '/opt/venv/x': Permission denied" in said
+    assert "10001\n/var/lib/fixbn\n/opt/venv/bin/python\n/opt/deploy/start-superlink\n" in output
+    assert "touch: cannot touch '/opt/venv/x': Permission denied" in output
     for directory in ("/var/lib/fixbn", "/certificates", "/keys/hospital-a"):
-        assert f"700 fixbn {directory}\n" in said
-    assert "SuperNode ID" in said, said
-    assert said.endswith("/build/fixbn_flwr/__init__.py\n"), said
+        assert f"700 fixbn {directory}\n" in output
+    assert "SuperNode ID" in output, output
+    assert output.endswith("/build/fixbn_flwr/__init__.py\n"), output
 
 
-def test_nothing_of_it_is_left() -> None:
+def test_the_clean_root_leaves_no_files() -> None:
     in_clean_root("useradd --uid 10001 fixbn && touch /opt/left-behind")
     assert not Path("/opt/left-behind").exists()
     assert "fixbn" not in Path("/etc/passwd").read_text()

@@ -1,4 +1,4 @@
-"""A federation whose nodes are in two networks, and share no file, no home and no loopback."""
+"""A federation whose nodes are in two networks and share no file, home or loopback interface."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def nodes(federation: Federation) -> list[Node]:
     return [federation.add(name, f"{number}/2") for number, name in enumerate(NAMES)]
 
 
-def test_no_machine_sees_the_files_or_the_network_of_another(
+def test_no_machine_can_reach_the_files_or_the_network_of_another(
     federation: Federation, nodes: list[Node]
 ) -> None:
     for machine in federation.machines:
@@ -50,7 +50,7 @@ def test_no_machine_sees_the_files_or_the_network_of_another(
         assert "OSError" in answer.stdout or "Refused" in answer.stdout, answer.stdout
 
 
-def test_a_run_completes_across_them(federation: Federation, nodes: list[Node]) -> None:
+def test_a_run_completes_across_two_networks(federation: Federation, nodes: list[Node]) -> None:
     for node in nodes:
         node.start().wait_for("SuperNode ID: ")
     run = federation.start_run("run", num_server_rounds=2, freeze_after=1)

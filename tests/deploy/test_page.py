@@ -1,7 +1,7 @@
-"""Every command of deploy/README.md, in its order, on three machines of loopback addresses.
+"""Runs every command of deploy/README.md in order, on three machines with loopback addresses.
 
 The page's addresses and its port are replaced; `scp` copies from one machine's folder to another's.
-What installs is left out: it would take gigabytes, and the makefile's own is tried all the time.
+The installation is skipped: it would download gigabytes, and the Makefile's is used by every run.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def test_every_command_of_the_page_says_where_it_runs() -> None:
         assert block.where in {*ADDRESSES, "everywhere", "everywhere: install"}
 
 
-def test_the_page_names_every_script_and_nothing_that_is_not_there() -> None:
+def test_the_page_names_every_script_and_only_existing_files() -> None:
     named = set(re.findall(r"deploy/([\w.-]*\w)", PAGE))
     scripts = {
         path.name for path in (ROOT / "deploy").iterdir() if path.is_file() and not path.suffix
@@ -74,14 +74,14 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Mac
 
 
 @pytest.mark.slow
-def test_from_nothing_to_two_rounds_and_again_after_an_upgrade(
+def test_the_commands_complete_two_rounds_and_work_again_after_an_upgrade(
     machines: dict[str, Machine],
 ) -> None:
     port = str(free_port("127.0.0.2"))
-    said: dict[str, str] = {}
+    outputs: dict[str, str] = {}
 
     def execute(section: str) -> None:
-        said[section] = ""
+        outputs[section] = ""
         for block in blocks():
             if block.section.startswith(section) and not block.where.endswith("install"):
                 commands = block.commands.replace("8000", port)
@@ -89,11 +89,11 @@ def test_from_nothing_to_two_rounds_and_again_after_an_upgrade(
                 for page, address in ADDRESSES.items():
                     commands = commands.replace(page, address)
                 for where in ADDRESSES if block.where == "everywhere" else [block.where]:
-                    said[section] += machines[where].run(commands).stdout
+                    outputs[section] += machines[where].run(commands).stdout
 
     for number in range(2, 10):
         execute(f"{number}.")
-    run = without_colours(said["7."])
+    run = without_colours(outputs["7."])
     assert len(round_lines(run)) == 2, run
     assert "FixBN: round 2 is calibration" in run
     superlink, *nodes = machines.values()
@@ -107,6 +107,6 @@ def test_from_nothing_to_two_rounds_and_again_after_an_upgrade(
         machine.wait_until_off()
 
     execute("5.")  # upgraded
-    assert said["5."].count("is already registered") == 2
+    assert outputs["5."].count("is already registered") == 2
     execute("6.")
     execute("9.")

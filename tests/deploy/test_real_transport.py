@@ -1,4 +1,4 @@
-"""The app between real processes: a SuperLink, SuperNodes, a worker on each; the bits of memory."""
+"""The app between real processes gives the same bits as on the in-memory grid."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from fixbn_flwr.app.cli import APP
+from fixbn_flwr.app.ray_run import APP
 from simulation.benchmarks.real_federation import real_federation
 from tests.support.whole_app import SMALL, rounds_of, run_app
 
 pytestmark = pytest.mark.slow
 
 
-def test_a_federation_of_real_processes_gives_the_bits_of_one_in_memory(
+def test_real_processes_give_the_same_bits_as_the_in_memory_grid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -34,6 +34,6 @@ def test_a_federation_of_real_processes_gives_the_bits_of_one_in_memory(
     for model in ("final.safetensors", "best.safetensors"):
         assert (there / model).read_bytes() == (here / model).read_bytes(), model
     assert [line["clients"] for line in rounds_of(there)] == [2] * 3
-    for log in logs:  # four messages, one process that answered them
+    for log in logs:  # one process answered all four messages
         assert len(set(re.findall(r"worker (\d+) answers", log))) == 1, log
         assert len(re.findall(r"worker \d+ answers", log)) == 4, log

@@ -1,4 +1,4 @@
-"""Scripts of deploy/: what they write is private and never overwritten; mistakes end at once."""
+"""Scripts of deploy/: their files are private and never overwritten; invalid options fail early."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def environment(home: Path) -> dict[str, str]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Run a script of deploy/ by a shell line, in an empty folder that is also its home."""
+    """Run a shell line with a script of deploy/, in an empty folder that is also its home."""
 
     def run(line: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -55,7 +55,7 @@ def run(tmp_path: Path) -> Run:
 
 @contextmanager
 def running(line: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a script of deploy/ in the background, in the folder of its log; end it afterwards."""
+    """Run a script of deploy/ in the background, in the folder of its log; stop it afterwards."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             shlex.split(line),
@@ -76,7 +76,7 @@ def mode(path: Path) -> str:
 
 
 def refusal(answer: subprocess.CompletedProcess[str]) -> str:
-    """The one line that a script ends with when something is wrong."""
+    """Return the error message of a script that fails."""
     assert answer.returncode == 1, answer
     assert answer.stdout == ""
     (line,) = answer.stderr.splitlines()
@@ -85,14 +85,14 @@ def refusal(answer: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_every_script_can_be_run_and_explains_itself(script: Path, run: Run) -> None:
+def test_every_script_is_executable_and_prints_its_help(script: Path, run: Run) -> None:
     assert os.access(script, os.X_OK)
     answer = run(f"{script.name} --help")
     assert answer.returncode == 0, answer.stderr
     docstring = script.read_text().split('"""')[1]
-    said = " ".join(answer.stdout.split())
+    output = " ".join(answer.stdout.split())
     for paragraph in docstring.split("\n\n"):
-        assert " ".join(paragraph.split()) in said
+        assert " ".join(paragraph.split()) in output
 
 
 def handshake(folder: Path, host: str) -> None:
@@ -119,7 +119,7 @@ def handshake(folder: Path, host: str) -> None:
         thread.join()
 
 
-def test_a_certificate_is_good_for_its_hosts_alone_and_keys_are_private(
+def test_a_certificate_is_valid_only_for_its_hosts_and_keys_are_private(
     run: Run, tmp_path: Path
 ) -> None:
     answer = run("make-certificates certificates --host 10.0.0.1 --host link.example.org")
@@ -190,7 +190,7 @@ def test_a_node_key_is_private_and_never_overwritten(run: Run, tmp_path: Path) -
 
 @pytest.fixture
 def made(run: Run, tmp_path: Path) -> Run:
-    """Like `run`, with certificates, a key of a node, and data beside it."""
+    """Like `run`, in a folder with certificates, a node's key and data."""
     run("make-certificates certificates --host 127.0.0.1 && make-node-key keys/a")
     (tmp_path / "data" / "train").mkdir(parents=True)
     (tmp_path / "empty").mkdir()
@@ -201,7 +201,7 @@ NODE = "start-supernode --superlink 127.0.0.1:9 --ca certificates/ca.crt --key k
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("start-superlink", "set either --certificates FOLDER or --insecure."),
         ("start-superlink --certificates certificates --insecure", "set either --certificates"),
@@ -262,9 +262,9 @@ NODE = "start-supernode --superlink 127.0.0.1:9 --ca certificates/ca.crt --key k
     ],
 )
 def test_an_invalid_option_prints_one_line_before_anything_starts(
-    made: Run, line: str, said: str
+    made: Run, line: str, message: str
 ) -> None:
-    assert said in refusal(made(line))
+    assert message in refusal(made(line))
 
 
 def test_a_port_in_use_is_refused(made: Run) -> None:
@@ -275,10 +275,10 @@ def test_a_port_in_use_is_refused(made: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "asked"), [("0.0.0.0", "127.0.0.1"), ("::1", "[::1]"), ("::", "[::1]")]
+    ("host", "address"), [("0.0.0.0", "127.0.0.1"), ("::1", "[::1]"), ("::", "[::1]")]
 )
 def test_check_health_finds_the_superlinks_address(
-    run: Run, tmp_path: Path, host: str, asked: str
+    run: Run, tmp_path: Path, host: str, address: str
 ) -> None:
     try:
         port = free_port(host)
@@ -294,7 +294,7 @@ def test_check_health_finds_the_superlinks_address(
     line = f"start-superlink --insecure --host {host} --port {port} --home home"
     with running(line, log) as superlink:
         wait_until(is_healthy, "the SuperLink was healthy", process=superlink, log=log)
-    assert answers[-1].stdout == f"http://{asked}:{port}/health responds.\n"
+    assert answers[-1].stdout == f"http://{address}:{port}/health responds.\n"
 
 
 def test_two_nodes_cannot_share_a_home(run: Run, tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_two_nodes_cannot_share_a_home(run: Run, tmp_path: Path) -> None:
 
 
 def test_an_expired_certificate_is_refused(made: Run, tmp_path: Path) -> None:
-    late = tmp_path / "sitecustomize.py"  # a year and a month later
+    late = tmp_path / "sitecustomize.py"  # shifts the clock by a year and a month
     late.write_text(
         "import datetime\n"
         "class Later(datetime.datetime):\n"
@@ -324,7 +324,7 @@ def test_an_expired_certificate_is_refused(made: Run, tmp_path: Path) -> None:
 
 @pytest.fixture
 def tls_port(made: Run, tmp_path: Path) -> Iterator[int]:
-    """A server with the folder's certificate."""
+    """Run a server with the folder's certificate; return its port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     folder = tmp_path / "certificates"
     context.load_cert_chain(folder / "superlink.crt", folder / "superlink.key")
@@ -351,8 +351,8 @@ def test_an_insecure_node_is_refused_by_a_superlink_with_tls(made: Run, tls_port
 def test_another_authoritys_certificate_is_refused(made: Run, tls_port: int) -> None:
     made("make-certificates others --host 127.0.0.1")
     line = f"start-supernode --superlink 127.0.0.1:{tls_port} --ca others/ca.crt --key keys/a"
-    said = refusal(made(f"{line} --data data"))
-    assert said.startswith("the SuperLink's certificate is not valid (")
-    assert said.endswith(
+    message = refusal(made(f"{line} --data data"))
+    assert message.startswith("the SuperLink's certificate is not valid (")
+    assert message.endswith(
         "copy ca.crt from its machine, or create a certificate for --host 127.0.0.1 there."
     )

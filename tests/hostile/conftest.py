@@ -1,4 +1,4 @@
-"""What holds for all hostile input: no code of it is run, and it does not fill the log."""
+"""Checks that hostile input runs no code, and keeps its warnings out of the log."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tests.support.hostile_records import CANARY
 
 @pytest.fixture(autouse=True, scope="module")
 def quiet_and_harmless() -> Iterator[None]:
-    """Thousands of dropped replies are thousands of warnings; and no client has run code."""
+    """Silence the warnings of dropped replies, and check that no client has run code."""
     CANARY.unlink(missing_ok=True)
     logger = logging.getLogger("flwr")
     before = logger.level
-    # By the method: of a level that is set by hand, loggers below would not learn.
+    # setLevel also clears the cached levels of child loggers.
     logger.setLevel(logging.CRITICAL)
     yield
     logger.setLevel(before)

@@ -1,4 +1,4 @@
-"""Bytes of anybody's: arrays, packed messages, momentum in one piece, kept state, checkpoints."""
+"""Damaged bytes in arrays, packed messages, momentum blobs, saved state and checkpoints."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.support.hostile_records import (
     RANDOM,
     REMEDY,
     SENT,
-    WHOLE,
+    VALID,
     damaged,
     payload,
 )
@@ -44,7 +44,7 @@ from tests.support.uploads import SuperLink, grid_of, reply_of
 
 @settings(FUZZ, max_examples=3000)
 @given(random=RANDOM)
-def test_bytes_are_numbers_that_are_there_or_a_value_error(random: Random) -> None:
+def test_any_bytes_are_read_as_numbers_or_raise_a_value_error(random: Random) -> None:
     data = payload(random)
     try:
         values = view_of_bytes(data)
@@ -109,7 +109,9 @@ def test_a_packed_message_is_unpacked_or_refused(random: Random) -> None:
 
 @settings(FUZZ, max_examples=500)
 @given(random=RANDOM)
-def test_a_reply_of_damaged_objects_is_taken_in_or_an_error_of_its_client(random: Random) -> None:
+def test_a_reply_of_damaged_objects_is_accepted_or_becomes_an_error_of_its_client(
+    random: Random,
+) -> None:
     superlink = SuperLink()
     names = superlink.upload(reply_of(5))
     for _ in range(random.randint(1, 3)):
@@ -132,7 +134,7 @@ BLOB = safetensors.numpy.save({name: SENT[name] for name in PARAMETERS})
 @settings(FUZZ, max_examples=1500)
 @given(random=RANDOM)
 def test_a_reply_of_the_older_generation_is_read_or_refused(random: Random) -> None:
-    tensors = [payload(random) if random.random() < 0.1 else data for data in WHOLE]
+    tensors = [payload(random) if random.random() < 0.1 else data for data in VALID]
     if random.random() < 0.1:
         tensors.pop()
     metrics: dict[str, Any] = {"accuracy": 0.5}
@@ -152,14 +154,14 @@ def test_a_reply_of_the_older_generation_is_read_or_refused(random: Random) -> N
         return
     update = checked.update
     assert 0 < update.weight <= 2**53
-    shown = parameters_to_ndarrays(checked.content.parameters)
-    assert [a.shape for a in shown] == [array.shape for array in SENT.values()]
-    everything = [*shown, *update.arrays.values(), *update.momentum.values()]
+    remaining = parameters_to_ndarrays(checked.content.parameters)
+    assert [a.shape for a in remaining] == [array.shape for array in SENT.values()]
+    everything = [*remaining, *update.arrays.values(), *update.momentum.values()]
     assert all(np.isfinite(array).all() for array in everything)
     assert MOMENTUM_BLOB not in checked.content.metrics
 
 
-def keeping(content: object) -> Context:
+def context_with(content: object) -> Context:
     state = RecordDict({KEY: ConfigRecord({KEY: content})})  # type: ignore[dict-item]
     return Context(run_id=1, node_id=5, node_config={}, state=state, run_config={})
 
@@ -167,35 +169,35 @@ def keeping(content: object) -> Context:
 MODEL = "model"
 
 
-def asked(server_round: int) -> RoundConfig:
+def round_config(server_round: int) -> RoundConfig:
     return RoundConfig(server_round, Phase.EXPLORATION, Momentum.LOCAL, 1.0)
 
 
-def kept() -> bytes:
+def saved_state() -> bytes:
     context = Context(run_id=1, node_id=5, node_config={}, state=RecordDict(), run_config={})
     buffers = {"w": torch.ones(2, 3), "b.step": torch.tensor(1.0)}
-    save_buffers(context, asked(1), buffers, MODEL)
+    save_buffers(context, round_config(1), buffers, MODEL)
     content = context.state.config_records[KEY][KEY]
     assert isinstance(content, bytes)
     return content
 
 
-KEPT = kept()
+SAVED_STATE = saved_state()
 
 
 @settings(FUZZ, max_examples=2000)
 @given(random=RANDOM)
-def test_kept_state_is_read_or_dropped(random: Random) -> None:
-    buffers = load_buffers(keeping(damaged(random, KEPT)), asked(2), MODEL)
+def test_saved_state_is_read_or_dropped(random: Random) -> None:
+    buffers = load_buffers(context_with(damaged(random, SAVED_STATE)), round_config(2), MODEL)
     assert all(isinstance(buffer, torch.Tensor) for buffer in buffers.values())
 
 
 def with_metadata(metadata: object) -> bytes:
-    length = int.from_bytes(KEPT[:8], "little")
-    header = json.loads(KEPT[8 : 8 + length])
+    length = int.from_bytes(SAVED_STATE[:8], "little")
+    header = json.loads(SAVED_STATE[8 : 8 + length])
     header["__metadata__"] = metadata
     text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + KEPT[8 + length :]
+    return len(text).to_bytes(8, "little") + text + SAVED_STATE[8 + length :]
 
 
 @pytest.mark.parametrize(
@@ -217,11 +219,11 @@ def with_metadata(metadata: object) -> bytes:
         1,
     ],
 )
-def test_state_that_nobody_stamped_is_dropped_with_a_line(
+def test_saved_state_without_valid_metadata_is_dropped_with_a_warning(
     content: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "flwr"):
-        assert load_buffers(keeping(content), asked(2), MODEL) == {}
+        assert load_buffers(context_with(content), round_config(2), MODEL) == {}
     (line,) = caplog.messages
     assert "saved momentum dropped, unreadable" in line
 
@@ -249,21 +251,21 @@ def test_a_checkpoint_is_read_or_refused(random: Random) -> None:
 
 @settings(FUZZ, max_examples=500)
 @given(random=RANDOM)
-def test_of_damaged_checkpoints_the_newest_whole_one_is_taken(random: Random) -> None:
+def test_the_newest_intact_checkpoint_is_loaded(random: Random) -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder), keep=3)
         for server_round in (1, 2, 3):
             checkpoints.save(server_round, {"round": server_round})
         files = sorted(Path(folder).iterdir())
-        whole = {n for n in (1, 2, 3) if random.random() < 0.5}
+        intact = {n for n in (1, 2, 3) if random.random() < 0.5}
         for number, file in enumerate(files, start=1):
             content = file.read_bytes()
-            changed = content if number in whole else damaged(random, content)
+            changed = content if number in intact else damaged(random, content)
             file.write_bytes(changed)
-            whole |= {number} if changed == content else set()
+            intact |= {number} if changed == content else set()
         try:
             found, tree = checkpoints.newest()
         except CheckpointError:
-            assert not whole
+            assert not intact
         else:
-            assert found == max(whole) == tree["round"]
+            assert found == max(intact) == tree["round"]

@@ -1,4 +1,4 @@
-"""Any run config: settings, or one ConfigError that names the keys."""
+"""Any run config results in settings, or in one ConfigError that names the keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fixbn_flwr.errors import ConfigError
 from tests.support.hostile_records import FUZZ
 
 KEYS = list(Settings().as_run_config())
-# No colon: text with one names a module of the user's, which is imported.
+# Text with a colon names a user's module, which would be imported.
 TEXT = st.text(max_size=12).filter(lambda text: ":" not in text)
 VALUES = st.one_of(
     st.sampled_from(
@@ -41,7 +41,9 @@ CONFIGS = st.dictionaries(
 @example({"data-dir": "~\0"})
 @example({"seed": 10**5000})
 @example({"task": {1: 2}, "norm": {(1, 2): 3}})
-def test_any_run_config_gives_settings_or_a_config_error(config: Mapping[Any, Any]) -> None:
+def test_any_run_config_returns_settings_or_raises_a_config_error(
+    config: Mapping[Any, Any],
+) -> None:
     try:
         made = Settings.from_run_config(config)
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""Replies of the Message API from clients that mean harm: dropped and named, or harmless."""
+"""Malicious replies of the Message API are dropped with a message, or are harmless."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ from tests.support.hostile_records import (
 )
 
 GOOD = (1, 2)
-"""The nodes that answer as they should; 3 is the one that does not."""
+"""The nodes that reply correctly. Node 3 is the malicious one."""
 
 Answer = Callable[[Message], RecordDict]
 
 
 @pytest.fixture(autouse=True, scope="module")
-def in_a_task() -> None:
-    """Flower asks who makes a message."""
+def task_identity() -> None:
+    """Set the identity that Flower reads when it creates a message."""
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
 
 
 class Nodes(Grid):
-    """Nodes that answer as they are told."""
+    """A grid whose nodes reply with the given functions."""
 
     def __init__(self, answers: dict[int, Answer]) -> None:
         self.answers = answers
@@ -115,7 +115,7 @@ def run(bad: Answer | None, *, rounds: int = 1, evaluates: bool = False) -> Resu
 
 
 @cache
-def without_it(rounds: int = 1, evaluates: bool = False) -> Result:
+def result_without_node_3(rounds: int = 1, evaluates: bool = False) -> Result:
     return run(None, rounds=rounds, evaluates=evaluates)
 
 
@@ -125,8 +125,8 @@ def same_model(one: Result, other: Result) -> bool:
     }
 
 
-def answering(holding: RecordDict) -> Message:
-    return Message(holding, dst_node_id=1, message_type="train")
+def message_with(content: RecordDict) -> Message:
+    return Message(content, dst_node_id=1, message_type="train")
 
 
 @settings(FUZZ, max_examples=2500)
@@ -142,7 +142,7 @@ def test_any_reply_is_read_or_refused(random: Random, with_momentum: bool) -> No
     if refused:
         assert re.search(REMEDY, refused), refused
         return
-    # What was read can be averaged, whatever else the client says of it.
+    # An accepted reply can be averaged, whatever its description says.
     update, rest = checked.update, checked.content
     assert 0 < update.weight <= 2**53
     seen = rest.array_records[checked.model_key]
@@ -158,12 +158,12 @@ def test_any_reply_is_read_or_refused(random: Random, with_momentum: bool) -> No
 
 @settings(FUZZ, max_examples=250)
 @given(random=RANDOM)
-def test_the_others_are_averaged_as_if_a_bad_reply_were_absent(random: Random) -> None:
+def test_the_other_replies_are_averaged_as_if_a_bad_reply_were_absent(random: Random) -> None:
     result = run(lambda _: content(random))
     counts = result.train_metrics_clientapp[1]
     if counts["fixbn-dropped"]:
         assert counts["fixbn-clients"] == len(GOOD)
-        assert same_model(result, without_it())
+        assert same_model(result, result_without_node_3())
     else:
         assert counts["fixbn-clients"] == 3
     assert all(np.isfinite(array.numpy()).all() for array in result.arrays.values())
@@ -171,7 +171,7 @@ def test_the_others_are_averaged_as_if_a_bad_reply_were_absent(random: Random) -
 
 @settings(FUZZ, max_examples=250)
 @given(random=RANDOM)
-def test_a_bad_evaluation_neither_ends_the_run_nor_spoils_the_others(random: Random) -> None:
+def test_a_bad_evaluation_does_not_end_the_run_or_change_the_other_metrics(random: Random) -> None:
     metrics = metric_record(random)
     returned = RecordDict({"metrics": metrics}) if random.random() < 0.8 else content(random)
 
@@ -181,11 +181,11 @@ def test_a_bad_evaluation_neither_ends_the_run_nor_spoils_the_others(random: Ran
     averaged = dict(run(answer, evaluates=True).evaluate_metrics_clientapp[1])
     assert np.isfinite(averaged["train-loss"])
     if metrics.keys() != {WEIGHTED_BY, "train-loss"}:
-        assert averaged == dict(without_it(evaluates=True).evaluate_metrics_clientapp[1])
+        assert averaged == dict(result_without_node_3(evaluates=True).evaluate_metrics_clientapp[1])
 
 
-def whole(**changes: Any) -> RecordDict:
-    records = good(3)(answering(RecordDict()))
+def good_content(**changes: Any) -> RecordDict:
+    records = good(3)(message_with(RecordDict()))
     for key, record in changes.items():
         records[key.replace("_", "-")] = record
     return records
@@ -193,13 +193,15 @@ def whole(**changes: Any) -> RecordDict:
 
 BAD: dict[str, tuple[Callable[[], RecordDict], str]] = {
     "an array larger than the one sent": (
-        lambda: whole(
-            arrays=ArrayRecord({**whole()["arrays"], "w": Array(np.zeros((3000, 3), np.float32))})
+        lambda: good_content(
+            arrays=ArrayRecord(
+                {**good_content()["arrays"], "w": Array(np.zeros((3000, 3), np.float32))}
+            )
         ),
         "'w' takes 36,128 bytes and was sent with 24: .* not decoded",
     ),
     "a buffer larger than its parameter": (
-        lambda: whole(
+        lambda: good_content(
             fixbn_momentum=ArrayRecord(
                 {"w": Array(np.zeros(3000)), "scale": Array(np.zeros((), np.float32))}
             )
@@ -207,54 +209,60 @@ BAD: dict[str, tuple[Callable[[], RecordDict], str]] = {
         "'w' takes 24,128 bytes and was sent with 24",
     ),
     "a hundred thousand metrics": (
-        lambda: whole(metrics=MetricRecord({str(n): 0.0 for n in range(10**5)})),
+        lambda: good_content(metrics=MetricRecord({str(n): 0.0 for n in range(10**5)})),
         "holds 1,288,890 bytes of metrics",
     ),
     "a metric of a million numbers": (
-        lambda: whole(metrics=MetricRecord({WEIGHTED_BY: 8, "train-loss": [0.0] * 10**6})),
+        lambda: good_content(metrics=MetricRecord({WEIGHTED_BY: 8, "train-loss": [0.0] * 10**6})),
         "holds 8,000,030 bytes",
     ),
     "a text of 100 MB": (
-        lambda: whole(config=ConfigRecord({"text": "x" * 10**8})), "holds 100,000,050 bytes",
+        lambda: good_content(config=ConfigRecord({"text": "x" * 10**8})), "holds 100,000,050 bytes",
     ),
     "a name of 10 MB": (
-        lambda: whole(arrays=ArrayRecord({"x" * 10**7: Array(np.zeros(1))})),
+        lambda: good_content(arrays=ArrayRecord({"x" * 10**7: Array(np.zeros(1))})),
         r"unknown \['xxx.*\.\.\. \(10,000,\d+ characters in all\)$",
     ),
     "a name that is a path": (
-        lambda: whole(arrays=ArrayRecord({**whole()["arrays"], "../../x": Array(np.zeros(1))})),
+        lambda: good_content(
+            arrays=ArrayRecord({**good_content()["arrays"], "../../x": Array(np.zeros(1))})
+        ),
         r"unknown \['\.\./\.\./x'\]",
     ),
-    "a number where the others have a list, or the other way": (
-        lambda: whole(metrics=MetricRecord({WEIGHTED_BY: 8, "train-loss": [0.5]})),
+    "a number where other clients report a list": (
+        lambda: good_content(metrics=MetricRecord({WEIGHTED_BY: 8, "train-loss": [0.5]})),
         "differ from those of most replies",
     ),
-    "examples without end": (
-        lambda: whole(metrics=MetricRecord({WEIGHTED_BY: 1.7e308, "train-loss": 0.5})),
+    "a huge number of examples": (
+        lambda: good_content(metrics=MetricRecord({WEIGHTED_BY: 1.7e308, "train-loss": 0.5})),
         r"'num-examples' is 1.7e\+308",
     ),
-    "examples of a thousand digits": (
-        lambda: whole(metrics=MetricRecord({WEIGHTED_BY: 10**5000, "train-loss": 0.5})),
+    "a number of examples with thousands of digits": (
+        lambda: good_content(metrics=MetricRecord({WEIGHTED_BY: 10**5000, "train-loss": 0.5})),
         "'num-examples' is a whole number of 16610 bits",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_reply_is_named(case: str, caplog: pytest.LogCaptureFixture) -> None:
-    make, words = BAD[case]
-    returned = make()
+def test_the_warning_names_the_client_of_a_bad_reply(
+    case: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    build, message_pattern = BAD[case]
+    returned = build()
     with caplog.at_level(logging.WARNING, "flwr"):
         result = run(lambda _: returned)
     (line,) = [r.getMessage() for r in caplog.records if "reply dropped" in r.getMessage()]
-    assert re.search(f"^round 1: reply dropped, client 3: .*{words}", line, re.DOTALL), line[:3000]
+    assert re.search(f"^round 1: reply dropped, client 3: .*{message_pattern}", line, re.DOTALL), (
+        line[:3000]
+    )
     assert len(line) < 2500
-    assert same_model(result, without_it())
+    assert same_model(result, result_without_node_3())
     assert result.train_metrics_clientapp[1]["fixbn-dropped"] == 1
 
 
 @pytest.mark.parametrize(
-    ("metrics", "words"),
+    ("metrics", "message_pattern"),
     [
         ({"train-loss": 0.5}, "reply dropped, client 3: .*'num-examples' is None"),
         ({WEIGHTED_BY: 0, "train-loss": 0.5}, "client 3 has no examples"),
@@ -263,8 +271,8 @@ def test_a_bad_reply_is_named(case: str, caplog: pytest.LogCaptureFixture) -> No
         ({WEIGHTED_BY: 8, "accuracy": 0.5}, "reply dropped, client 3: .*differ from those of"),
     ],
 )
-def test_a_bad_evaluation_is_named(
-    metrics: dict[str, Any], words: str, caplog: pytest.LogCaptureFixture
+def test_the_warning_names_the_client_of_a_bad_evaluation(
+    metrics: dict[str, Any], message_pattern: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     def answer(message: Message) -> RecordDict:
         if message.metadata.message_type == "evaluate":
@@ -273,13 +281,13 @@ def test_a_bad_evaluation_is_named(
 
     with caplog.at_level(logging.WARNING, "flwr"):
         result = run(answer, evaluates=True)
-    assert re.search(words, caplog.text)
-    expected = without_it(evaluates=True).evaluate_metrics_clientapp[1]
+    assert re.search(message_pattern, caplog.text)
+    expected = result_without_node_3(evaluates=True).evaluate_metrics_clientapp[1]
     assert dict(result.evaluate_metrics_clientapp[1]) == pytest.approx(dict(expected))
 
 
-def test_a_run_of_bad_replies_only_is_stopped_and_says_why_in_few_words() -> None:
-    returned = whole(arrays=ArrayRecord({"x" * 10**6: Array(np.zeros(1))}))
+def test_a_run_of_bad_replies_only_stops_with_a_short_error() -> None:
+    returned = good_content(arrays=ArrayRecord({"x" * 10**6: Array(np.zeros(1))}))
     nodes = Nodes({1: lambda _: returned, 2: lambda _: returned})
     initial = ArrayRecord({name: Array(array) for name, array in SENT.items()})
     with pytest.raises(RoundsFailedError, match="no client returned") as stopped:
@@ -289,16 +297,16 @@ def test_a_run_of_bad_replies_only_is_stopped_and_says_why_in_few_words() -> Non
 
 @settings(FUZZ, max_examples=60)
 @given(name=st.sampled_from(NAMES), number=st.sampled_from(NUMBERS))
-def test_no_reply_chooses_a_path(
+def test_no_reply_can_choose_a_path(
     name: str, number: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever records and metrics are called, nothing of it is used as the name of a file."""
-    here = tmp_path / "one" / "two"  # where a path out of it still leads to folders of ours
+    """Names of records and metrics are never used as names of files."""
+    here = tmp_path / "one" / "two"  # so that ../../x is still inside tmp_path
     here.mkdir(parents=True, exist_ok=True)
     monkeypatch.chdir(here)
     folders = [here, here.parent, tmp_path, Path("/etc")]
     before = [sorted(os.listdir(folder)) for folder in folders]
-    returned = whole(metrics=MetricRecord({WEIGHTED_BY: 8, name: number}))
+    returned = good_content(metrics=MetricRecord({WEIGHTED_BY: 8, name: number}))
     returned[name] = ConfigRecord({name: name})
     run(lambda _: returned)
     assert [sorted(os.listdir(folder)) for folder in folders] == before

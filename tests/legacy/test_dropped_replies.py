@@ -1,4 +1,4 @@
-"""FixBN around older strategies: replies that must not be averaged."""
+"""FixBN around older strategies: invalid replies are not averaged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def change(
     name: str, make: Callable[[np.ndarray], Any], *, client: int = 1, from_round: int = 1
 ) -> Callable[..., None]:
-    """Let one client return a changed array."""
+    """Return an `on_reply` that changes one array of one client's reply."""
 
     def on_reply(partition: int, server_round: int, arrays: Arrays, _: dict[str, Any]) -> None:
         if partition == client and server_round >= from_round:
@@ -33,7 +33,7 @@ def change(
     return on_reply
 
 
-def test_a_momentum_blob_that_cannot_be_read_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unreadable_momentum_blob_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
     def on_reply(partition: int, _: int, __: Arrays, metrics: dict[str, Any]) -> None:
         if partition == 1:
             metrics["fixbn-momentum-buffers"] = b"torn"
@@ -52,7 +52,7 @@ def test_a_momentum_blob_that_cannot_be_read_is_dropped(caplog: pytest.LogCaptur
         ("norm.num_batches_tracked", lambda a: a.astype(np.float64), "type float64 and was"),
     ],
 )
-def test_a_bad_reply_is_dropped_and_named(
+def test_a_bad_reply_is_dropped_and_logged(
     name: str, make: Any, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad = run_older(fixbn(), app(on_reply=change(name, make)), ROUNDS)
@@ -62,13 +62,13 @@ def test_a_bad_reply_is_dropped_and_named(
 
 
 def test_a_dropped_reply_counts_as_a_failure() -> None:
-    """So that a strategy that accepts no failures does not average the others."""
+    """So a strategy that accepts no failures does not average the other replies."""
     strategy = fixbn(fedavg(accept_failures=False))
     with pytest.raises(RoundsFailedError, match="FedAvg made no model from 3 usable replies"):
         run_older(strategy, app(on_reply=change("first.bias", lambda a: a * np.inf)), ROUNDS)
 
 
-def test_an_average_that_is_not_finite_is_no_model() -> None:
+def test_an_average_that_is_not_finite_is_rejected() -> None:
     class Overflowing(FedAvg):
         def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
             parameters, metrics = super().aggregate_fit(server_round, results, failures)
@@ -82,7 +82,7 @@ def test_an_average_that_is_not_finite_is_no_model() -> None:
         run_older(strategy, app(), ROUNDS)
 
 
-def test_clients_without_all_arrays_are_told_what_to_send() -> None:
+def test_clients_without_all_arrays_fail_with_the_remedy() -> None:
     class ParametersOnly(Trainer):
         def fit(self, parameters: Any, config: Any) -> Any:
             arrays, *rest = super().fit(parameters, config)
@@ -92,7 +92,7 @@ def test_clients_without_all_arrays_are_told_what_to_send() -> None:
         run_older(fixbn(), app(client=ParametersOnly), ROUNDS)
 
 
-def test_a_run_in_which_all_clients_fail_stops_with_their_reason() -> None:
+def test_a_run_in_which_all_clients_fail_stops_with_their_reasons() -> None:
     class Failing(Trainer):
         def fit(self, parameters: Any, config: Any) -> Any:
             raise FileNotFoundError("no such folder: /data")
@@ -102,11 +102,11 @@ def test_a_run_in_which_all_clients_fail_stops_with_their_reason() -> None:
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_a_client_that_does_not_freeze_is_named(
+def test_a_client_that_does_not_freeze_is_logged(
     strict: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Ignorant(Trainer):
-        """Knows nothing of FixBN."""
+    class WithoutFixBN(Trainer):
+        """A client that does not pass FixBN's config on."""
 
         def fit(self, parameters: Any, config: Any) -> Any:
             return super().fit(parameters, {"server-round": config["server-round"]})
@@ -114,9 +114,9 @@ def test_a_client_that_does_not_freeze_is_named(
     strategy = fixbn(strict=strict)
     if strict:
         with pytest.raises(StatisticsMovedError, match="client 1000 returned 2 of 2 frozen"):
-            run_older(strategy, app(client=Ignorant), ROUNDS)
+            run_older(strategy, app(client=WithoutFixBN), ROUNDS)
         return
-    of_round = run_older(strategy, app(client=Ignorant), ROUNDS)
+    of_round = run_older(strategy, app(client=WithoutFixBN), ROUNDS)
     assert "client 1003 returned 2 of 2 frozen statistics changed" in caplog.text
     for place in STATISTICS:
         assert np.array_equal(of_round[2][place], of_round[ROUNDS][place])

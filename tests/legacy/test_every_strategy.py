@@ -1,4 +1,4 @@
-"""Every strategy of flwr.server.strategy inside legacy.FixBN, through real federations past T*."""
+"""Every strategy of flwr.server.strategy in legacy.FixBN, in whole federations beyond T*."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def choices(**own: Any) -> dict[str, Any]:
 
 
 def no_loss(server_round: int, arrays: Arrays, config: Any) -> Any:
-    assert len(arrays) == len(NAMES)  # QFedAvg evaluates in the midst of its averaging
+    assert len(arrays) == len(NAMES)  # QFedAvg evaluates while it averages
     return 0.5, {}
 
 
@@ -73,7 +73,7 @@ def median(values: list[np.ndarray]) -> np.ndarray:
     return np.asarray(np.median(np.float64(values), axis=0))
 
 
-# What the statistics must be after a round of exploration; None: one of the clients' own.
+# The expected statistics after a round of exploration; None: those of any one client.
 STRATEGIES: dict[str, tuple[Callable[[], Strategy], Callable[..., np.ndarray] | None]] = {
     "FedAvg": (lambda: FedAvg(**choices()), weighted),
     "FaultTolerantFedAvg": (lambda: FaultTolerantFedAvg(**choices()), weighted),
@@ -120,7 +120,7 @@ REFUSED: dict[str, Callable[[], Strategy]] = {
 
 
 class WithFedOpt(FedOpt):
-    """FedOpt itself only keeps the initial model; a user's optimiser would step from it."""
+    """FedOpt itself only stores the initial model, from which a user's optimiser would step."""
 
     def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
         aggregated = super().aggregate_fit(server_round, results, failures)
@@ -128,12 +128,12 @@ class WithFedOpt(FedOpt):
         return aggregated
 
 
-def test_the_tables_hold_all_that_flwr_ships() -> None:
+def test_every_strategy_of_flower_is_tested() -> None:
     assert STRATEGIES.keys() | REFUSED.keys() == set(shipped.__all__) - {"Strategy"}
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_the_wrapped_strategy_touches_no_statistic(name: str) -> None:
+def test_the_wrapped_strategy_does_not_transform_statistics(name: str) -> None:
     make, rule = STRATEGIES[name]
     returned: dict[int, dict[int, Arrays]] = {}
 
@@ -163,29 +163,31 @@ def test_the_wrapped_strategy_touches_no_statistic(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_work_is_refused_at_once(name: str) -> None:
+def test_unsupported_strategies_are_refused_by_the_constructor(name: str) -> None:
     with pytest.raises(ConfigError, match=f"FixBN got {name}"):
         fixbn(REFUSED[name]())
 
 
-def test_a_wrapper_with_noise_around_one_that_defends_is_refused() -> None:
+def test_differential_privacy_around_a_defending_strategy_is_refused() -> None:
     strategy = DifferentialPrivacyServerSideFixedClipping(Krum(**choices()), 0.1, 0.1, CLIENTS)
     with pytest.raises(ConfigError, match="around Krum"):
         fixbn(strategy)
 
 
-def test_pooled_statistics_of_one_that_defends_are_refused() -> None:
+def test_pooled_statistics_with_a_defending_strategy_are_refused() -> None:
     with pytest.raises(ConfigError, match='use statistics="mean"'):
         fixbn(FedMedian(**choices()), statistics="pooled")
 
 
-def test_what_privacy_does_not_cover_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warning_names_the_arrays_that_privacy_does_not_cover(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     strategy = DifferentialPrivacyServerSideFixedClipping(fedavg(), 0.1, 0.1, CLIENTS)
     run_older(fixbn(strategy), numpy_app(network, batches), 1)
     assert "Its privacy guarantee does not cover statistics, counters: they" in caplog.text
 
 
-# Strategies that defend: one hostile client among seven
+# Defending strategies: one hostile client among seven
 
 HOSTILE = 3
 DEFENDERS: dict[str, Callable[[], Strategy]] = {
@@ -197,14 +199,14 @@ DEFENDERS: dict[str, Callable[[], Strategy]] = {
 }
 
 
-def alike(partition: int, server_round: int) -> list[Batch]:
+def identical_batches(partition: int, server_round: int) -> list[Batch]:
     generator = torch.Generator().manual_seed(100 * server_round + partition)
     x = torch.randn(32, 6, generator=generator)
     return [(x, torch.randint(0, 3, (32,), generator=generator))] * 2
 
 
 def attacked(strategy: Strategy, name: str, value: float) -> bool:
-    """Tell whether the global array stays within what the honest clients sent."""
+    """Return whether the global array stays within the range of the honest clients."""
     place = NAMES.index(name)
     honest: list[np.ndarray] = []
 
@@ -214,7 +216,7 @@ def attacked(strategy: Strategy, name: str, value: float) -> bool:
         else:
             honest.append(arrays[place].copy())
 
-    app = numpy_app(network, alike, on_reply=on_reply)
+    app = numpy_app(network, identical_batches, on_reply=on_reply)
     got = run_older(strategy, app, 1, clients=7, shuffle_seed=1)[1][place]
     slack = 1e-6 + 1e-5 * np.abs(honest).max(axis=0)
     return bool(
@@ -227,16 +229,18 @@ def attacked(strategy: Strategy, name: str, value: float) -> bool:
     ("name", "value"),
     [("norm.running_mean", 1e6), ("norm.running_var", 0.0), ("first.bias", 1e6)],
 )
-def test_one_hostile_client_moves_nothing_beyond_the_honest(name: str, value: float) -> None:
+def test_a_hostile_client_cannot_move_arrays_beyond_the_honest_range(
+    name: str, value: float
+) -> None:
     for make in DEFENDERS.values():
         strategy = make()
         assert attacked(fixbn(strategy), name, value), type(strategy)
-    assert not attacked(fixbn(), name, value)  # the attack is real
+    assert not attacked(fixbn(), name, value)  # the attack works without a defence
 
 
 @pytest.mark.parametrize("name", DEFENDERS)
 def test_averaged_momentum_is_defended_by_name(name: str) -> None:
-    """Three of the model's arrays have one shape: buffers in another order would be silent."""
+    """Three arrays have the same shape, so buffers in a wrong order would cause no error."""
     sent: dict[int, dict[str, np.ndarray]] = {}
     returned: dict[int, list[dict[str, np.ndarray]]] = {}
 
@@ -254,7 +258,7 @@ def test_averaged_momentum_is_defended_by_name(name: str) -> None:
         else:
             returned.setdefault(server_round, []).append(buffers)
 
-    app = numpy_app(network, alike, on_reply=on_reply, client=Watching)
+    app = numpy_app(network, identical_batches, on_reply=on_reply, client=Watching)
     run_older(fixbn(DEFENDERS[name](), momentum="global"), app, 3, clients=7)
     assert sent.keys() == {2, 3}
     for server_round, buffers in sent.items():
@@ -265,20 +269,20 @@ def test_averaged_momentum_is_defended_by_name(name: str) -> None:
             assert np.all(got <= np.max(own, axis=0) + slack), key
 
 
-def test_a_hostile_count_moves_no_counter() -> None:
+def test_a_hostile_count_does_not_change_the_counter() -> None:
     place = NAMES.index("norm.num_batches_tracked")
 
     def on_reply(partition: int, _: int, arrays: Arrays, __: Any) -> None:
         if partition == HOSTILE:
             arrays[place] = np.int64(2**62) + arrays[place] * 0
 
-    app = numpy_app(network, alike, on_reply=on_reply)
+    app = numpy_app(network, identical_batches, on_reply=on_reply)
     got = run_older(fixbn(FedMedian(**choices())), app, 1, clients=7)[1][place]
     assert got == 2
 
 
-def test_server_optimisers_step_from_the_parameters_they_were_given() -> None:
-    """FedAvgM with rate 1 and no momentum is FedAvg; it steps from its own copy of the model."""
+def test_server_optimisers_step_from_the_initial_parameters() -> None:
+    """FedAvgM with rate 1 and no momentum equals FedAvg, but uses its own copy of the model."""
     app = numpy_app(network, batches)
     one = run_older(fixbn(FedAvgM(**choices(server_learning_rate=0.999999))), app, ROUNDS)[ROUNDS]
     other = run_older(fixbn(), app, ROUNDS)[ROUNDS]
@@ -286,7 +290,7 @@ def test_server_optimisers_step_from_the_parameters_they_were_given() -> None:
         assert np.allclose(*pair, rtol=1e-3, atol=1e-5), name
 
 
-def test_a_model_of_other_size_in_the_strategy_is_named() -> None:
+def test_the_error_names_a_wrong_size_of_the_initial_model() -> None:
     initial = ndarrays_to_parameters(arrays_of(nn.Linear(2, 2)))
     with pytest.raises(ConfigError, match="has 2 arrays and parameter_names has 11 names"):
         fixbn(FedAdam(initial_parameters=initial))

@@ -1,4 +1,4 @@
-"""The older generation's list of arrays, under names and in its two parts."""
+"""The older generation's list of arrays with names, split into parameters and the rest."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ def model() -> PositionedModel:
     return PositionedModel(NAMES, ndarrays_to_parameters(arrays))
 
 
-def test_the_two_parts() -> None:
-    whole = model()
-    assert list(whole.parameters) == ["w", "b"]
-    assert list(whole.rest) == ["n.running_mean", "n.num_batches_tracked"]
-    assert [a.tolist() for a in parameters_to_ndarrays(whole.shown)] == [[1, 2], [4]]
+def test_a_model_is_split_into_parameters_and_the_rest() -> None:
+    positioned = model()
+    assert list(positioned.parameters) == ["w", "b"]
+    assert list(positioned.rest) == ["n.running_mean", "n.num_batches_tracked"]
+    assert [a.tolist() for a in parameters_to_ndarrays(positioned.shown)] == [[1, 2], [4]]
 
 
-def test_joined_in_the_models_order_and_types() -> None:
+def test_parts_are_joined_in_the_models_order_and_types() -> None:
     joined = model().joined([np.float64([7, 8]), np.float64([9])], model().rest)
     assert [array.tolist() for array in joined] == [[7, 8], [3], [9], 5]
     assert [str(array.dtype) for array in joined] == ["float32", "float32", "float32", "int64"]
 
 
-def test_a_model_for_all_clients_is_joined_once() -> None:
-    whole = model()
+def test_a_model_for_all_clients_is_joined_only_once() -> None:
+    positioned = model()
     other = ndarrays_to_parameters([np.float32([7, 8]), np.float32([9])])
-    as_it_came, first, second = whole.wholes([whole.shown, other, other])
-    assert as_it_came is whole.record
+    unchanged, first, second = positioned.wholes([positioned.shown, other, other])
+    assert unchanged is positioned.record
     assert first is second
     assert [a.tolist() for a in parameters_to_ndarrays(first)] == [[7, 8], [3], [9], 5]
 
 
-def test_another_number_of_arrays_than_names_is_named() -> None:
+def test_a_number_of_arrays_other_than_of_names_fails() -> None:
     with pytest.raises(ConfigError, match="has 1 arrays and parameter_names has 4 names"):
         PositionedModel(NAMES, ndarrays_to_parameters([np.float32([1])]))

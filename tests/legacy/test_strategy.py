@@ -1,4 +1,4 @@
-"""FixBN around older strategies, with real NumPyClients, without Ray (see older_generation)."""
+"""FixBN around older strategies with real NumPyClients, without Ray (see older_generation)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.support.small_federation import batches, network
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-# The two stages
+# The two phases
 
 
 def test_exploration_averages_the_statistics() -> None:
@@ -64,7 +64,7 @@ def test_exploration_averages_the_statistics() -> None:
         assert got.shape == returned[0][place].shape
 
 
-def test_statistics_are_bit_identical_from_the_switch_on() -> None:
+def test_statistics_are_bit_identical_after_the_freeze() -> None:
     trained_with: list[Arrays] = []
 
     class Watching(Trainer):
@@ -90,23 +90,23 @@ def test_statistics_are_bit_identical_from_the_switch_on() -> None:
     assert not np.array_equal(of_round[3][scale], of_round[4][scale])
 
 
-def test_whole_numbers_survive_where_flowers_own_average_zeroes_them() -> None:
+def test_integers_keep_their_values_where_flowers_average_sets_them_to_zero() -> None:
     place, counter = NAMES.index("positions"), NAMES.index("norm.num_batches_tracked")
     plain = run_older(fedavg(), app(), 1)
     assert not plain[1][place].any()
-    kept = run_older(fixbn(freeze_after=1.0), app(), ROUNDS)
-    assert np.array_equal(kept[ROUNDS][place], np.arange(7))
-    assert kept[ROUNDS][counter] == 2 * ROUNDS
-    assert kept[ROUNDS][counter].dtype == np.int64
+    result = run_older(fixbn(freeze_after=1.0), app(), ROUNDS)
+    assert np.array_equal(result[ROUNDS][place], np.arange(7))
+    assert result[ROUNDS][counter] == 2 * ROUNDS
+    assert result[ROUNDS][counter].dtype == np.int64
 
 
-# Both generations alike
+# Agreement of both generations
 
 
 @pytest.mark.parametrize("momentum", ["reset", "local", "global"])
 @pytest.mark.parametrize("statistics", ["mean", "pooled"])
-def test_the_same_bits_in_either_generation(momentum: str, statistics: str) -> None:
-    """Four clients of equal size: a quarter is exact, so Flower's own two averages agree."""
+def test_both_generations_give_the_same_bits(momentum: str, statistics: str) -> None:
+    """With four clients of equal size the weights are exact, so Flower's two averages agree."""
     choices: dict[str, Any] = {
         "freeze_after": 2, "momentum": momentum, "statistics": statistics,
         "learning_rate_factor": 0.5,
@@ -122,8 +122,8 @@ def test_the_same_bits_in_either_generation(momentum: str, statistics: str) -> N
 
 
 @pytest.mark.parametrize("examples", [[8] * 3, [8] * 10, [3, 5, 6, 7]])
-def test_where_flowers_two_averages_round_apart_the_statistics_do_not(examples: list[int]) -> None:
-    """The same statistics of the same replies; parameters to the last digits."""
+def test_statistics_agree_where_flowers_two_averages_round_differently(examples: list[int]) -> None:
+    """Statistics agree exactly in round 1, and all arrays agree up to rounding in the end."""
     clients, of_round = len(examples), {}
     older = run_older(fixbn(), app(examples=examples), ROUNDS, clients=clients)
     grid = SerializingGrid(training_app(network, batches, examples=examples), clients)
@@ -139,7 +139,7 @@ def test_where_flowers_two_averages_round_apart_the_statistics_do_not(examples: 
         assert np.allclose(older[ROUNDS][place], of_round[ROUNDS][name], rtol=1e-4, atol=1e-6), name
 
 
-def test_clients_come_in_the_order_of_their_numbers() -> None:
+def test_clients_are_ordered_by_their_numbers() -> None:
     status, parameters = Status(Code.OK, ""), Parameters([], "")
     replies = [
         (SimpleNamespace(cid=cid), FitRes(status, parameters, 1, {"cid": cid}))
@@ -168,8 +168,8 @@ def test_the_order_of_arrival_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("momentum", ["reset", "local", "global"])
-def test_momentum_by_mode(momentum: str) -> None:
-    """One client: its own momentum and the average of all are the same, and not zero."""
+def test_each_mode_uses_its_momentum(momentum: str) -> None:
+    """With one client, its own momentum equals the average of all clients, and is not zero."""
     strategy = fixbn(fedavg(min_fit_clients=1, min_available_clients=1), momentum=momentum)
     got = run_older(strategy, app(), ROUNDS, clients=1)[ROUNDS]
     model = network()
@@ -195,7 +195,7 @@ def step_with_frozen_statistics(model: nn.Module, optimizer: Any, batch: Any) ->
     optimizer.step()
 
 
-def test_global_momentum_does_not_stay_in_the_metrics() -> None:
+def test_global_momentum_is_removed_from_the_metrics() -> None:
     seen: list[dict[str, Any]] = []
 
     def aggregate(metrics: list[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def test_global_momentum_does_not_stay_in_the_metrics() -> None:
     assert seen == [{"loss": 0.5}] * (CLIENTS * ROUNDS)
 
 
-def test_a_client_that_returns_no_momentum_is_told_what_to_add() -> None:
+def test_a_client_that_returns_no_momentum_fails_with_the_remedy() -> None:
     def on_reply(_: int, __: int, ___: Arrays, metrics: dict[str, Any]) -> None:
         metrics.pop("fixbn-momentum-buffers", None)
 
@@ -215,10 +215,10 @@ def test_a_client_that_returns_no_momentum_is_told_what_to_add() -> None:
         run_older(fixbn(momentum="global"), app(on_reply=on_reply), ROUNDS)
 
 
-# What the server evaluates and sends to be evaluated
+# Evaluation
 
 
-def test_evaluations_see_the_whole_model() -> None:
+def test_evaluations_receive_the_complete_model() -> None:
     on_server: list[Arrays] = []
     at_clients: list[Any] = []
 
@@ -241,7 +241,7 @@ def test_evaluations_see_the_whole_model() -> None:
         assert all(np.array_equal(*pair) for pair in zip(arrays, of_round[ROUNDS], strict=True))
 
 
-def test_a_client_is_asked_for_the_initial_model_when_there_is_none() -> None:
+def test_the_initial_model_is_requested_from_a_client_if_there_is_none() -> None:
     of_round = run_older(fixbn(fedavg(initial_parameters=None)), app(), 1)
     assert all(
         np.array_equal(*pair) for pair in zip(of_round[0], arrays_of(network()), strict=True)
@@ -262,7 +262,7 @@ def test_secure_aggregation_is_refused_in_the_first_round() -> None:
     assert context.history.metrics_distributed_fit == {}
 
 
-def test_a_client_in_secure_aggregation_says_why_it_does_not_train() -> None:
+def test_a_client_in_secure_aggregation_fails_with_the_reason() -> None:
     model = network()
     context = Context(1, 1, {}, RecordDict({"secaggplus_state": ConfigRecord()}), {})
     config = {
@@ -277,14 +277,14 @@ def test_a_client_in_secure_aggregation_says_why_it_does_not_train() -> None:
         pass
 
 
-def test_a_share_of_the_rounds(caplog: pytest.LogCaptureFixture) -> None:
+def test_freeze_after_may_be_a_fraction_of_the_rounds(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="flwr.fixbn")
     run_older(fixbn(freeze_after=0.25), app(), ROUNDS)
     assert "round 1 is exploration" in caplog.text
     assert "round 2 is calibration" in caplog.text
 
 
-def test_a_second_run_starts_afresh() -> None:
+def test_a_second_run_starts_without_state() -> None:
     phases: list[str] = []
 
     class Watching(Trainer):
@@ -301,7 +301,7 @@ def test_a_second_run_starts_afresh() -> None:
         assert phases[-1] == "calibration with buffers"
 
 
-def test_a_model_that_a_strategy_loads_itself_is_the_one_that_is_trained() -> None:
+def test_a_model_that_a_strategy_loads_itself_is_trained() -> None:
     class Resuming(FedAvg):
         def initialize_parameters(self, client_manager: Any) -> Any:
             super().initialize_parameters(client_manager)
@@ -312,9 +312,9 @@ def test_a_model_that_a_strategy_loads_itself_is_the_one_that_is_trained() -> No
     assert all((array == 7).all() for array in of_round[0])
 
 
-def test_a_round_without_replies_leaves_the_model_whatever_the_strategy_says() -> None:
+def test_a_round_without_replies_leaves_the_model_unchanged() -> None:
     class Stubborn(FedAvg):
-        """Returns a model in every round, as one that remembers the last does."""
+        """Returns a model in every round, if necessary the last one."""
 
         def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
             parameters, metrics = super().aggregate_fit(server_round, results, failures)
@@ -334,7 +334,7 @@ def test_a_round_without_replies_leaves_the_model_whatever_the_strategy_says() -
     assert not np.array_equal(of_round[2][0], of_round[3][0])
 
 
-def test_torch_is_seeded_alike() -> None:
-    """The helper's own promise: a run of the same federation is the same run."""
+def test_the_helper_is_deterministic() -> None:
+    """Two runs of the same federation by the helper are identical."""
     one, other = (run_older(fixbn(), app(), 2)[2] for _ in range(2))
     assert torch.equal(torch.from_numpy(one[0]), torch.from_numpy(other[0]))

@@ -1,4 +1,4 @@
-"""FixBN around older strategies: what is refused or warned about."""
+"""FixBN around older strategies: input that is refused or causes a warning."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
         ({"strategy": NewFedAvg()}, r"use fixbn_flwr\.FixBN"),
     ],
 )
-def test_values_that_cannot_work_are_refused_at_once(choices: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused_by_the_constructor(
+    choices: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         fixbn(**choices)
 
@@ -41,32 +43,32 @@ def test_fixbn_is_not_wrapped_twice() -> None:
         fixbn(fixbn())
 
 
-def test_a_model_without_statistics_is_refused_at_once() -> None:
+def test_a_model_without_statistics_is_refused_by_the_constructor() -> None:
     names = ["0.weight", "0.bias"]
     with pytest.raises(NoStatisticsError, match="nothing to freeze"):
         fixbn(fedavg(initial_parameters=None), parameter_names=names)
     fixbn(fedavg(initial_parameters=None), parameter_names=names, freeze_after=1.0)
 
 
-def test_a_switch_that_never_comes_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_freeze_that_never_happens_causes_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     fixbn(freeze_after=ROUNDS)
     assert f"freeze_after={ROUNDS} never freezes in {ROUNDS} rounds" in caplog.text
 
 
-def test_a_client_with_another_number_of_arrays_than_names_is_named() -> None:
+def test_a_client_with_a_number_of_arrays_other_than_of_names_fails() -> None:
     strategy = fixbn(fedavg(initial_parameters=None), parameter_names=[*NAMES, "more.weight"])
     with pytest.raises(ConfigError, match="has 11 arrays and parameter_names has 12 names"):
         run_older(strategy, app(), 1)
 
 
-def test_a_strategy_belongs_to_one_fixbn() -> None:
+def test_a_strategy_can_be_used_in_only_one_fixbn() -> None:
     strategy = fedavg()
     fixbn(strategy)
     with pytest.raises(ConfigError, match="build a new one for every FixBN"):
         fixbn(strategy)
 
 
-def test_more_rounds_than_fixbn_was_told_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+def test_more_rounds_than_num_rounds_cause_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     run_older(fixbn(num_rounds=2, freeze_after=0.5), app(), 4)
     assert caplog.text.count("round 3 comes after num_rounds=2") == 1
     assert "round 4 comes after" not in caplog.text

@@ -1,4 +1,4 @@
-"""Older strategies and clients from real projects lose nothing that Flower would keep."""
+"""Older strategies and clients of real projects work inside FixBN as they do in Flower."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 class Saving(FedAvg):
-    """Loads every aggregated model into the network, as Flower's how-to does to save it."""
+    """Loads every aggregated model into the network and saves it, as in Flower's how-to."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(fraction_evaluate=0.0, **options)
@@ -44,7 +44,7 @@ def app(**choices: Any) -> Any:
 
 @pytest.mark.parametrize("momentum", ["local", "global"])
 @pytest.mark.parametrize("make", [Saving, SavingMedian])
-def test_what_a_strategy_saves_is_the_whole_model(make: type[Saving], momentum: Any) -> None:
+def test_a_strategy_saves_the_complete_model(make: type[Saving], momentum: Any) -> None:
     strategy = make(initial_parameters=fedavg().initial_parameters)
     of_round = run_older(fixbn(strategy, momentum=momentum), app(), ROUNDS)
     assert len(strategy.saved) == ROUNDS
@@ -63,7 +63,7 @@ def test_saving_changes_nothing() -> None:
 
 
 def test_an_undefined_metric_is_averaged_over_the_clients_that_have_it() -> None:
-    """0.15 is the mean of 0.1 and 0.2, all clients having as many examples."""
+    """All clients have equally many examples, so the mean of 0.1 and 0.2 is 0.15."""
     values = [0.1, math.nan, 0.2, math.nan]
     averages: list[float] = []
 
@@ -79,7 +79,7 @@ def test_an_undefined_metric_is_averaged_over_the_clients_that_have_it() -> None
     assert averages == [pytest.approx(0.15)]
 
 
-def test_another_floating_type_is_converted_with_one_line(
+def test_another_floating_type_is_converted_with_one_message(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def on_reply(partition: int, _: int, arrays: list[np.ndarray], __: Any) -> None:
@@ -93,16 +93,16 @@ def test_another_floating_type_is_converted_with_one_line(
     assert caplog.text.count("returned float64 for float32: converted") == 1
 
 
-def test_a_client_without_examples_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_without_examples_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     run_older(fixbn(), app(examples=[0, 1, 1, 1]), ROUNDS)
     assert caplog.text.count("has no examples: left out of the average") == 1
     assert "reply dropped" not in caplog.text
 
 
-def test_stop_trains_no_more_after_the_current_round() -> None:
+def test_stop_ends_training_after_the_current_round() -> None:
     trained: list[int] = []
 
-    class Noting(Trainer):
+    class Recording(Trainer):
         def fit(self, parameters: Any, config: Any) -> Any:
             trained.append(config["server-round"])
             if config["server-round"] == 2:
@@ -110,19 +110,19 @@ def test_stop_trains_no_more_after_the_current_round() -> None:
             return super().fit(parameters, config)
 
     strategy = fixbn()
-    of_round = run_older(strategy, app(client=Noting), ROUNDS)
+    of_round = run_older(strategy, app(client=Recording), ROUNDS)
     assert trained == [1] * CLIENTS + [2] * CLIENTS
     assert all(map(np.array_equal, of_round[ROUNDS], of_round[2]))
 
 
-def test_the_inner_strategys_methods_and_attributes_are_reached() -> None:
+def test_the_inner_strategys_methods_and_attributes_are_accessible() -> None:
     strategy = fixbn(fedavg(min_fit_clients=3))
     assert strategy.min_fit_clients == 3
     with pytest.raises(AttributeError, match="nor FedAvg inside it"):
         _ = strategy.nothing
 
 
-def test_a_client_that_keeps_batch_norm_private_is_told_of_the_contradiction(
+def test_a_client_that_keeps_batch_norm_private_causes_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def on_reply(partition: int, _: int, arrays: list[np.ndarray], __: Any) -> None:
@@ -137,7 +137,7 @@ def test_a_client_that_keeps_batch_norm_private_is_told_of_the_contradiction(
 
 
 class Halving(FedAvg):
-    """Halves the learning rate once, in the config that every round gets."""
+    """Halves the learning rate once, in the config of every later round."""
 
     rate = 0.1
 
@@ -156,7 +156,7 @@ def test_a_run_that_never_freezes_has_flowers_messages_and_metrics(make: Any) ->
         seen: list[Any] = []
         averaged: list[Any] = []
 
-        class Noting(Trainer):
+        class Recording(Trainer):
             def fit(self, parameters: Any, config: Any) -> Any:
                 own = {key: v for key, v in config.items() if not key.startswith("fixbn")}
                 seen.append((own, len(parameters), self.partition))

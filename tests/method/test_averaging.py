@@ -39,7 +39,7 @@ def test_kind_of(name: str, kind: Kind) -> None:
     assert kind_of(name) is kind
 
 
-def test_whole_numbers_are_no_parameters() -> None:
+def test_integers_are_not_parameters() -> None:
     arrays: dict[str, Array] = {
         "w": np.zeros(2, np.float16),
         "attention.relative_position_index": np.arange(3),
@@ -49,24 +49,24 @@ def test_whole_numbers_are_no_parameters() -> None:
     assert list(of_kind(arrays, Kind.COUNTER)) == ["attention.relative_position_index", "mask"]
 
 
-def test_mean_of_the_example() -> None:
+def test_weighted_mean_of_the_example() -> None:
     average = weighted_mean(EXAMPLE, WEIGHTS)
     assert average == {"bn.running_mean": 3, "bn.running_var": 1}
 
 
-def test_pooled_of_the_example() -> None:
+def test_pooled_statistics_of_the_example() -> None:
     average = pooled_statistics(EXAMPLE, WEIGHTS)
     assert average == {"bn.running_mean": 3, "bn.running_var": 4}
 
 
-def test_pooled_is_the_variance_of_all_data_together() -> None:
+def test_pooled_variance_is_the_variance_of_all_data() -> None:
     random = np.random.default_rng(0)
     parts = [random.normal(client, client + 1, (10 * (client + 1), 5)) for client in range(3)]
     updates = [{"running_mean": x.mean(0), "running_var": x.var(0)} for x in parts]
     pooled = pooled_statistics(updates, [len(x) for x in parts])
-    together = np.concatenate(parts)
-    np.testing.assert_allclose(pooled["running_mean"], together.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(pooled["running_var"], together.var(0), rtol=1e-12)
+    all_data = np.concatenate(parts)
+    np.testing.assert_allclose(pooled["running_mean"], all_data.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(pooled["running_var"], all_data.var(0), rtol=1e-12)
 
 
 def test_pooled_variance_is_never_below_zero() -> None:
@@ -74,14 +74,16 @@ def test_pooled_variance_is_never_below_zero() -> None:
     random = np.random.default_rng(0)
     means = [8000 + 1e-7 * random.standard_normal(500) for _ in range(5)]
     mean = sum(0.2 * own for own in means)
-    assert np.min(sum(0.2 * own**2 for own in means) - mean**2) < 0  # the trap is real
+    assert (
+        np.min(sum(0.2 * own**2 for own in means) - mean**2) < 0
+    )  # the literal formula does fall below zero
     updates = [{"running_mean": own, "running_var": np.zeros(500)} for own in means]
     assert np.min(pooled_statistics(updates, [1] * 5)["running_var"]) >= 0
 
 
 @pytest.mark.parametrize("average", [weighted_mean, pooled_statistics])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_types_and_shapes_are_kept(average: object, dtype: type) -> None:
+def test_averages_keep_types_and_shapes(average: object, dtype: type) -> None:
     shape = (2, 3)
     updates = [
         {"running_mean": np.full(shape, value, dtype), "running_var": np.ones(shape, dtype)}
@@ -92,15 +94,15 @@ def test_types_and_shapes_are_kept(average: object, dtype: type) -> None:
         assert array.shape == shape
 
 
-def test_zero_dimensional_arrays_stay_arrays_that_flower_takes() -> None:
+def test_zero_dimensional_arrays_stay_arrays_that_flower_accepts() -> None:
     average = weighted_mean([{"scale": np.asarray(np.float32(v))} for v in (1, 2)], [1, 1])
     assert isinstance(average["scale"], np.ndarray)
     FlowerArray(average["scale"])
     assert average["scale"] == np.float32(1.5)
 
 
-def test_sums_are_rounded_once() -> None:
-    """In float32 1e8 + 1 + 1 + ... would stay 1e8."""
+def test_sums_are_rounded_only_once() -> None:
+    """In float32, 1e8 + 1 + 1 + ... stays 1e8."""
     updates = [{"w": np.float32([1e8])}, *[{"w": np.float32([1])}] * 99]
     assert_array_equal(weighted_mean(updates, [1] * 100)["w"], np.float32([1e6 + 0.99]))
 
@@ -110,7 +112,7 @@ def test_weights_are_relative() -> None:
     assert weighted_mean(updates, [10, 30])["w"] == weighted_mean(updates, [0.25, 0.75])["w"]
 
 
-def test_counters_are_the_largest_and_stay_int64_and_load() -> None:
+def test_merged_counters_are_the_largest_and_stay_int64() -> None:
     name = "num_batches_tracked"
     merged = merged_counters([{name: np.asarray(np.int64(n))} for n in (3, 5, 4)])
     assert merged[name].dtype == np.int64

@@ -1,4 +1,4 @@
-"""freeze_statistics: what frozen means and how it ends."""
+"""freeze_statistics: what a frozen layer computes, and how freezing ends."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from torch import Tensor, nn
 from fixbn_flwr import freeze_statistics
 from fixbn_flwr.errors import NoStatisticsError, StatisticsMovedError
 from fixbn_flwr.method.batch_norm import statistics
-from tests.support.batch_norm import network, rows, unmoved
+from tests.support.batch_norm import network, rows, statistics_unchanged
 
 
 def normalised_by_statistics(layer: nn.Module, x: Tensor) -> Tensor:
-    """What a frozen BatchNorm1d must give, written out."""
+    """Return the output of a frozen BatchNorm1d, computed explicitly."""
     scale = layer.weight / torch.sqrt(layer.running_var + layer.eps)
     return (x - layer.running_mean) * scale + layer.bias
 
 
-# What frozen means
+# Frozen layers
 
 
-def test_normalises_with_the_statistics_and_leaves_them_and_the_counter_alone() -> None:
+def test_a_frozen_layer_uses_its_statistics_and_does_not_change_them() -> None:
     layer, x = network()[1], torch.randn(5, 8)
     before = statistics(layer)
     with freeze_statistics(layer):
         layer.train()
         for _ in range(3):
             torch.testing.assert_close(layer(x), normalised_by_statistics(layer, x))
-    assert unmoved(layer, before)
+    assert statistics_unchanged(layer, before)
     assert layer.num_batches_tracked == 0
     layer(x)
-    assert not unmoved(layer, before)  # thawed
+    assert not statistics_unchanged(layer, before)  # thawed
     assert layer.num_batches_tracked == 1
 
 
 def test_the_backward_pass_uses_the_statistics_too() -> None:
-    """d/dx of a frozen layer is its scale, whatever the rest of the batch is."""
+    """The gradient of a frozen layer is its scale, and does not depend on the rest of the batch."""
     layer, x = network()[1], torch.randn(5, 8, requires_grad=True)
     with freeze_statistics(layer):
         layer(x).sum().backward()
@@ -51,7 +51,7 @@ def test_the_backward_pass_uses_the_statistics_too() -> None:
 
 
 def test_model_train_does_not_thaw() -> None:
-    """At any time and however often, on the model or on the layer itself."""
+    """This holds for any number of calls, on the model or on the layer itself."""
     model, before = network().eval(), statistics(network())
     with freeze_statistics(model):
         model(rows())
@@ -65,28 +65,30 @@ def test_model_train_does_not_thaw() -> None:
             model[1].training = True
             model(rows())
             assert not model[1].training
-    assert unmoved(model, before)
+    assert statistics_unchanged(model, before)
 
 
-@pytest.mark.parametrize("asked_for", [True, False])
-@pytest.mark.parametrize("started_as", [True, False])
-def test_comes_back_in_the_mode_that_the_loop_asked_for(asked_for: bool, started_as: bool) -> None:
-    model = network().train(started_as)
+@pytest.mark.parametrize("last_mode", [True, False])
+@pytest.mark.parametrize("first_mode", [True, False])
+def test_thawed_layers_have_the_mode_that_the_loop_set_last(
+    last_mode: bool, first_mode: bool
+) -> None:
+    model = network().train(first_mode)
     with freeze_statistics(model):
-        model.train(asked_for)
-    assert all(module.training is asked_for for module in model.modules())
+        model.train(last_mode)
+    assert all(module.training is last_mode for module in model.modules())
     assert type(model[1]) is nn.BatchNorm1d
 
 
-@pytest.mark.parametrize("started_as", [True, False])
-def test_keeps_its_mode_when_the_loop_asks_for_none(started_as: bool) -> None:
-    model = network().train(started_as)
+@pytest.mark.parametrize("first_mode", [True, False])
+def test_thawed_layers_keep_their_mode_if_the_loop_sets_none(first_mode: bool) -> None:
+    model = network().train(first_mode)
     with freeze_statistics(model):
         pass
-    assert all(module.training is started_as for module in model.modules())
+    assert all(module.training is first_mode for module in model.modules())
 
 
-def test_dropout_still_drops() -> None:
+def test_dropout_stays_active() -> None:
     model = network()
     with freeze_statistics(model):
         model.train()
@@ -111,12 +113,12 @@ def test_the_output_for_one_input_does_not_depend_on_its_batch() -> None:
     alone, x = rows(1), rows()
     with freeze_statistics(model):
         model.train()
-        in_company = model(torch.cat([alone, 100 * x]))[:1]
-        torch.testing.assert_close(model(alone), in_company)
-    assert not torch.allclose(model(torch.cat([alone, 100 * x]))[:1], in_company)
+        in_batch = model(torch.cat([alone, 100 * x]))[:1]
+        torch.testing.assert_close(model(alone), in_batch)
+    assert not torch.allclose(model(torch.cat([alone, 100 * x]))[:1], in_batch)
 
 
-def test_a_batch_of_one_trains_where_exploration_raises() -> None:
+def test_a_batch_of_one_trains_while_exploration_fails() -> None:
     model = network().train()
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         model(rows(1))
@@ -124,7 +126,7 @@ def test_a_batch_of_one_trains_where_exploration_raises() -> None:
         model(rows(1)).sum().backward()
 
 
-def test_hooks_parameters_and_names_stay() -> None:
+def test_hooks_parameters_and_names_do_not_change() -> None:
     model = network()
     called: list[int] = []
     model[1].register_forward_hook(lambda *_: called.append(1))
@@ -137,15 +139,15 @@ def test_hooks_parameters_and_names_stay() -> None:
     assert called == [1]
 
 
-# Ends
+# The end of the block
 
 
-def test_an_exception_thaws_and_passes_through() -> None:
+def test_an_exception_thaws_the_model_and_propagates() -> None:
     model = network()
 
     def loop() -> None:
         with freeze_statistics(model):
-            model[1].running_mean.zero_()  # moved as well: the loop's own exception is what counts
+            model[1].running_mean.zero_()  # the loop's own exception takes precedence
             raise RuntimeError("mine")
 
     with pytest.raises(RuntimeError, match="mine"):
@@ -153,7 +155,7 @@ def test_an_exception_thaws_and_passes_through() -> None:
     assert type(model[1]) is nn.BatchNorm1d
     before = statistics(model)
     model.train()(rows())
-    assert not unmoved(model, before)
+    assert not statistics_unchanged(model, before)
 
 
 def _load(model: nn.Module) -> None:
@@ -177,7 +179,7 @@ def _remove(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("move", [_load, _reset, _write, _replace, _remove])
-def test_statistics_written_in_the_block_are_an_error(move: Callable[[nn.Module], None]) -> None:
+def test_changing_statistics_in_the_block_fails(move: Callable[[nn.Module], None]) -> None:
     model = network()
     with pytest.raises(StatisticsMovedError, match=r"of 2 .*'1\.running"), freeze_statistics(model):
         move(model)
@@ -185,7 +187,7 @@ def test_statistics_written_in_the_block_are_an_error(move: Callable[[nn.Module]
     assert not type(model[1]).__name__.startswith("Frozen")
 
 
-def test_loading_the_same_statistics_is_none() -> None:
+def test_loading_the_same_statistics_does_not_fail() -> None:
     model = network()
     state = copy.deepcopy(model.state_dict())
     with freeze_statistics(model):
@@ -193,7 +195,7 @@ def test_loading_the_same_statistics_is_none() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_model_moved_to_the_gpu_inside_is_none() -> None:
+def test_moving_the_model_to_the_gpu_in_the_block_does_not_fail() -> None:
     model = network()
     with freeze_statistics(model):
         model.to("cuda").train()(rows().to("cuda"))
@@ -209,12 +211,12 @@ def test_a_model_moved_to_the_gpu_inside_is_none() -> None:
         nn.LayerNorm(4),
     ],
 )
-def test_a_model_without_statistics_is_an_error(model: nn.Module) -> None:
+def test_a_model_without_statistics_fails(model: nn.Module) -> None:
     with pytest.raises(NoStatisticsError, match=type(model).__name__), freeze_statistics(model):
         pytest.fail("entered")
 
 
-def test_a_change_of_type_inside_is_named() -> None:
+def test_the_error_names_a_change_of_type() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     model(torch.randn(8, 4))
     with (
@@ -233,12 +235,12 @@ def test_nested_blocks_thaw_at_the_end_of_the_outermost() -> None:
         with freeze_statistics(model[1]), freeze_statistics(model):
             model.train()(rows())
         model.train()(rows())
-        assert unmoved(model, before)
+        assert statistics_unchanged(model, before)
     model.train()(rows())
-    assert not unmoved(model, before)
+    assert not statistics_unchanged(model, before)
 
 
-def test_an_inner_block_on_a_part_thaws_that_part_only() -> None:
+def test_an_outer_block_on_a_part_keeps_only_that_part_frozen() -> None:
     model = nn.ModuleList([network(), network()])
     with freeze_statistics(model[0]):
         with freeze_statistics(model):
@@ -252,24 +254,24 @@ def test_an_inner_block_on_a_part_thaws_that_part_only() -> None:
 @pytest.mark.parametrize(
     "duplicate", [copy.deepcopy, copy.copy, lambda model: pickle.loads(pickle.dumps(model))]
 )
-@pytest.mark.parametrize("asked_for", [True, False])
-def test_a_copy_made_inside_is_an_ordinary_layer(
-    duplicate: Callable[[nn.Module], nn.Module], asked_for: bool
+@pytest.mark.parametrize("last_mode", [True, False])
+def test_a_copy_made_in_the_block_is_an_ordinary_layer(
+    duplicate: Callable[[nn.Module], nn.Module], last_mode: bool
 ) -> None:
     layer = network()[1]
     with freeze_statistics(layer):
-        layer.train(asked_for)
+        layer.train(last_mode)
         twin = duplicate(layer)
         assert type(twin) is nn.BatchNorm1d
-        assert twin.training is asked_for
+        assert twin.training is last_mode
         assert not layer.training
     before = statistics(twin)
     assert before.keys() == {"running_mean", "running_var"}
     twin.train()(torch.randn(3, 8))
-    assert not unmoved(twin, before)
+    assert not statistics_unchanged(twin, before)
 
 
-def test_a_copied_model_freezes_apart_from_its_original() -> None:
+def test_freezing_a_copy_does_not_freeze_the_original() -> None:
     model = network()
     twin = copy.deepcopy(model)
     with freeze_statistics(twin):
@@ -279,7 +281,7 @@ def test_a_copied_model_freezes_apart_from_its_original() -> None:
         assert not twin[1].training
 
 
-def test_a_whole_model_saved_inside_loads_as_an_ordinary_one() -> None:
+def test_a_model_saved_in_the_block_loads_as_an_ordinary_model() -> None:
     model, file = network(), io.BytesIO()
     with freeze_statistics(model):
         torch.save(model, file)

@@ -1,4 +1,4 @@
-"""freeze_statistics and torch.compile."""
+"""freeze_statistics with torch.compile."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from fixbn_flwr import freeze_statistics
 from fixbn_flwr.method.batch_norm import statistics, statistics_layers
-from tests.support.batch_norm import network, rows, unmoved
+from tests.support.batch_norm import network, rows, statistics_unchanged
 
 
 @pytest.fixture
@@ -23,11 +23,11 @@ def _fresh_compiler() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_fresh_compiler")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler about itself
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from torch's compiler
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("when", ["before", "inside"])
-def test_compiled(backend: str, when: str) -> None:
-    """Freezing must reach code compiled for training, and thawing code compiled when frozen."""
+def test_a_compiled_model_freezes_and_thaws(backend: str, when: str) -> None:
+    """Freezing affects code compiled for training; thawing affects code compiled when frozen."""
     model = network()
     model[3].p = 0.0
     frozen = copy.deepcopy(model)
@@ -42,7 +42,7 @@ def test_compiled(backend: str, when: str) -> None:
         with torch.no_grad():
             compiled.eval()(rows())
         moved = copy.deepcopy(model.state_dict())
-        compiled.train()(rows())  # compiled for training, statistics move
+        compiled.train()(rows())  # compiled for training, statistics change
         model.load_state_dict(moved)
     with freeze_statistics(model if compiled is None else compiled):
         compiled = compiled if compiled is not None else compile_(model)
@@ -50,17 +50,17 @@ def test_compiled(backend: str, when: str) -> None:
             output = compiled.train()(rows())
             torch.testing.assert_close(output, expected)
             output.sum().backward()
-    assert unmoved(model, before)
+    assert statistics_unchanged(model, before)
     assert model[1].weight.grad is not None
     compiled.train()(rows())
-    assert not unmoved(model, before)  # thawed again in compiled code
+    assert not statistics_unchanged(model, before)  # thawed again in compiled code
     assert model[1].num_batches_tracked == 1
 
 
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_compiled_code_is_used_again_in_later_rounds() -> None:
-    """One frozen class for each class: a new one each round would recompile up to a limit."""
+def test_compiled_code_is_reused_in_later_rounds() -> None:
+    """Each class has one frozen class; a new one in each round would recompile up to a limit."""
     counter = torch._dynamo.testing.CompileCounter()
     model = network()
     compiled = torch.compile(model, backend=counter)
@@ -86,6 +86,6 @@ def test_a_compiled_models_statistics_are_found_and_thawed_after_an_exception() 
 
     with pytest.raises(RuntimeError, match="mine"):
         loop()
-    assert unmoved(model, before)
+    assert statistics_unchanged(model, before)
     compiled.train()(rows())
-    assert not unmoved(model, before)
+    assert not statistics_unchanged(model, before)

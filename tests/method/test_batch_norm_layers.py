@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fixbn_flwr import freeze_statistics
 from fixbn_flwr.errors import NoStatisticsError
 from fixbn_flwr.method.batch_norm import statistics
-from tests.support.batch_norm import network, rows, unmoved
+from tests.support.batch_norm import network, rows, statistics_unchanged
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ from tests.support.batch_norm import network, rows, unmoved
         (nn.InstanceNorm3d(4, track_running_stats=True), (3, 4, 5, 5, 5)),
     ],
 )
-def test_every_layer_of_torch_with_running_statistics(
+def test_every_layer_of_torch_with_running_statistics_freezes(
     layer: nn.Module, shape: tuple[int, ...]
 ) -> None:
     layer.running_mean.fill_(0.5)
@@ -39,14 +39,14 @@ def test_every_layer_of_torch_with_running_statistics(
     own_class = type(layer)
     with freeze_statistics(layer):
         torch.testing.assert_close(layer.train()(x), expected)
-    assert unmoved(layer, before)
+    assert statistics_unchanged(layer, before)
     assert type(layer) is own_class
     layer.train()(x)
-    assert not unmoved(layer, before)
+    assert not statistics_unchanged(layer, before)
 
 
 class Block(nn.BatchNorm2d):
-    """A user's subclass: own forward, own children, own attribute, own constructor."""
+    """A user's subclass with its own forward, children, attribute and constructor."""
 
     def __init__(self, channels: int, *, gain: float) -> None:
         super().__init__(channels)
@@ -55,28 +55,28 @@ class Block(nn.BatchNorm2d):
         self.dropout = nn.Dropout(0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        assert self.dropout.training  # it was asked to train
+        assert self.dropout.training  # set by model.train()
         return self.gain * self.dropout(self.inner(super().forward(x)))
 
 
-def test_a_subclass_with_its_own_forward_and_children() -> None:
+def test_a_subclass_with_its_own_forward_and_children_freezes() -> None:
     model = nn.Sequential(Block(3, gain=2.0))
     x = torch.randn(2, 3, 4, 4)
     before = statistics(model)
     assert len(before) == 4
     with freeze_statistics(model):
         model.train()
-        assert not torch.equal(model(x), model(x))  # its dropout drops
+        assert not torch.equal(model(x), model(x))  # its dropout is active
         twin = copy.deepcopy(model)
         assert isinstance(model[0], Block)
         assert model[0].gain == 2.0
-    assert unmoved(model, before)
+    assert statistics_unchanged(model, before)
     assert type(model[0]) is type(twin[0]) is Block
     model(x)
-    assert not unmoved(model, before)
+    assert not statistics_unchanged(model, before)
 
 
-def test_a_lazy_layer_that_knows_no_shapes_is_an_error_that_says_so() -> None:
+def test_an_uninitialized_lazy_layer_fails_with_the_remedy() -> None:
     model = nn.Sequential(nn.LazyBatchNorm1d())
     with (
         pytest.raises(
@@ -91,7 +91,7 @@ def test_a_lazy_layer_that_knows_no_shapes_is_an_error_that_says_so() -> None:
 
 @pytest.mark.parametrize("loaded", [True, False])
 def test_a_lazy_layer_is_frozen_once_it_has_statistics(loaded: bool) -> None:
-    """One loaded from the server changes its class at its first batch, which must not thaw it."""
+    """A layer loaded from the server changes its class at the first batch, but stays frozen."""
     model = nn.Sequential(nn.LazyBatchNorm1d())
     if loaded:
         model.load_state_dict(nn.Sequential(nn.BatchNorm1d(4)).state_dict())
@@ -101,10 +101,10 @@ def test_a_lazy_layer_is_frozen_once_it_has_statistics(loaded: bool) -> None:
     with freeze_statistics(model):
         model.train()
         torch.testing.assert_close(model(rows()[:1]), model(rows())[:1])
-    assert unmoved(model, before)
+    assert statistics_unchanged(model, before)
     assert type(model[0]) is nn.BatchNorm1d
     model(rows())
-    assert not unmoved(model, before)
+    assert not statistics_unchanged(model, before)
 
 
 def test_a_layer_used_under_two_names_is_frozen_once_and_thawed() -> None:

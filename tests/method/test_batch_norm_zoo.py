@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from fixbn_flwr import freeze_statistics
 from fixbn_flwr.errors import NoStatisticsError
 from fixbn_flwr.method.batch_norm import statistics, statistics_layers
-from tests.support.batch_norm import unmoved
+from tests.support.batch_norm import statistics_unchanged
 
 ZOO = [name for name in torchvision.models.list_models() if not name.startswith("quantized_")]
 WITHOUT_STATISTICS = (
@@ -26,7 +26,7 @@ WITHOUT_STATISTICS = (
 
 
 class _WeightsOnMeta(TorchFunctionMode):
-    """Layers' weights cost nothing; statistics, made with torch.zeros and torch.ones, are real."""
+    """Creates weights on the meta device, but statistics (torch.zeros, torch.ones) on the CPU."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -49,15 +49,15 @@ def _zoo_model(name: str, *, real: bool = False, **choices: Any) -> nn.Module:
     if "weights_backbone" in inspect.signature(build).parameters:
         choices["weights_backbone"] = None
     if name in ("googlenet", "inception_v3"):
-        choices["init_weights"] = False  # they warn otherwise
-    # This one runs itself when it is built.
+        choices["init_weights"] = False  # avoids a warning
+    # This model runs a forward pass when it is built.
     real = real or name == "ssdlite320_mobilenet_v3_large"
     with _real() if real else _WeightsOnMeta():
         return build(weights=None, **choices)
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_every_model_of_the_zoo(name: str) -> None:
+def test_every_model_of_the_zoo_freezes(name: str) -> None:
     model = _zoo_model(name)
     expected = {name for name in model.state_dict() if "running_" in name}
     if not expected:
@@ -79,8 +79,8 @@ def test_every_model_of_the_zoo(name: str) -> None:
     assert [type(layer) for layer in layers] == classes
 
 
-def test_the_zoo_is_whole() -> None:
-    """The excluded names are known, so that a new torchvision's models are tested or noticed."""
+def test_most_models_of_the_zoo_have_statistics() -> None:
+    """Few models are excluded, so models of a new torchvision are tested or fail."""
     assert sum(not name.startswith(WITHOUT_STATISTICS) for name in ZOO) >= 60
     assert {"deeplabv3_resnet50", "fasterrcnn_resnet50_fpn_v2", "r3d_18"} <= set(ZOO)
 
@@ -95,8 +95,10 @@ def test_the_zoo_is_whole() -> None:
         ("deeplabv3_mobilenet_v3_large", 265, 265),
     ],
 )
-def test_names_miss_layers_that_the_class_finds(name: str, arrays: int, missed: int) -> None:
-    """The search that published code does, `"bn" in name`, and ours."""
+def test_a_search_by_name_misses_layers_that_a_search_by_class_finds(
+    name: str, arrays: int, missed: int
+) -> None:
+    """Published code searches for `"bn" in name`; this package searches by class."""
     model = _zoo_model(name)
     of_layers = {
         f"{layer_name}.{array}"
@@ -148,7 +150,7 @@ def _watch(model: nn.Module) -> Tensor:
         ("mc3_18", _watch, {}),
     ],
 )
-def test_models_of_the_zoo_train(
+def test_frozen_models_of_the_zoo_train(
     name: str, train: Callable[[nn.Module], Tensor], choices: dict[str, Any]
 ) -> None:
     torch.manual_seed(0)
@@ -159,7 +161,7 @@ def test_models_of_the_zoo_train(
         loss = train(model)
         loss.backward()
     assert torch.isfinite(loss)
-    assert unmoved(model, before)
+    assert statistics_unchanged(model, before)
     for layer in statistics_layers(model).values():
         assert layer.num_batches_tracked == 0
         assert layer.training

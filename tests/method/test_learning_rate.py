@@ -1,4 +1,4 @@
-"""The factor acts in the steps, whoever takes them, and is seen nowhere else."""
+"""The factor affects every optimiser step, and is visible nowhere else."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def parameters(*values: float) -> list[nn.Parameter]:
 
 
 def step(optimizer: Optimizer, gradient: float = 1.0) -> list[float]:
-    """Take a step with the same gradient everywhere; return how far each parameter went down."""
+    """Take a step with the same gradient everywhere; return how far each parameter decreases."""
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     before = [p.item() for p in trained]
     for parameter in trained:
@@ -40,7 +40,7 @@ def step(optimizer: Optimizer, gradient: float = 1.0) -> list[float]:
     return [start - p.item() for start, p in zip(before, trained, strict=True)]
 
 
-def test_steps_are_taken_at_the_multiplied_rate_and_nobody_sees_it() -> None:
+def test_steps_use_the_multiplied_rate_and_the_optimizer_shows_its_own() -> None:
     optimizer = SGD(parameters(), 0.5)
     with multiplied_learning_rate(optimizer, FACTOR):
         assert optimizer.param_groups[0]["lr"] == 0.5
@@ -49,7 +49,7 @@ def test_steps_are_taken_at_the_multiplied_rate_and_nobody_sees_it() -> None:
     assert step(optimizer) == [0.5]
 
 
-def test_every_group_has_its_own_rate_and_so_has_one_added_inside() -> None:
+def test_every_group_uses_its_own_rate_including_one_added_in_the_block() -> None:
     one, two, three = parameters(0.0, 0.0, 0.0)
     optimizer = SGD([{"params": [one], "lr": 1.0}, {"params": [two], "lr": 0.5}])
     with multiplied_learning_rate(optimizer, FACTOR):
@@ -59,7 +59,7 @@ def test_every_group_has_its_own_rate_and_so_has_one_added_inside() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [1.0, 0.5, 2.0]
 
 
-def test_a_rate_set_inside_is_multiplied_too_and_stays() -> None:
+def test_a_rate_set_in_the_block_is_multiplied_and_stays() -> None:
     optimizer = SGD(parameters(), 0.5)
     with multiplied_learning_rate(optimizer, FACTOR):
         optimizer.param_groups[0]["lr"] = 2.0
@@ -82,11 +82,11 @@ SCHEDULES: dict[str, Callable[[Optimizer], LRScheduler]] = {
 
 @pytest.mark.parametrize("built", ["before", "inside"])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_schedulers_go_their_way(name: str, built: str) -> None:
-    """The same rates as without the factor, and every step a quarter as long."""
+def test_schedulers_compute_the_same_rates(name: str, built: str) -> None:
+    """The rates are those without the factor, and every step is a quarter as long."""
 
     def run(factor: float) -> tuple[list[float], list[float]]:
-        optimizer = SGD(parameters(0.0), 0.5, momentum=0.5)  # OneCycleLR moves momentum as well
+        optimizer = SGD(parameters(0.0), 0.5, momentum=0.5)  # OneCycleLR changes momentum as well
         scheduler = SCHEDULES[name](optimizer) if built == "before" else None
         rates, lengths = [], []
         with multiplied_learning_rate(optimizer, factor):
@@ -105,7 +105,7 @@ def test_schedulers_go_their_way(name: str, built: str) -> None:
 
 
 @pytest.mark.parametrize("options", [{"foreach": True}, {"fused": True}, {"foreach": False}])
-def test_a_tensor_as_rate_shared_by_groups(options: dict[str, Any]) -> None:
+def test_groups_may_share_a_tensor_as_their_rate(options: dict[str, Any]) -> None:
     rate = torch.tensor(0.5)
     groups = [{"params": [parameter]} for parameter in parameters(0.0, 0.0)]
     optimizer = SGD(groups, rate, **options)
@@ -117,8 +117,8 @@ def test_a_tensor_as_rate_shared_by_groups(options: dict[str, Any]) -> None:
     assert rate == 1.0
 
 
-def test_decoupled_weight_decay_shrinks_with_the_rate() -> None:
-    """As with any smaller rate: AdamW subtracts rate times decay times weight."""
+def test_decoupled_weight_decay_is_multiplied_with_the_rate() -> None:
+    """AdamW subtracts rate times decay times weight, so the factor applies to the decay."""
     optimizer = AdamW(parameters(1.0), 0.5, weight_decay=0.5)
     with multiplied_learning_rate(optimizer, FACTOR):
         assert step(optimizer, gradient=0.0) == [0.125 * 0.5]
@@ -139,7 +139,7 @@ def _closure(optimizer: Optimizer, seen: list[float]) -> Callable[[], Tensor]:
 
 
 def test_a_closure_sees_the_rate_without_the_factor() -> None:
-    """Lightning's training_step runs in one, and may log the rate."""
+    """Lightning runs training_step in a closure, where users may log the rate."""
     optimizer, seen = SGD(parameters(1.0), 0.5), []
     with multiplied_learning_rate(optimizer, FACTOR):
         loss = optimizer.step(_closure(optimizer, seen))
@@ -149,7 +149,7 @@ def test_a_closure_sees_the_rate_without_the_factor() -> None:
     assert optimizer.param_groups[0]["params"][0].item() == pytest.approx((1 - 0.125) ** 2)
 
 
-def test_lbfgs_evaluates_its_closure_often_and_steps_at_the_multiplied_rate() -> None:
+def test_lbfgs_steps_at_the_multiplied_rate() -> None:
     optimizer, seen = LBFGS(parameters(1.0), 1.0, max_iter=1), []
     with multiplied_learning_rate(optimizer, FACTOR):
         optimizer.step(_closure(optimizer, seen))
@@ -161,7 +161,7 @@ def test_lbfgs_evaluates_its_closure_often_and_steps_at_the_multiplied_rate() ->
     assert seen == [1.0] * 4
 
 
-def test_a_schedule_in_the_closure_is_obeyed_at_once() -> None:
+def test_a_rate_set_in_the_closure_applies_to_the_same_step() -> None:
     optimizer = SGD(parameters(1.0), 0.5)
 
     def closure() -> Tensor:
@@ -178,7 +178,7 @@ def _raising() -> Tensor:
     raise RuntimeError("mine")
 
 
-def test_an_exception_in_the_closure_leaves_the_rate_as_it_was() -> None:
+def test_an_exception_in_the_closure_leaves_the_rate_unchanged() -> None:
     optimizer = SGD(parameters(), 0.5)
     with multiplied_learning_rate(optimizer, FACTOR):
         with pytest.raises(RuntimeError, match="mine"):
@@ -190,7 +190,7 @@ def test_an_exception_in_the_closure_leaves_the_rate_as_it_was() -> None:
     assert optimizer.param_groups[0]["lr"] == 0.5
 
 
-def test_an_exception_in_the_step_itself_leaves_no_trace_in_later_steps_or_after() -> None:
+def test_an_exception_in_the_step_does_not_affect_later_steps() -> None:
     optimizer = SparseAdam(parameters(0.0), 0.5)
     (parameter,) = optimizer.param_groups[0]["params"]
 
@@ -211,7 +211,7 @@ def test_an_exception_in_the_step_itself_leaves_no_trace_in_later_steps_or_after
     assert sparse_step() == pytest.approx(0.5)
 
 
-def test_a_rate_set_after_a_step_that_raised_holds() -> None:
+def test_a_rate_set_after_a_failed_step_stays() -> None:
     optimizer = SparseAdam(parameters(0.0), 0.5)
     with multiplied_learning_rate(optimizer, FACTOR):
         with pytest.raises(RuntimeError, match="does not support dense gradients"):
@@ -221,7 +221,7 @@ def test_a_rate_set_after_a_step_that_raised_holds() -> None:
 
 
 class Decaying(SGD):
-    """A user's optimiser that does something before torch's own step."""
+    """A user's optimiser that changes parameters before torch's own step."""
 
     def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
@@ -231,8 +231,8 @@ class Decaying(SGD):
         return super().step(closure)
 
 
-def test_a_step_that_calls_its_base_classs_step_is_multiplied_once() -> None:
-    SGD(parameters(), 0.5)  # torch gives hooks to the step of a class that has been used
+def test_a_step_that_calls_its_base_classs_step_is_multiplied_only_once() -> None:
+    SGD(parameters(), 0.5)  # torch adds hooks to a class's step when it is first instantiated
     optimizer = Decaying(parameters(1.0), 0.5)
     with multiplied_learning_rate(optimizer, FACTOR):
         assert step(optimizer) == [0.125 + 0.125]
@@ -240,10 +240,10 @@ def test_a_step_that_calls_its_base_classs_step_is_multiplied_once() -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 1])
-def test_a_block_without_a_step_is_warned_about(
+def test_a_block_without_a_step_logs_a_warning(
     steps: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Another optimiser may have taken them, as the inner one of a sharpness-aware one does."""
+    """Another optimiser may take the steps, such as the base optimiser of SAM."""
     optimizer = SGD(parameters(), 0.5)
     with multiplied_learning_rate(optimizer, FACTOR):
         step(optimizer if steps else SGD(optimizer.param_groups[0]["params"], 0.5))
@@ -255,7 +255,7 @@ def test_a_block_without_a_step_is_warned_about(
 # Entering
 
 
-def test_a_factor_of_one_leaves_the_optimizer_alone() -> None:
+def test_a_factor_of_one_does_not_change_the_optimizer() -> None:
     optimizer = SGD(parameters(), 0.5)
     with multiplied_learning_rate(optimizer, 1.0):
         assert not optimizer._optimizer_step_pre_hooks
@@ -270,7 +270,7 @@ class Rateless(Optimizer):
     def step(self, closure: Any = None) -> None: ...
 
 
-def test_a_group_without_a_rate_is_an_error() -> None:
+def test_a_group_without_a_rate_fails() -> None:
     with (
         pytest.raises(ConfigError, match=r"factor=0\.25 .*Rateless has lr=None"),
         multiplied_learning_rate(Rateless(parameters()), FACTOR),
@@ -289,10 +289,10 @@ def _fresh_compiler() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_fresh_compiler")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler about itself
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from torch's compiler
 @pytest.mark.parametrize("rate", [0.5, torch.tensor(0.5)], ids=["number", "tensor"])
 @pytest.mark.parametrize("when", ["before", "inside"])
-def test_a_compiled_step(when: str, rate: float | Tensor) -> None:
+def test_a_compiled_step_uses_the_multiplied_rate(when: str, rate: float | Tensor) -> None:
     optimizer = SGD(parameters(0.0), rate)
     compiled: Any = None
 

@@ -12,8 +12,8 @@ from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 from fixbn_flwr.errors import MomentumError
 from fixbn_flwr.method.optimizer_buffers import read_buffers, read_momentum, write_buffers
 
-Make = Callable[[Any], Optimizer]
-OPTIMISERS: dict[str, Make] = {
+Build = Callable[[Any], Optimizer]
+OPTIMISERS: dict[str, Build] = {
     "momentum": lambda p: SGD(p, 0.1, momentum=0.9),
     "nesterov": lambda p: SGD(p, 0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
     "dampening": lambda p: SGD(p, 0.1, momentum=0.9, dampening=0.5),
@@ -32,7 +32,7 @@ class Network(nn.Module):
         self.conv = nn.Conv2d(3, 4, 3)
         self.norm = nn.BatchNorm2d(4)
         self.head = nn.Linear(4, 2)
-        self.scale = nn.Parameter(torch.tensor(1.0))  # 0-d, as a step count is
+        self.scale = nn.Parameter(torch.tensor(1.0))  # 0-d, like a step count
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.head(self.norm(self.conv(x)).mean((2, 3))) * self.scale
@@ -53,17 +53,17 @@ def train(model: nn.Module, optimizer: Optimizer, *steps: int) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)
-def test_a_new_optimiser_goes_on_as_the_old_one_would(name: str) -> None:
-    """Bit for bit, through names alone: new model object, new optimiser, parameters reordered."""
-    make = OPTIMISERS[name]
+def test_a_new_optimiser_continues_bit_for_bit(name: str) -> None:
+    """Buffers are matched by name, across a new model, a new optimiser and reordered parameters."""
+    build = OPTIMISERS[name]
     model = network()
-    optimizer = make(model.parameters())
+    optimizer = build(model.parameters())
     train(model, optimizer, 1, 2, 3)
     buffers = read_buffers(model, optimizer)
     twin = network()
     twin.load_state_dict(model.state_dict())
-    reordered = make(list(twin.parameters())[::-1])
-    train(twin, reordered, 9)  # whatever another client left there
+    reordered = build(list(twin.parameters())[::-1])
+    train(twin, reordered, 9)  # state of another client
     twin.load_state_dict(model.state_dict())
     write_buffers(twin, reordered, buffers)
     train(model, optimizer, 4, 5)
@@ -73,21 +73,21 @@ def test_a_new_optimiser_goes_on_as_the_old_one_would(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)
-def test_no_buffers_are_a_new_optimiser(name: str) -> None:
-    make = OPTIMISERS[name]
+def test_writing_no_buffers_resets_an_optimiser(name: str) -> None:
+    build = OPTIMISERS[name]
     model, twin = network(), network()
-    used = make(twin.parameters())
+    used = build(twin.parameters())
     train(twin, used, 1, 2)
     twin.load_state_dict(model.state_dict())
     write_buffers(twin, used, {})
     assert read_buffers(twin, used) == {}
-    train(model, make(model.parameters()), 3, 4)
+    train(model, build(model.parameters()), 3, 4)
     train(twin, used, 3, 4)
     for one, other in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
-def test_names_of_sgds_buffers_are_the_parameters() -> None:
+def test_sgds_buffers_have_the_names_of_the_parameters() -> None:
     model = network()
     optimizer = SGD(model.parameters(), 0.1, momentum=0.9)
     assert read_buffers(model, optimizer) == {}
@@ -97,7 +97,7 @@ def test_names_of_sgds_buffers_are_the_parameters() -> None:
     assert all(torch.equal(buffers[name], p.grad) for name, p in model.named_parameters())
 
 
-def test_names_of_adams_buffers_carry_the_slot() -> None:
+def test_names_of_adams_buffers_end_with_the_slot() -> None:
     model = network()
     optimizer = Adam(model.parameters())
     train(model, optimizer, 1, 2)
@@ -108,7 +108,7 @@ def test_names_of_adams_buffers_carry_the_slot() -> None:
 
 
 def test_the_step_of_a_bfloat16_scalar_stays_exact() -> None:
-    """bfloat16 holds whole numbers up to 256 only."""
+    """bfloat16 represents integers exactly only up to 256."""
     model = network().bfloat16()
     optimizer = Adam(model.parameters())
     train(model.float(), optimizer, 1)
@@ -119,17 +119,17 @@ def test_the_step_of_a_bfloat16_scalar_stays_exact() -> None:
     assert read_buffers(model, optimizer)["scale.step"].item() == 1001
 
 
-def test_what_is_read_is_a_copy_and_so_is_what_is_written() -> None:
+def test_buffers_are_copied_when_read_and_when_written() -> None:
     model = network()
     optimizer = SGD(model.parameters(), 0.1, momentum=0.9)
     train(model, optimizer, 1)
     buffers = read_buffers(model, optimizer)
-    kept = copy.deepcopy(buffers)
+    saved = copy.deepcopy(buffers)
     train(model, optimizer, 2)
-    assert torch.equal(buffers["head.bias"], kept["head.bias"])
+    assert torch.equal(buffers["head.bias"], saved["head.bias"])
     write_buffers(model, optimizer, buffers)
     train(model, optimizer, 3)
-    assert torch.equal(buffers["head.bias"], kept["head.bias"])
+    assert torch.equal(buffers["head.bias"], saved["head.bias"])
 
 
 def test_buffers_are_contiguous_whatever_the_memory_format() -> None:
@@ -139,12 +139,12 @@ def test_buffers_are_contiguous_whatever_the_memory_format() -> None:
     buffers = read_buffers(model, optimizer)
     assert all(buffer.is_contiguous() for buffer in buffers.values())
     write_buffers(model, optimizer, buffers)
-    kept = optimizer.state[model.conv.weight]["momentum_buffer"]
-    assert kept.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(kept, buffers["conv.weight"])
+    saved = optimizer.state[model.conv.weight]["momentum_buffer"]
+    assert saved.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(saved, buffers["conv.weight"])
 
 
-def test_buffers_take_the_parameters_type() -> None:
+def test_written_buffers_have_the_parameters_type() -> None:
     model = network().bfloat16()
     optimizer = SGD(model.parameters(), 0.1, momentum=0.9)
     write_buffers(model, optimizer, {"head.bias": torch.tensor([1.5, 2.5])})
@@ -153,7 +153,7 @@ def test_buffers_take_the_parameters_type() -> None:
     assert buffer.tolist() == [1.5, 2.5]
 
 
-def test_frozen_parameters_and_those_without_gradient_have_none() -> None:
+def test_parameters_without_gradient_have_no_buffers() -> None:
     model = network()
     model.norm.requires_grad_(False)
     optimizer = SGD(model.parameters(), 0.1, momentum=0.9)
@@ -177,7 +177,7 @@ def test_parameters_outside_the_optimiser_are_left_out() -> None:
     assert list(read_momentum(model, optimizer)) == ["head.weight", "head.bias"]
 
 
-def test_several_groups_in_any_order() -> None:
+def test_parameter_groups_may_be_in_any_order() -> None:
     model = network()
     groups: list[dict[str, Any]] = [
         {"params": list(model.head.parameters()), "lr": 0.5},
@@ -245,7 +245,7 @@ def test_an_optimiser_of_another_model_is_refused() -> None:
         read_buffers(network(), optimizer)
 
 
-def test_global_momentum_is_sgds_only() -> None:
+def test_global_momentum_supports_only_sgd() -> None:
     model = network()
     optimizer = Adam(model.parameters())
     train(model, optimizer, 1)
@@ -253,14 +253,14 @@ def test_global_momentum_is_sgds_only() -> None:
         read_momentum(model, optimizer)
 
 
-def test_an_optimiser_of_a_part_takes_its_own_buffers() -> None:
-    """A client that freezes the backbone from some round on goes on with the head's momentum."""
+def test_an_optimiser_of_a_part_receives_its_own_buffers() -> None:
+    """A client that freezes the backbone in a later round continues with the head's momentum."""
     model = network()
-    whole = SGD(model.parameters(), 0.1, momentum=0.9)
-    train(model, whole, 1)
-    kept = read_buffers(model, whole)
+    full = SGD(model.parameters(), 0.1, momentum=0.9)
+    train(model, full, 1)
+    saved = read_buffers(model, full)
     head = SGD([p for n, p in model.named_parameters() if n.startswith("head")], 0.1, momentum=0.9)
-    write_buffers(model, head, kept)
+    write_buffers(model, head, saved)
     got = read_buffers(model, head)
     assert list(got) == ["head.weight", "head.bias"]
-    assert all(torch.equal(got[name], kept[name]) for name in got)
+    assert all(torch.equal(got[name], saved[name]) for name in got)

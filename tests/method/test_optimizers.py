@@ -1,7 +1,7 @@
-"""Every optimiser that torch ships, over rounds of local_training: as if never interrupted.
+"""Every optimiser of torch continues over rounds of local_training as if never interrupted.
 
-Each round has a new model object and a new optimiser, as clients make them, and nothing but names
-to go by. The weights travel as a state dict, the buffers in the context's state.
+Each round has a new model object and a new optimiser, as in clients, so buffers are matched only by
+name. The weights are passed on as a state dict, the buffers in the context's state.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from fixbn_flwr import Phase, local_training
 from fixbn_flwr.errors import MomentumError
 from fixbn_flwr.method.batch_norm import statistics
 from fixbn_flwr.method.optimizer_buffers import read_buffers, read_momentum, write_buffers
-from tests.support.rounds import asked, client
+from tests.support.rounds import client, round_config
 
-Make = Callable[[Any], Optimizer]
+Build = Callable[[Any], Optimizer]
 
-OPTIMISERS: dict[str, Make] = {
+OPTIMISERS: dict[str, Build] = {
     "SGD": lambda p: SGD(p, 0.01),
     "SGD momentum": lambda p: SGD(p, 0.01, momentum=0.9),
     "SGD nesterov": lambda p: SGD(p, 0.01, momentum=0.9, nesterov=True, weight_decay=0.01),
@@ -70,7 +70,7 @@ AVERAGED = ("SGD", "Muon")
 
 
 class Network(nn.Module):
-    """Parameters of 0, 1, 2 and 4 dimensions; one tied, one frozen, one without gradient."""
+    """A model with parameters of 0 to 4 dimensions, some tied, frozen or without gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ def same_state(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_no_optimiser_of_torch_is_forgotten() -> None:
+def test_every_optimiser_of_torch_is_tested() -> None:
     shipped = {
         name
         for name, value in vars(torch.optim).items()
@@ -117,16 +117,16 @@ def test_no_optimiser_of_torch_is_forgotten() -> None:
     assert {name.split()[0] for name in OPTIMISERS} | {"LBFGS", "SparseAdam"} == shipped
 
 
-def check_rounds(make: Make, dtype: torch.dtype = torch.float32) -> None:
+def check_rounds(build: Build, dtype: torch.dtype = torch.float32) -> None:
     reference = network(dtype)
-    uninterrupted = make(reference.parameters())
+    uninterrupted = build(reference.parameters())
     context, arrays = client(), network(dtype).state_dict()
     for server_round in ROUNDS:
         model = network(dtype)
         model.load_state_dict(arrays)
-        # In another order, which torch's own state_dict would not survive.
-        optimizer = make(list(model.parameters())[:: -1 if server_round == 2 else 1])
-        with local_training(model, optimizer, asked(server_round), context):
+        # In another order, which torch's own state_dict does not support.
+        optimizer = build(list(model.parameters())[:: -1 if server_round == 2 else 1])
+        with local_training(model, optimizer, round_config(server_round), context):
             train(model, optimizer, server_round)
         arrays = model.state_dict()
         train(reference, uninterrupted, server_round)
@@ -135,36 +135,36 @@ def check_rounds(make: Make, dtype: torch.dtype = torch.float32) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)
-def test_rounds_of_new_optimisers_are_one_optimiser(name: str) -> None:
+def test_new_optimisers_in_each_round_equal_one_optimiser(name: str) -> None:
     check_rounds(OPTIMISERS[name])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("name", ["SGD momentum", "Adam", "NAdam", "ASGD", "Adagrad"])
-def test_single_numbers_keep_their_own_precision(name: str, dtype: torch.dtype) -> None:
-    """Counts and rates that an optimiser keeps are float32 whatever the parameters are."""
+def test_scalar_buffers_keep_their_precision(name: str, dtype: torch.dtype) -> None:
+    """An optimiser's counts and rates are float32 for parameters of any type."""
     check_rounds(OPTIMISERS[name], dtype)
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)
-def test_reset_makes_a_used_optimiser_new(name: str) -> None:
-    make = OPTIMISERS[name]
+def test_reset_starts_like_a_new_optimiser(name: str) -> None:
+    build = OPTIMISERS[name]
     fresh, used = network(), network()
-    optimizer = make(used.parameters())
+    optimizer = build(used.parameters())
     train(used, optimizer, 7)
     used.load_state_dict(fresh.state_dict())
-    with local_training(used, optimizer, asked(momentum="reset"), client()):
+    with local_training(used, optimizer, round_config(momentum="reset"), client()):
         train(used, optimizer, 1)
-    train(fresh, make(fresh.parameters()), 1)
+    train(fresh, build(fresh.parameters()), 1)
     assert same_state(used, fresh)
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)
-def test_calibration_holds_the_statistics_and_takes_smaller_steps(name: str) -> None:
+def test_calibration_freezes_statistics_and_takes_smaller_steps(name: str) -> None:
     def trained(factor: float) -> nn.Module:
         model = network()
         optimizer = OPTIMISERS[name](model.parameters())
-        received = asked(1, phase=Phase.CALIBRATION, factor=factor)
+        received = round_config(1, phase=Phase.CALIBRATION, factor=factor)
         with local_training(model, optimizer, received, client()):
             train(model, optimizer, 1)
         return model
@@ -173,8 +173,8 @@ def test_calibration_holds_the_statistics_and_takes_smaller_steps(name: str) -> 
         weights = zip(model.parameters(), network().parameters(), strict=True)
         return sum((one - other).abs().sum().item() for one, other in weights)
 
-    whole, tenth = trained(1.0), trained(0.1)
-    assert 0 < distance(tenth) < 0.5 * distance(whole)
+    full, tenth = trained(1.0), trained(0.1)
+    assert 0 < distance(tenth) < 0.5 * distance(full)
     before = statistics(network())
     assert all(torch.equal(value, before[key]) for key, value in statistics(tenth).items())
 
@@ -193,7 +193,7 @@ class Words(nn.Module):
         return y
 
 
-def test_sparse_adam_goes_on_with_its_count() -> None:
+def test_sparse_adam_continues_with_its_count() -> None:
     def steps(model: nn.Module, optimizer: Optimizer, server_round: int) -> None:
         for word in range(2):
             optimizer.zero_grad()
@@ -206,7 +206,7 @@ def test_sparse_adam_goes_on_with_its_count() -> None:
     uninterrupted = SparseAdam(reference.parameters(), 0.1)
     for server_round in ROUNDS:
         optimizer = SparseAdam(model.parameters(), 0.1)
-        with local_training(model, optimizer, asked(server_round), context):
+        with local_training(model, optimizer, round_config(server_round), context):
             steps(model, optimizer, server_round)
         steps(reference, uninterrupted, server_round)
         assert same_state(model, reference)
@@ -226,17 +226,19 @@ def _fresh_compiler() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_fresh_compiler")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler about itself
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from torch's compiler
 @pytest.mark.parametrize("name", ["SGD momentum", "AdamW tensor rate"])
 def test_a_compiled_step_finds_the_buffers_of_each_round(name: str) -> None:
     reference, model, context = network(), network(), client()
     for one in (reference, model):
-        one.conv.bias.requires_grad_(False)  # before batch normalisation: gradients of mere noise
+        one.conv.bias.requires_grad_(
+            False
+        )  # before batch normalisation, its gradient is rounding noise
     uninterrupted = OPTIMISERS[name](reference.parameters())
     optimizer = OPTIMISERS[name](model.parameters())
     optimizer.step = torch.compile(optimizer.step, backend="eager")  # type: ignore[method-assign]
     for server_round in ROUNDS:
-        with local_training(model, optimizer, asked(server_round), context):
+        with local_training(model, optimizer, round_config(server_round), context):
             train(model, optimizer, server_round)
         optimizer.state.clear()  # as another client of the process would
         train(reference, uninterrupted, server_round)
@@ -246,34 +248,34 @@ def test_a_compiled_step_finds_the_buffers_of_each_round(name: str) -> None:
 # Averaged by the server
 
 
-def test_the_server_can_average_muons_momentum_as_it_does_sgds() -> None:
+def test_global_momentum_supports_muon() -> None:
     model = network()
     optimizer = OPTIMISERS["Muon"](model.parameters())
-    with local_training(model, optimizer, asked(momentum="global"), client()) as local:
+    with local_training(model, optimizer, round_config(momentum="global"), client()) as local:
         train(model, optimizer, 1)
     momentum = local.metrics["fixbn-momentum-buffers"]
-    kept = safetensors.torch.load(momentum)
-    assert kept.keys() == {"one.weight", "frozen.weight", "unused.weight"}
-    assert kept["one.weight"].any()
+    saved = safetensors.torch.load(momentum)
+    assert saved.keys() == {"one.weight", "frozen.weight", "unused.weight"}
+    assert saved["one.weight"].any()
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIMISERS if name.split()[0] not in AVERAGED])
-def test_of_all_others_it_averages_none_and_says_so_before_training(name: str) -> None:
+def test_global_momentum_refuses_all_other_optimisers_before_training(name: str) -> None:
     model = network()
     optimizer = OPTIMISERS[name](model.parameters())
     with (
         pytest.raises(
             MomentumError, match="more than momentum, but the server can average only SGD's"
         ),
-        local_training(model, optimizer, asked(momentum="global"), client()),
+        local_training(model, optimizer, round_config(momentum="global"), client()),
     ):
         pytest.fail("entered")
 
 
-# Optimisers that cannot be kept
+# Optimisers whose state cannot be saved
 
 
-def test_lbfgs_trains_in_reset_and_is_refused_elsewhere() -> None:
+def test_lbfgs_trains_with_reset_and_is_refused_in_other_modes() -> None:
     model = network()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = LBFGS(trained, 0.1, max_iter=3)
@@ -285,30 +287,30 @@ def test_lbfgs_trains_in_reset_and_is_refused_elsewhere() -> None:
         loss.backward()
         return loss
 
-    with local_training(model, optimizer, asked(momentum="reset"), client()):
+    with local_training(model, optimizer, round_config(momentum="reset"), client()):
         first = optimizer.step(closure)
         assert optimizer.step(closure) < first
     with (
         pytest.raises(MomentumError, match=r'LBFGS keeps one history.*momentum="reset"'),
-        local_training(model, optimizer, asked(momentum="local"), client()),
+        local_training(model, optimizer, round_config(momentum="local"), client()),
     ):
         pytest.fail("entered")
 
 
 class Strange(Optimizer):
-    """Somebody's optimiser, which keeps something of its own."""
+    """A user's optimiser with its own state."""
 
-    def __init__(self, trained: Any, kept: dict[Any, Any]) -> None:
+    def __init__(self, trained: Any, saved: dict[Any, Any]) -> None:
         super().__init__(trained, {"lr": 0.1})
-        self.kept = kept
+        self.saved = saved
 
     def step(self, closure: Any = None) -> None:
-        for key, value in self.kept.items():
+        for key, value in self.saved.items():
             self.state[self.param_groups[0]["params"][0] if key == "first" else key] = value
 
 
 @pytest.mark.parametrize(
-    ("kept", "message"),
+    ("saved", "message"),
     [
         ({"count": {"n": 1}}, r"Strange keeps 'count' for all parameters together"),
         ({"first": {"history": []}}, r"Strange keeps 'history' for 'weight', which is a list"),
@@ -317,24 +319,24 @@ class Strange(Optimizer):
         ({"first": {"flat": torch.zeros(6)}}, r"shapes \(6,\) for 'weight', which has \(2, 3\)"),
     ],
 )
-def test_what_has_no_name_to_keep_it_by_is_an_error(kept: dict[Any, Any], message: str) -> None:
+def test_unsupported_optimizer_state_fails(saved: dict[Any, Any], message: str) -> None:
     model = nn.Linear(3, 2)
-    optimizer = Strange(model.parameters(), kept)
+    optimizer = Strange(model.parameters(), saved)
     optimizer.step()
     with pytest.raises(MomentumError, match=message):
         read_buffers(model, optimizer)
 
 
-def test_a_strange_buffer_of_the_parameters_shape_is_kept() -> None:
+def test_a_custom_buffer_of_the_parameters_shape_is_saved() -> None:
     model = nn.Linear(3, 2)
-    kept = {"first": {"delta": torch.ones(2, 3), "norm": torch.tensor(2.0), "none": None}}
-    optimizer = Strange(model.parameters(), kept)
+    saved = {"first": {"delta": torch.ones(2, 3), "norm": torch.tensor(2.0), "none": None}}
+    optimizer = Strange(model.parameters(), saved)
     optimizer.step()
     buffers = read_buffers(model, optimizer)
     assert list(buffers) == ["weight.delta", "weight.norm"]
-    again = Strange(model.parameters(), {})
-    write_buffers(model, again, buffers)
-    assert again.state[model.weight]["norm"] == 2
+    restored = Strange(model.parameters(), {})
+    write_buffers(model, restored, buffers)
+    assert restored.state[model.weight]["norm"] == 2
 
 
 # Models that changed
@@ -342,8 +344,8 @@ def test_a_strange_buffer_of_the_parameters_shape_is_kept() -> None:
 
 @pytest.mark.parametrize("name", ["SGD momentum", "Adam", "Adafactor", "Adagrad"])
 @pytest.mark.parametrize("shape", [(3, 3), (4, 1), (1, 4)])
-def test_a_parameter_of_another_shape_is_an_error(name: str, shape: tuple[int, int]) -> None:
-    """Also where the old buffer could be stretched to the new parameter."""
+def test_a_parameter_of_another_shape_fails(name: str, shape: tuple[int, int]) -> None:
+    """This includes shapes that could be broadcast to the new parameter."""
 
     def model_of(shape: tuple[int, int]) -> nn.Module:
         return nn.Sequential(nn.Linear(*shape, bias=False), nn.BatchNorm1d(shape[1], affine=False))
@@ -358,16 +360,16 @@ def test_a_parameter_of_another_shape_is_an_error(name: str, shape: tuple[int, i
         write_buffers(other, OPTIMISERS[name](other.parameters()), buffers)
 
 
-def test_a_parameter_that_is_trained_later_starts_afresh_beside_kept_ones() -> None:
-    """Adagrad must find a sum for it, and the others' sums must be the kept ones."""
+def test_a_parameter_that_is_trained_later_starts_from_zero_beside_saved_ones() -> None:
+    """Adagrad starts with an initial sum for it, and with the saved sums for the others."""
     model, context = network(), client()
     optimizer = Adagrad(model.one.parameters(), 0.1)
-    with local_training(model, optimizer, asked(1), context):
+    with local_training(model, optimizer, round_config(1), context):
         train(model, optimizer, 1)
-    kept = read_buffers(model, optimizer)
+    saved = read_buffers(model, optimizer)
     both = Adagrad([*model.one.parameters(), model.scale], 0.1, initial_accumulator_value=0.5)
-    with local_training(model, both, asked(2), context):
-        assert torch.equal(both.state[model.one.bias]["sum"], kept["one.bias.sum"])
+    with local_training(model, both, round_config(2), context):
+        assert torch.equal(both.state[model.one.bias]["sum"], saved["one.bias.sum"])
         assert both.state[model.scale]["sum"] == 0.5
         train(model, both, 2)
 

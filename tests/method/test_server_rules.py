@@ -32,7 +32,7 @@ def update(mean: float, weight: float, *, count: int = 0, momentum: float | None
     return Update(rest(mean, count=count), buffers, weight)
 
 
-def test_two_stages_of_a_run() -> None:
+def test_a_run_of_two_phases() -> None:
     server = state()
     server.start(3, NAMES)
     arrays = rest(0)
@@ -47,14 +47,14 @@ def test_two_stages_of_a_run() -> None:
     assert server.end_round([update(9, 1, count=99)], arrays) == rest(5, 1, 6)
 
 
-def test_pooled() -> None:
+def test_pooled_statistics_are_aggregated() -> None:
     server = state(statistics="pooled")
     server.start(3, NAMES)
     server.begin_round(1, rest(0))
     assert server.end_round([update(0, 1), update(4, 3)], rest(0)) == rest(3, 4)
 
 
-def test_what_a_strategy_that_defends_must_judge() -> None:
+def test_a_defending_strategy_receives_statistics_and_momentum() -> None:
     server = state(1, momentum="global")
     server.start(3, NAMES)
     sent = update(5, 1, momentum=7)
@@ -69,7 +69,9 @@ def test_what_a_strategy_that_defends_must_judge() -> None:
 @pytest.mark.parametrize(
     ("counts", "median"), [([2, 2**62, 4], 4), ([2, 4], 2), ([9], 9), ([0, 8, 6, 4], 4)]
 )
-def test_a_defended_round(counts: list[int], median: int) -> None:
+def test_a_defended_round_uses_the_strategys_arrays_and_the_median_count(
+    counts: list[int], median: int
+) -> None:
     server = state(1, momentum="global")
     server.start(3, NAMES)
     server.begin_round(1, rest(0))
@@ -87,7 +89,9 @@ def test_a_defended_round(counts: list[int], median: int) -> None:
     assert server.global_momentum == {"w": 8}
 
 
-def test_moved_statistics_are_named_in_calibration_only(caplog: pytest.LogCaptureFixture) -> None:
+def test_moved_statistics_are_reported_only_in_calibration(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     server = state(1)
     server.start(3, NAMES)
     server.begin_round(1, rest(0))
@@ -103,7 +107,7 @@ def test_moved_statistics_are_named_in_calibration_only(caplog: pytest.LogCaptur
             server.check_unmoved("c", update(mean, 1), strict=True)
 
 
-def test_global_momentum_is_the_weighted_mean_in_both_stages() -> None:
+def test_global_momentum_is_the_weighted_mean_in_both_phases() -> None:
     server = state(1, momentum="global")
     server.start(3, NAMES)
     for server_round in (1, 2):
@@ -113,7 +117,7 @@ def test_global_momentum_is_the_weighted_mean_in_both_stages() -> None:
 
 
 @pytest.mark.parametrize("mode", ["reset", "local"])
-def test_other_modes_keep_no_momentum(mode: str) -> None:
+def test_other_modes_have_no_global_momentum(mode: str) -> None:
     server = state(1, momentum=mode)
     server.start(3, NAMES)
     server.begin_round(1, rest(0))
@@ -121,7 +125,7 @@ def test_other_modes_keep_no_momentum(mode: str) -> None:
     assert server.global_momentum == {}
 
 
-def test_start_forgets_the_run_before() -> None:
+def test_start_clears_the_state_of_the_previous_run() -> None:
     server = state(1, momentum="global")
     server.start(2, NAMES)
     server.begin_round(2, rest(1))
@@ -135,24 +139,24 @@ def test_start_forgets_the_run_before() -> None:
     assert server.frozen_statistics["n.running_mean"] == 7
 
 
-def test_beginning_in_calibration_freezes_what_is_there() -> None:
+def test_starting_in_calibration_freezes_the_initial_statistics() -> None:
     server = state(5)
     server.start(10, NAMES)
     server.begin_round(8, rest(3))
     assert server.frozen_statistics == {"n.running_mean": 3, "n.running_var": 1}
 
 
-def test_a_share_needs_the_number_of_rounds() -> None:
+def test_a_fraction_of_rounds_needs_the_number_of_rounds() -> None:
     with pytest.raises(ConfigError, match=r"freeze_after=0\.5"):
         state(0.5).begin_round(1, rest(0))
-    assert state(2).begin_round(3, rest(0)).phase is Phase.CALIBRATION  # an int does not
+    assert state(2).begin_round(3, rest(0)).phase is Phase.CALIBRATION  # an int does not need it
 
 
-def test_no_statistics() -> None:
+def test_a_model_without_statistics_is_refused_at_the_start() -> None:
     names = ["w", "my_running_mean", "n.num_batches_tracked"]
     with pytest.raises(NoStatisticsError, match="none of the model's 3 arrays"):
         state(1).start(3, names)
-    state(1.0).start(3, names)  # nothing is to be frozen
+    state(1.0).start(3, names)  # no round freezes statistics
 
 
 @pytest.mark.parametrize(
@@ -166,7 +170,7 @@ def test_no_statistics() -> None:
         {"learning_rate_factor": "0.1"},
     ],
 )
-def test_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_options_are_refused(wrong: dict[str, Any]) -> None:
     ((name, value),) = wrong.items()
     with pytest.raises(ConfigError, match=f"{name}={value!r}"):
         state(**wrong)

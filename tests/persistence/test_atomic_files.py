@@ -1,4 +1,4 @@
-"""A file is the old or the new one, whole, whatever happens while it is written."""
+"""A failed or interrupted write leaves either the complete old file or the complete new one."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from fixbn_flwr.persistence.atomic_files import write_atomically
 
 
-def test_a_file_is_written_with_its_folders_and_replaced_whole(tmp_path: Path) -> None:
+def test_a_file_is_written_with_its_folders_and_replaced_completely(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "file"
     write_atomically(path, b"old")
     assert path.read_bytes() == b"old"
@@ -18,7 +18,7 @@ def test_a_file_is_written_with_its_folders_and_replaced_whole(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("step", ["os.fsync", "pathlib.Path.replace"])
-def test_a_failure_at_any_step_leaves_the_old_file_and_nothing_else(
+def test_a_failure_at_any_step_leaves_only_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     path = tmp_path / "file"
@@ -34,7 +34,7 @@ def test_a_failure_at_any_step_leaves_the_old_file_and_nothing_else(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_reader_finds_the_old_file_until_the_new_one_is_on_the_disk(
+def test_a_reader_sees_the_old_file_until_the_new_one_is_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "file"

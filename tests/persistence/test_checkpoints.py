@@ -1,4 +1,4 @@
-"""Checkpoints: the newest whole one is found, a damaged one is not, old ones are removed."""
+"""The newest intact checkpoint is loaded, damaged ones are skipped, and old ones are removed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def saved(folder: Path, *rounds: int, keep: int = 2) -> Checkpoints:
     return checkpoints
 
 
-def test_the_newest_is_found_and_older_ones_than_asked_for_are_removed(tmp_path: Path) -> None:
+def test_the_newest_checkpoint_is_loaded_and_older_ones_are_removed(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path / "c", 1, 2, 10, 9_999_999)
     assert checkpoints.rounds() == [10, 9_999_999]
     server_round, tree = checkpoints.newest()
@@ -36,7 +36,7 @@ def flip_a_bit(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     "damage", [flip_a_bit, lambda c: c[:-1], lambda _: b"", lambda c: c + b"\0"]
 )
-def test_a_damaged_one_is_known_and_the_one_before_is_taken(
+def test_a_damaged_checkpoint_is_skipped_and_the_previous_one_is_loaded(
     tmp_path: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoints = saved(tmp_path, 1, 2)
@@ -44,14 +44,14 @@ def test_a_damaged_one_is_known_and_the_one_before_is_taken(
     newest.write_bytes(damage(newest.read_bytes()))
     assert checkpoints.newest()[0] == 1
     assert f"{newest} is damaged (its checksum is not the one in its name)" in caplog.text
-    # The run goes on after round 1: the damaged one makes room for the one of the new round 2.
+    # The run resumes after round 1. Its new checkpoint of round 2 replaces the damaged one.
     checkpoints.save(2, {"w": np.zeros(1)})
     assert np.array_equal(checkpoints.newest()[1]["w"], np.zeros(1))
     assert checkpoints.rounds() == [1, 2]
     assert not newest.exists()
 
 
-def test_without_a_whole_one_there_is_nothing_to_go_on_from(tmp_path: Path) -> None:
+def test_without_an_intact_checkpoint_a_run_cannot_resume(tmp_path: Path) -> None:
     message = r"no intact checkpoint \(0 damaged\).*Start it again"
     with pytest.raises(CheckpointError, match=message):
         Checkpoints(tmp_path / "none").newest()
@@ -61,19 +61,19 @@ def test_without_a_whole_one_there_is_nothing_to_go_on_from(tmp_path: Path) -> N
         checkpoints.newest()
 
 
-def test_a_foreign_file_is_left_alone(tmp_path: Path) -> None:
+def test_unrelated_files_are_not_touched(tmp_path: Path) -> None:
     (tmp_path / "round-3-notes.txt").write_text("mine")
     assert saved(tmp_path, 1, 2, 3).rounds() == [2, 3]
     assert (tmp_path / "round-3-notes.txt").read_text() == "mine"
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+def test_partial_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".round-000001-abc.safetensors.77.partial").write_bytes(b"half")
     saved(tmp_path, 1)
     assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
 
 
-def test_a_full_disk_is_said_and_the_one_before_stays(
+def test_a_full_disk_fails_with_the_remedy_and_keeps_the_previous_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoints = saved(tmp_path, 1)

@@ -1,4 +1,4 @@
-"""start_or_resume: a run that is stopped and started again is the run that never stopped."""
+"""start_or_resume: a run that is stopped and resumed gives the bits of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROUNDS = 4
 
 
 def run(folder: Path, *, run_id: int = 1, stop_after: int | None = None, **options: Any) -> Result:
-    """Run, or resume, with all objects new, as a restarted process does."""
+    """Start or resume a run with new objects, as a restarted process does."""
     grid = SerializingGrid(
         training_app(network, batches),
         CLIENTS,
@@ -48,24 +48,24 @@ def values(result: Result) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("stop", [2, 3, 4])
 def test_a_stopped_run_gives_the_same_bits(tmp_path: Path, stop: int) -> None:
-    whole = run(tmp_path / "whole")
+    uninterrupted = run(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "stopped", stop_after=stop)
     resumed = run(tmp_path / "stopped", run_id=2)
     assert list(resumed.evaluate_metrics_serverapp) == [*range(stop - 1, ROUNDS + 1)]
-    expected = values(whole)
+    expected = values(uninterrupted)
     assert all(np.array_equal(array, expected[n]) for n, array in values(resumed).items())
 
 
 def test_a_finished_run_returns_its_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    whole = run(tmp_path)
-    again = run(tmp_path, run_id=2)
-    expected = values(whole)
-    assert all(np.array_equal(array, expected[n]) for n, array in values(again).items())
+    uninterrupted = run(tmp_path)
+    resumed = run(tmp_path, run_id=2)
+    expected = values(uninterrupted)
+    assert all(np.array_equal(array, expected[n]) for n, array in values(resumed).items())
     assert f"all {ROUNDS} rounds are done already" in caplog.text
 
 
-def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     run(tmp_path, keep=1)
     (only,) = (tmp_path / "checkpoints").iterdir()
     assert only.name.startswith(f"round-{ROUNDS:06d}-")

@@ -1,4 +1,4 @@
-"""Trees come back bit for bit and type for type; what is no tree, or no such file, is refused."""
+"""Trees survive a round trip with all bits and types; unsupported values and files are refused."""
 
 from __future__ import annotations
 
@@ -37,30 +37,30 @@ def assert_same(one: Any, other: Any) -> None:
         for key in one:
             assert_same(one[key], other[key])
     elif isinstance(one, list | tuple):
-        for mine, others in zip(one, other, strict=True):
-            assert_same(mine, others)
+        for first, second in zip(one, other, strict=True):
+            assert_same(first, second)
     else:
         assert one == other
 
 
 @pytest.mark.parametrize("name", TREES)
-def test_a_tree_comes_back(name: str) -> None:
+def test_a_tree_survives_a_round_trip(name: str) -> None:
     content = to_bytes(TREES[name])
     assert_same(from_bytes(content), TREES[name])
     assert to_bytes(from_bytes(content)) == content
 
 
-def test_not_a_number_comes_back_with_its_bits() -> None:
+def test_nan_keeps_its_bits() -> None:
     odd = np.frombuffer(np.uint64(0x7FF8000000000123).tobytes(), np.float64)
     assert from_bytes(to_bytes({"x": odd}))["x"].tobytes() == odd.tobytes()
 
 
 def test_a_record_keeps_its_order() -> None:
     record = record_of({"z": np.ones(2, np.float32), "a": np.asarray(1)})
-    back = from_bytes(to_bytes({"model": record}))["model"]
-    assert isinstance(back, ArrayRecord)
-    assert list(back) == ["z", "a"]
-    assert [array.data for array in back.values()] == [array.data for array in record.values()]
+    restored = from_bytes(to_bytes({"model": record}))["model"]
+    assert isinstance(restored, ArrayRecord)
+    assert list(restored) == ["z", "a"]
+    assert [array.data for array in restored.values()] == [array.data for array in record.values()]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_record_keeps_its_order() -> None:
         (len, "it is a builtin_function_or_method"),
     ],
 )
-def test_what_no_file_can_hold_is_named(tree: Any, where: str) -> None:
+def test_the_error_names_an_unsupported_value(tree: Any, where: str) -> None:
     assert not can_be_kept(tree)
     with pytest.raises(CheckpointError, match=where):
         to_bytes(tree)
@@ -101,6 +101,6 @@ def of_json(text: str) -> bytes:
         of_json("[" * 100_000),
     ],
 )
-def test_another_file_is_refused(content: bytes) -> None:
+def test_a_file_that_is_no_checkpoint_is_refused(content: bytes) -> None:
     with pytest.raises(CheckpointError, match="this file is not a checkpoint"):
         from_bytes(content)

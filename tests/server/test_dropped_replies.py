@@ -1,4 +1,4 @@
-"""FixBN around real strategies: replies that must not be averaged."""
+"""FixBN around real strategies: invalid replies are not averaged."""
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ BAD_REPLIES = {
 
 
 @pytest.mark.parametrize("case", BAD_REPLIES)
-def test_a_bad_reply_is_dropped_named_and_counted(
+def test_a_bad_reply_is_dropped_logged_and_counted(
     case: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The result is that of the federation in which this client never answered."""
+    """The result equals that of a federation in which this client never replies."""
     on_reply, reason = BAD_REPLIES[case]
     result, of_round = federation(FixBN(fedavg(), freeze_after=1), on_reply=on_reply, rounds=2)
     assert [result.train_metrics_clientapp[t]["fixbn-clients"] for t in (1, 2)] == [3, 3]
@@ -117,7 +117,7 @@ def test_global_momentum_is_checked_like_the_arrays(caplog: pytest.LogCaptureFix
         assert reason in caplog.text
 
 
-def test_other_names_of_momentum_are_dropped_instead_of_ending_the_run() -> None:
+def test_other_names_of_momentum_do_not_end_the_run() -> None:
     def on_reply(partition: int, _: int, __: nn.Module, content: RecordDict) -> None:
         if partition == 2:
             del content.array_records["fixbn-momentum"]["scale"]
@@ -129,14 +129,14 @@ def test_other_names_of_momentum_are_dropped_instead_of_ending_the_run() -> None
     ] * 4
 
 
-def test_a_thawed_client_is_warned_about_and_changes_nothing(
+def test_a_thawed_client_causes_a_warning_and_does_not_change_the_statistics(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     thaw = corrupt("norm.running_mean", lambda a: a + 1)
     _, of_round = federation(FixBN(fedavg(), freeze_after=1), on_reply=thaw, rounds=2)
     assert same(statistics_of(of_round[2]), statistics_of(of_round[1]))
     thawed = [r for r in caplog.records if "it did not freeze them" in r.getMessage()]
-    assert len(thawed) == 1  # none in exploration
+    assert len(thawed) == 1  # no warning in exploration
     assert f"client {FIRST_NODE_ID + 1} returned 1 of 2" in thawed[0].getMessage()
 
 
@@ -144,11 +144,11 @@ def test_a_thawed_client_ends_a_strict_run() -> None:
     thaw = corrupt("norm.running_mean", lambda a: a + 1)
     with pytest.raises(StatisticsMovedError, match=f"client {FIRST_NODE_ID + 1}"):
         federation(FixBN(fedavg(), freeze_after=1, strict=True), on_reply=thaw)
-    federation(FixBN(fedavg(), freeze_after=1, strict=True))  # nobody thaws: no complaint
+    federation(FixBN(fedavg(), freeze_after=1, strict=True))  # no client thaws: no error
 
 
 class Meddling(SerializingGrid):
-    """A grid that adds replies of its own in the first round: another message's, another node's."""
+    """A grid that adds invalid replies in the first round."""
 
     def __init__(self, extra: str) -> None:
         super().__init__(training_app(network, batches), CLIENTS)
@@ -159,38 +159,42 @@ class Meddling(SerializingGrid):
         if not self.first:
             return replies
         self.first = False
-        (own,) = [r for r in replies if r.metadata.src_node_id == FIRST_NODE_ID + 1]
-        again = copy.deepcopy(own)
-        for name in again.content.array_records["arrays"]:
-            array = again.content.array_records["arrays"][name].numpy()
-            again.content.array_records["arrays"][name] = Array(np.asarray(array + 1, array.dtype))
+        (original,) = [r for r in replies if r.metadata.src_node_id == FIRST_NODE_ID + 1]
+        duplicate = copy.deepcopy(original)
+        for name in duplicate.content.array_records["arrays"]:
+            array = duplicate.content.array_records["arrays"][name].numpy()
+            duplicate.content.array_records["arrays"][name] = Array(
+                np.asarray(array + 1, array.dtype)
+            )
         if self.extra == "another round":
-            again.metadata.__dict__["_reply_to_message_id"] = "message-999"
-            return [*(reply for reply in replies if reply is not own), again]
+            duplicate.metadata.__dict__["_reply_to_message_id"] = "message-999"
+            return [*(reply for reply in replies if reply is not original), duplicate]
         if self.extra == "another node":
-            again.metadata.__dict__["_src_node_id"] = 77
-        return [*replies, again]
+            duplicate.metadata.__dict__["_src_node_id"] = 77
+        return [*replies, duplicate]
 
 
 @pytest.mark.parametrize(
-    ("extra", "who", "why", "lost"),
+    ("extra", "node", "reason", "lost"),
     [
         ("twice", FIRST_NODE_ID + 1, "it replied twice in this round", None),
         ("another node", 77, "a client that was not sampled", None),
         ("another round", FIRST_NODE_ID + 1, "it answers message 'message-999'", 1),
     ],
 )
-def test_a_reply_that_answers_nothing_of_this_round_is_dropped_and_named(
-    extra: str, who: int, why: str, lost: int | None, caplog: pytest.LogCaptureFixture
+def test_an_unexpected_reply_is_dropped_and_logged(
+    extra: str, node: int, reason: str, lost: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     strategy = FixBN(fedavg(), freeze_after=1)
     result, of_round = federation(strategy, grid=Meddling(extra), rounds=1)
-    assert f"reply dropped, client {who}: " in caplog.text
-    assert why in caplog.text
-    kept = SerializingGrid(
+    assert f"reply dropped, client {node}: " in caplog.text
+    assert reason in caplog.text
+    expected = SerializingGrid(
         training_app(network, batches),
         CLIENTS,
         lost=lambda m: lost is not None and m.metadata.dst_node_id == FIRST_NODE_ID + lost,
     )
-    assert same(of_round[1], federation(FixBN(fedavg(), freeze_after=1), grid=kept, rounds=1)[1][1])
+    assert same(
+        of_round[1], federation(FixBN(fedavg(), freeze_after=1), grid=expected, rounds=1)[1][1]
+    )
     assert result.train_metrics_clientapp[1]["fixbn-clients"] == CLIENTS - (lost is not None)

@@ -1,4 +1,4 @@
-"""Every strategy that flwr's Message API ships, inside FixBN, through a real federation past T*."""
+"""Every strategy of Flower's Message API inside FixBN, in a whole federation beyond round T*."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ CLIENTS, ROUNDS, FREEZE_AFTER = 4, 4, 2
 EXAMPLES = [1, 2, 3, 4]
 
 Arrays = dict[str, np.ndarray]
-Rule = Callable[[Sequence[np.ndarray]], list[np.ndarray]]  # every value it may take
+Rule = Callable[[Sequence[np.ndarray]], list[np.ndarray]]  # all valid results
 
 
 def weighted(values: Sequence[np.ndarray], who: Sequence[int] = range(CLIENTS)) -> np.ndarray:
@@ -70,7 +70,7 @@ def median(values: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def trimmed(values: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """A quarter off each end of four leaves two."""
+    """Trimming a quarter at each end of four values leaves two."""
     return median(values)
 
 
@@ -87,7 +87,7 @@ def chosen(count: int) -> Rule:
 
 EVALUATE: dict[str, Any] = {"fraction_evaluate": 0.0}
 
-# What averages the statistics by hand; for a choice among clients, what each choice would give.
+# The expected average of the statistics; if a strategy chooses clients, one for each choice.
 STRATEGIES: dict[str, tuple[Callable[[], Strategy], Rule]] = {
     "FedAvg": (lambda: FedAvg(**EVALUATE), mean),
     "FedAvgM": (
@@ -131,12 +131,12 @@ REFUSED: dict[str, Callable[[], Strategy]] = {
 }
 
 
-def test_the_tables_hold_all_that_flwr_ships() -> None:
+def test_every_strategy_of_flower_is_tested() -> None:
     assert STRATEGIES.keys() | REFUSED.keys() == set(shipped.__all__) - {"Result", "Strategy"}
 
 
 def recording_app(replies: dict[int, dict[int, Arrays]], mods: list[Mod]) -> ClientApp:
-    """Ordinary clients; what each trained, as it left its own code, is noted by round."""
+    """Return ordinary clients; record the arrays of each reply before any mod, by round."""
 
     def on_reply(partition: int, server_round: int, _: nn.Module, content: RecordDict) -> None:
         content.metric_records["metrics"]["train_loss"] = 0.3 + 0.2 * partition  # QFedAvg's
@@ -155,10 +155,10 @@ def recording_app(replies: dict[int, dict[int, Arrays]], mods: list[Mod]) -> Cli
 
 @pytest.mark.parametrize("momentum", ["local", "global"])
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_statistics_are_averaged_by_the_rule_and_frozen_to_the_bit(
+def test_statistics_are_averaged_by_the_rule_and_frozen_bit_for_bit(
     name: str, momentum: str
 ) -> None:
-    make, by_hand = STRATEGIES[name]
+    make, rule = STRATEGIES[name]
     replies: dict[int, dict[int, Arrays]] = {}
     np.random.seed(0)  # Flower's noise
     result, of_round = federation(
@@ -178,8 +178,8 @@ def test_statistics_are_averaged_by_the_rule_and_frozen_to_the_bit(
             assert same(statistics_of(after), frozen)
             assert all(same(statistics_of(own), frozen) for own in returned)
             continue
-        # One choice for all arrays: a client chosen for its weights is chosen for its statistics.
-        candidates = {n: by_hand([own[n] for own in returned]) for n in statistics_of(after)}
+        # The choice is the same for all arrays: clients chosen for weights also give statistics.
+        candidates = {n: rule([own[n] for own in returned]) for n in statistics_of(after)}
         assert any(
             all(
                 np.allclose(after[n], values[choice], rtol=1e-6, atol=1e-7)
@@ -194,8 +194,8 @@ TRANSFORMING = [name for name in STRATEGIES if name not in ("FedAvg", "FedProx")
 
 
 @pytest.mark.parametrize("name", TRANSFORMING)
-def test_the_strategy_does_to_the_parameters_what_it_is_for(name: str) -> None:
-    """Or the table above would prove nothing: FedAdam that averages like FedAvg touches nothing."""
+def test_the_strategy_transforms_the_parameters(name: str) -> None:
+    """Otherwise the tests above would prove nothing, as an average does not harm statistics."""
     replies: dict[int, dict[int, Arrays]] = {}
     app = recording_app(replies, MODS.get(name, []))
     make, _ = STRATEGIES[name]
@@ -215,7 +215,7 @@ def test_boosted_trees_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(("metric", "value"), [("train_loss", float("nan")), ("train_loss", -1.0)])
-def test_one_loss_that_is_none_does_not_spoil_qfedavg(
+def test_an_invalid_loss_is_dropped_before_qfedavg(
     metric: str, value: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     def on_reply(partition: int, _: int, __: nn.Module, content: RecordDict) -> None:
@@ -228,7 +228,7 @@ def test_one_loss_that_is_none_does_not_spoil_qfedavg(
     assert f"client {FIRST_NODE_ID + 1}: its metric 'train_loss'" in caplog.text
 
 
-def test_qfedavg_without_losses_is_told_what_to_return() -> None:
+def test_qfedavg_without_losses_fails_with_the_remedy() -> None:
     strategy = FixBN(QFedAvg(client_learning_rate=0.05, **EVALUATE), freeze_after=1)
     with pytest.raises(RoundsFailedError, match=r"'train_loss' is None.*mean training loss"):
         federation(strategy)
@@ -238,7 +238,7 @@ def test_qfedavg_without_losses_is_told_what_to_return() -> None:
     ("momentum", "uncovered"),
     [("local", "statistics, counters: they"), ("global", "counters, momentum buffers: they")],
 )
-def test_what_privacy_does_not_cover_is_said(
+def test_a_warning_names_the_arrays_that_privacy_does_not_cover(
     momentum: str, uncovered: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     strategy = DifferentialPrivacyServerSideFixedClipping(fedavg(), 0.1, 0.1, CLIENTS)
@@ -257,14 +257,14 @@ def test_a_wrapper_around_fixbn_that_changes_statistics_is_refused() -> None:
         FixBN(outside, freeze_after=2)
 
 
-def test_a_strategy_that_makes_no_model_ends_the_run() -> None:
-    """Flower would call it completed: Bulyan against one needs 4 * 1 + 3 clients, here are 4."""
+def test_a_strategy_that_returns_no_model_ends_the_run() -> None:
+    """Flower would complete the run. Bulyan against one client needs 4 * 1 + 3 clients."""
     strategy = FixBN(Bulyan(num_malicious_nodes=1, **EVALUATE), freeze_after=1)
     with pytest.raises(RoundsFailedError, match="round 1: Bulyan made no model from 4 usable"):
         federation(strategy)
 
 
-# Server and clients that do not fit together
+# Server and clients that do not match
 
 
 def test_arrays_without_names_are_refused_with_the_remedy(
@@ -281,7 +281,7 @@ class Silent(NumPyClient):
     pass
 
 
-def test_a_numpy_client_without_the_mod_is_told_to_add_it() -> None:
+def test_a_numpy_client_without_the_mod_fails_with_the_remedy() -> None:
     app = ClientApp(client_fn=lambda _: Silent().to_client())
     with pytest.raises(RoundsFailedError) as caught:
         federation(FixBN(fedavg(), freeze_after=1), grid=SerializingGrid(app, CLIENTS))
@@ -289,13 +289,13 @@ def test_a_numpy_client_without_the_mod_is_told_to_add_it() -> None:
     assert str(caught.value).count("NumPyClients") == 1  # not once for every client
 
 
-def test_a_client_that_looks_for_another_record_is_told_where_it_is() -> None:
+def test_a_client_that_looks_for_another_record_fails_with_its_name() -> None:
     strategy = FixBN(fedavg(arrayrecord_key="weights"), freeze_after=1)
     with pytest.raises(RoundsFailedError, match="unless its arrayrecord_key or configrecord_key"):
         federation(strategy)
 
 
-def test_a_client_that_knows_nothing_of_fixbn_is_warned_about_by_name(
+def test_a_client_without_fixbn_causes_a_warning_that_names_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     app = ClientApp()
@@ -320,7 +320,7 @@ def test_a_client_that_knows_nothing_of_fixbn_is_warned_about_by_name(
     assert all("with local_training(" in line for line in warned)
 
 
-def test_a_start_of_its_own_is_not_called_and_that_is_said(
+def test_a_warning_says_that_a_strategys_own_start_is_not_called(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Saving(FedAvg):
@@ -332,7 +332,9 @@ def test_a_start_of_its_own_is_not_called_and_that_is_said(
     federation(strategy, rounds=2)
 
 
-def test_a_strategy_without_one_is_not_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_strategy_without_its_own_start_causes_no_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     for make, _ in STRATEGIES.values():
         FixBN(make(), freeze_after=1)
     assert "start()" not in caplog.text

@@ -66,7 +66,7 @@ class CountingErrors(FedAvg):
         return super().aggregate_evaluate(server_round, replies)
 
 
-def test_a_strategy_sees_the_errors_that_flower_shows_it() -> None:
+def test_a_strategy_receives_the_same_errors_as_without_fixbn() -> None:
     def run(wrap: bool) -> list[tuple[str, int, list[int]]]:
         strategy = CountingErrors()
         outer: Strategy = FixBN(strategy, freeze_after=1.0) if wrap else strategy
@@ -95,7 +95,7 @@ def test_a_dropped_reply_is_an_error_for_the_strategy() -> None:
 
 
 def test_differential_privacy_skips_a_round_with_a_failed_client() -> None:
-    """Its noise is for the average over all sampled clients, not over fewer."""
+    """Its noise is calibrated for the average over all sampled clients."""
     inner = DifferentialPrivacyServerSideFixedClipping(
         FedAvg(fraction_evaluate=0.0), noise_multiplier=0.1, clipping_norm=1.0,
         num_sampled_clients=CLIENTS,
@@ -131,8 +131,8 @@ def test_a_round_without_any_usable_reply_ends_the_run_at_the_start() -> None:
 def test_a_strategy_inside_fixbn_can_be_pickled_and_copied(duplicate: Any) -> None:
     strategy = CountingErrors()
     federation(FixBN(strategy, freeze_after=1), rounds=1)
-    again = duplicate(strategy)
-    assert type(again) is CountingErrors
-    assert again.failed == strategy.failed
-    federation(FixBN(again, freeze_after=1), rounds=1)
-    assert len(again.failed) == 2 * len(strategy.failed)
+    restored = duplicate(strategy)
+    assert type(restored) is CountingErrors
+    assert restored.failed == strategy.failed
+    federation(FixBN(restored, freeze_after=1), rounds=1)
+    assert len(restored.failed) == 2 * len(strategy.failed)

@@ -40,7 +40,7 @@ def _failing(rounds: set[int]) -> OnReply:
     return on_reply
 
 
-def test_a_first_round_in_which_all_fail_stops_with_the_clients_own_words() -> None:
+def test_a_first_round_in_which_all_clients_fail_stops_with_their_messages() -> None:
     with pytest.raises(RoundsFailedError) as caught:
         federation(FixBN(fedavg(), freeze_after=1), on_reply=_failing({1}))
     message = str(caught.value)
@@ -50,34 +50,34 @@ def test_a_first_round_in_which_all_fail_stops_with_the_clients_own_words() -> N
     assert message.count("/data/of/this/client is not there") == CLIENTS
 
 
-def test_a_first_round_in_which_nobody_answers_stops() -> None:
+def test_a_first_round_without_replies_stops_the_run() -> None:
     grid = SerializingGrid(training_app(network, batches), CLIENTS, lost=lambda _: True)
     with pytest.raises(RoundsFailedError, match="no reply arrived"):
         federation(FixBN(fedavg(), freeze_after=1), grid=grid)
 
 
-def test_one_failed_round_later_is_tolerated_and_the_model_stays() -> None:
+def test_one_later_failed_round_is_tolerated_and_leaves_the_model_unchanged() -> None:
     result, of_round = federation(FixBN(fedavg(), freeze_after=1), on_reply=_failing({2}))
     assert same(of_round[2], of_round[1])
     assert not same(of_round[3], of_round[2])
     assert result.train_metrics_clientapp[2] == {"fixbn-clients": 0, "fixbn-dropped": CLIENTS}
 
 
-def test_statistics_freeze_as_they_are_when_the_last_round_of_exploration_fails() -> None:
+def test_statistics_freeze_unchanged_if_the_last_round_of_exploration_fails() -> None:
     _, of_round = federation(FixBN(fedavg(), freeze_after=2), on_reply=_failing({2}))
     assert same(statistics_of(of_round[ROUNDS]), statistics_of(of_round[1]))
 
 
-def test_two_failed_rounds_and_a_good_one_start_the_count_anew() -> None:
+def test_a_successful_round_resets_the_count_of_failed_rounds() -> None:
     federation(FixBN(fedavg(), freeze_after=1), on_reply=_failing({2, 3, 5, 6}), rounds=7)
 
 
-def test_three_failed_rounds_in_a_row_stop() -> None:
+def test_three_failed_rounds_in_a_row_stop_the_run() -> None:
     with pytest.raises(RoundsFailedError, match=r"round 4: .*3 such rounds in a row"):
         federation(FixBN(fedavg(), freeze_after=1), on_reply=_failing({2, 3, 4, 5}), rounds=6)
 
 
-def test_most_clients_diverging_in_calibration_is_told_as_that() -> None:
+def test_the_error_says_that_most_clients_diverged_in_calibration() -> None:
     def diverges(partition: int, server_round: int, _: nn.Module, content: RecordDict) -> None:
         if server_round > 1 and partition == 0:
             raise ConnectionError("this one is gone")
@@ -95,7 +95,7 @@ def test_most_clients_diverging_in_calibration_is_told_as_that() -> None:
 
 
 class Overflowing(FedAvg):
-    """Makes a model of round 2 that no float32 holds."""
+    """Returns a model in round 2 that overflows float32."""
 
     def aggregate_train(self, server_round: int, replies: Any) -> Any:
         arrays, metrics = super().aggregate_train(server_round, replies)
@@ -105,7 +105,7 @@ class Overflowing(FedAvg):
 
 
 @pytest.mark.parametrize("momentum", ["local", "global"])
-def test_an_average_that_is_not_finite_is_no_model(
+def test_an_average_that_is_not_finite_is_rejected(
     momentum: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     strategy = FixBN(Overflowing(fraction_evaluate=0.0), freeze_after=1, momentum=momentum)
@@ -119,7 +119,7 @@ def test_an_average_that_is_not_finite_is_no_model(
 
 
 class FarTooFar(FedAvgM):
-    """Is given finite replies in round 2 of which its own step makes infinity."""
+    """Produces infinity from finite replies in round 2."""
 
     def aggregate_train(self, server_round: int, replies: Any) -> Any:
         replies = list(replies)
@@ -130,7 +130,7 @@ class FarTooFar(FedAvgM):
             return super().aggregate_train(server_round, replies)
 
 
-def test_a_servers_momentum_that_became_infinite_is_forgotten(
+def test_infinite_momentum_of_the_server_is_discarded(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     strategy = FarTooFar(fraction_evaluate=0.0, server_learning_rate=2.0, server_momentum=0.9)

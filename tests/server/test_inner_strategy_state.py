@@ -1,4 +1,4 @@
-"""What a wrapped strategy keeps: found, kept, and a run that goes on with it has the same bits."""
+"""The state of a wrapped strategy is found, saved and restored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fixbn_flwr.server.inner_strategy_state import InnerStrategyState, attribute
 
 
 class Holder:
-    """Stands for a strategy with attributes of its own."""
+    """A stand-in for a strategy with its own attributes."""
 
     def __init__(self) -> None:
         self.rate = 0.1
@@ -24,7 +24,7 @@ class Holder:
         self.function = len
 
 
-def test_only_what_has_changed_is_kept_also_what_changed_in_place() -> None:
+def test_only_changed_attributes_are_saved_including_those_changed_in_place() -> None:
     holder = Holder()
     state = InnerStrategyState([holder])
     assert state.changes() == [{}]
@@ -43,7 +43,7 @@ def test_only_what_has_changed_is_kept_also_what_changed_in_place() -> None:
     assert np.array_equal(other.moments["w"], np.ones(2))
 
 
-def test_what_no_checkpoint_holds_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_attribute_that_cannot_be_saved_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     holder = Holder()
     state = InnerStrategyState([holder])
     holder.function = print  # type: ignore[assignment]
@@ -52,14 +52,14 @@ def test_what_no_checkpoint_holds_is_named_once(caplog: pytest.LogCaptureFixture
 
 
 class Accountant:
-    """Stands for an object that counts inside, as one of a privacy budget does."""
+    """A stand-in for an object with internal state, such as a privacy accountant."""
 
     def __init__(self) -> None:
         self.releases: set[int] = set()
 
 
 class Wrapper:
-    """Stands for a strategy around another one."""
+    """A stand-in for a strategy around another one."""
 
     def __init__(self, strategy: Holder) -> None:
         self.strategy = strategy
@@ -72,13 +72,13 @@ class Wrapper:
         self.large = {1: np.zeros(2**25)}
 
 
-def test_what_changes_inside_an_object_that_no_checkpoint_holds_is_named_once(
+def test_a_change_inside_an_object_that_cannot_be_saved_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     holder = Holder()
     wrapper = Wrapper(holder)
     state = InnerStrategyState([wrapper, holder])
-    holder.rate = 0.2  # of the strategy inside, which is looked at itself
+    holder.rate = 0.2  # the inner strategy is compared separately
     assert state.changes() == [{}, {"rate": 0.2}]
     assert caplog.text == ""
     wrapper.accountant.releases.add(1)
@@ -90,7 +90,7 @@ def test_what_changes_inside_an_object_that_no_checkpoint_holds_is_named_once(
     assert caplog.text.count("has changed") == 3
 
 
-def test_attributes_can_be_put_back() -> None:
+def test_attributes_can_be_restored() -> None:
     holder = Holder()
     before = attributes_of([holder])
     holder.rate = 0.2

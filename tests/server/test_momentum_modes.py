@@ -26,33 +26,33 @@ from tests.support.small_federation import (
 
 
 def momentum_by_round(mode: str, fraction: float = 1.0) -> dict[int, dict[int, list[Tensor]]]:
-    """The buffer of `first.bias` at the start and at the end of each training, by client, round."""
+    """Return the buffer of `first.bias` before and after training, by round and client."""
     log: dict[int, dict[int, list[Tensor]]] = {}
 
-    class Noting(torch.optim.SGD):
-        noted: Tensor | None = None
+    class Recording(torch.optim.SGD):
+        first_buffer: Tensor | None = None
 
         @torch.no_grad()
         def step(self, closure: Any = None) -> Any:
-            if self.noted is None:
+            if self.first_buffer is None:
                 bias = self.param_groups[0]["params"][2]  # scale, first.weight, first.bias
-                self.noted = self.state[bias].get("momentum_buffer", torch.zeros(5)).clone()
+                self.first_buffer = self.state[bias].get("momentum_buffer", torch.zeros(5)).clone()
             return super().step(closure)
 
-    optimisers: dict[int, Noting] = {}
+    optimisers: dict[int, Recording] = {}
 
     def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
-        return optimisers.setdefault(id(model), Noting(model.parameters(), 0.05, momentum=0.9))
+        return optimisers.setdefault(id(model), Recording(model.parameters(), 0.05, momentum=0.9))
 
     def on_reply(partition: int, server_round: int, model: nn.Module, _: RecordDict) -> None:
         optimizer = optimisers[id(model)]
         bias = optimizer.param_groups[0]["params"][2]
-        assert optimizer.noted is not None
+        assert optimizer.first_buffer is not None
         end = optimizer.state[bias]["momentum_buffer"].clone()
-        log.setdefault(server_round, {})[partition] = [optimizer.noted, end]
-        optimizer.noted = None
+        log.setdefault(server_round, {})[partition] = [optimizer.first_buffer, end]
+        optimizer.first_buffer = None
 
-    random.seed(0)  # FedAvg draws from it who takes part
+    random.seed(0)  # determines FedAvg's sample of clients
     one_model = network()  # one model and one optimiser for all clients, as in a Ray actor
     app = training_app(
         lambda: one_model, batches, optimizer_of=optimizer_of, on_reply=on_reply,
@@ -69,19 +69,19 @@ def test_reset_starts_from_zero() -> None:
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.5])
-def test_local_goes_on_from_the_clients_own(fraction: float) -> None:
+def test_local_continues_with_the_clients_own_momentum(fraction: float) -> None:
     log = momentum_by_round("local", fraction)
-    kept: dict[int, Tensor] = {}
+    saved: dict[int, Tensor] = {}
     for server_round in range(1, ROUNDS + 1):
         assert len(log[server_round]) == CLIENTS * fraction
         for client, (start, end) in log[server_round].items():
-            assert torch.equal(start, kept.get(client, torch.zeros(5)))
-            kept[client] = end
-    assert len(kept) > CLIENTS * fraction or fraction == 1.0  # others took part in later rounds
+            assert torch.equal(start, saved.get(client, torch.zeros(5)))
+            saved[client] = end
+    assert len(saved) > CLIENTS * fraction or fraction == 1.0  # others took part in later rounds
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.5])
-def test_global_starts_from_the_average_of_those_that_answered(fraction: float) -> None:
+def test_global_starts_from_the_average_of_the_replies(fraction: float) -> None:
     log = momentum_by_round("global", fraction)
     assert all(not start.any() for start, _ in log[1].values())
     for server_round in range(2, ROUNDS + 1):
@@ -103,7 +103,7 @@ def test_an_earlier_run_leaves_no_momentum() -> None:
 
 
 def test_learning_rate_factor_is_applied_in_calibration_and_restored() -> None:
-    """SGD without momentum: a step is as long as the rate, so a tenth of the rate a tenth."""
+    """The length of a step of SGD without momentum is proportional to the rate."""
 
     def first_step(factor: float) -> tuple[float, list[float]]:
         rates: list[float] = []
@@ -124,7 +124,7 @@ def test_learning_rate_factor_is_applied_in_calibration_and_restored() -> None:
         step = of_round[2]["last.weight"] - of_round[1]["last.weight"]
         return float(np.linalg.norm(step)), rates
 
-    whole, _ = first_step(1.0)
+    full, _ = first_step(1.0)
     tenth, rates = first_step(0.1)
-    assert tenth == pytest.approx(whole / 10, rel=1e-4)
+    assert tenth == pytest.approx(full / 10, rel=1e-4)
     assert rates == [0.05] * CLIENTS * 2

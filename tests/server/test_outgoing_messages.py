@@ -11,7 +11,7 @@ def message(content: RecordDict) -> Message:
     return Message(content, dst_node_id=1, message_type="train")
 
 
-def test_copies_share_contents_as_the_originals_do_and_leave_them_alone() -> None:
+def test_copies_share_contents_like_the_originals_and_do_not_change_them() -> None:
     shared = RecordDict({"arrays": ArrayRecord(), "config": ConfigRecord({"lr": 0.1})})
     originals = [message(shared), message(shared), message(RecordDict({"config": ConfigRecord()}))]
     copies = copies_of(originals)
@@ -23,7 +23,7 @@ def test_copies_share_contents_as_the_originals_do_and_leave_them_alone() -> Non
     assert copies[0].content["arrays"] is shared["arrays"]
 
 
-def test_the_config_is_the_named_record_else_the_first_else_a_new_one() -> None:
+def test_the_config_is_the_named_record_or_the_first_or_a_new_one() -> None:
     both = RecordDict({"a": ConfigRecord(), "config": ConfigRecord()})
     other = RecordDict({"settings": ConfigRecord({"lr": 0.1})})
     none = RecordDict()

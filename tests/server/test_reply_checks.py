@@ -34,12 +34,12 @@ def content(**records: Any) -> RecordDict:
     return RecordDict({key: value for key, value in contents.items() if value is not None})
 
 
-def read(holding: RecordDict, *, with_momentum: bool = False) -> Any:
-    checked = check_reply(holding, SENT, weighted_by="num-examples", with_momentum=with_momentum)
+def read(reply: RecordDict, *, with_momentum: bool = False) -> Any:
+    checked = check_reply(reply, SENT, weighted_by="num-examples", with_momentum=with_momentum)
     return checked.update, checked.content
 
 
-def test_takes_a_reply_apart() -> None:
+def test_a_reply_is_split_into_update_and_content() -> None:
     sent = content(extra=ConfigRecord({"note": "fine"}))
     update, rest = read(sent)
     assert update.weight == 7
@@ -58,14 +58,14 @@ def test_the_arrays_record_keeps_its_key() -> None:
     assert list(rest.array_records) == ["weights"]
 
 
-def test_momentum_is_taken_out() -> None:
+def test_momentum_is_removed_from_the_content() -> None:
     momentum = ArrayRecord({"w": Array(np.float32([3, 4]))})
     update, rest = read(content(**{"fixbn-momentum": momentum}), with_momentum=True)
     assert update.momentum["w"].tolist() == [3, 4]
     assert list(rest.array_records) == ["arrays"]
 
 
-def test_momentum_that_nobody_asked_for_is_dropped() -> None:
+def test_unrequested_momentum_is_dropped() -> None:
     momentum = ArrayRecord({"what": Array(np.float32([np.nan]))})
     update, rest = read(content(**{"fixbn-momentum": momentum}))
     assert update.momentum == {}
@@ -112,14 +112,14 @@ BAD: dict[str, tuple[Callable[[], RecordDict], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad(case: str) -> None:
+def test_a_bad_reply_is_refused(case: str) -> None:
     make, message = BAD[case]
     with pytest.raises(ReplyError, match=message):
         read(make(), with_momentum="momentum" in case)
 
 
-def test_a_reply_is_put_into_the_order_in_which_it_was_sent() -> None:
-    """Strategies that defend put arrays together by place, and safetensors keeps no order."""
+def test_a_reply_is_sorted_into_the_order_of_the_message() -> None:
+    """Defending strategies match arrays by position, and safetensors keeps no order."""
     sent = {name: np.float32([place]) for place, name in enumerate("abc")}
     sent |= {f"n.running_{kind}": np.float32([1]) for kind in ("mean", "var")}
     returned = {name: sent[name] for name in reversed(sent)}
@@ -129,8 +129,8 @@ def test_a_reply_is_put_into_the_order_in_which_it_was_sent() -> None:
     assert list(update.momentum) == ["a", "b", "c"]
 
 
-def test_infinity_that_was_sent_may_come_back() -> None:
-    """As in the mask of an attention layer, which is no diverged training."""
+def test_a_client_may_return_an_infinity_that_it_received() -> None:
+    """The mask of an attention layer holds infinity, for example."""
     sent = {"mask": np.float32([0, -np.inf])}
     check_update(sent, None, 1, "num-examples", sent)
     with pytest.raises(ReplyError, match="'mask' holds NaN or infinity"):
@@ -138,17 +138,17 @@ def test_infinity_that_was_sent_may_come_back() -> None:
 
 
 @pytest.mark.parametrize("weight", [-1, float("nan"), float("inf"), [1, 2]])
-def test_bad_weights(weight: Any) -> None:
+def test_invalid_weights_are_refused(weight: Any) -> None:
     with pytest.raises(ReplyError, match="num-examples"):
         read(content(metrics=MetricRecord({"num-examples": weight})))
 
 
-def test_a_missing_weight_is_named() -> None:
+def test_the_error_names_a_missing_weight() -> None:
     with pytest.raises(ReplyError, match="'num-examples' is None"):
         read(content(metrics=MetricRecord({"examples": 3})))
 
 
-def test_the_form_of_a_reply() -> None:
+def test_the_form_of_a_reply_depends_only_on_its_names_and_types() -> None:
     form = form_of(content(), {})
     assert form == form_of(content(metrics=MetricRecord({"loss": 9.0, "num-examples": 1})), {})
     assert form != form_of(content(metrics=MetricRecord({"num-examples": 1})), {})

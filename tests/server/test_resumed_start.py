@@ -1,6 +1,6 @@
-"""A run that goes on from a checkpoint is the run that never stopped: the library's half of it.
+"""A run of the library that resumes from a checkpoint gives the bits of an uninterrupted run.
 
-The app's half, with a process that is killed, is in tests/app/server/test_resumed_run.py.
+tests/app/server/test_resumed_run.py tests the app, whose process is killed.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def federation(
     first_round: int = 1,
     stop_after: int = ROUNDS,
 ) -> dict[str, np.ndarray]:
-    """Run a federation, by a Flower run of its own; end with an error after a round."""
+    """Run a federation with its own Flower run; stop with an error after a round."""
     run_config = {"state-dir": str(state_dir)} if state_dir else {}
     grid = SerializingGrid(
         training_app(network, batches), CLIENTS, run_id=run, run_config=run_config
@@ -88,17 +88,17 @@ def federation(
 def resumed(
     make: Callable[[], FixBN], folder: Path, stops: list[int], *, go_back: int = 0, **options: Any
 ) -> dict[str, np.ndarray]:
-    """Run until each of some rounds, and then to the end, each time with all objects new.
+    """Run, stop after each of some rounds, and resume with new objects until the end.
 
-    With ``go_back`` the newest checkpoints are torn first, that many.
+    Before each resume, the ``go_back`` newest checkpoints are damaged.
     """
     checkpoints, strategy, run = Checkpoints(folder, keep=3), make(), 1
     begin: dict[str, Any] = {}
     for stop in stops:
         with pytest.raises(KeyboardInterrupt):
             federation(strategy, run, checkpoints, stop_after=stop, **begin, **options)
-        for torn in sorted(folder.iterdir())[-go_back:] if go_back else []:
-            torn.write_bytes(torn.read_bytes()[:-1])
+        for damaged in sorted(folder.iterdir())[-go_back:] if go_back else []:
+            damaged.write_bytes(damaged.read_bytes()[:-1])
         done, tree = checkpoints.newest()
         strategy, run = make(), run + 1
         strategy.restore(tree["strategy"])
@@ -118,40 +118,40 @@ def makes(strategy: str, momentum: str) -> Callable[[], FixBN]:
 
 @pytest.mark.parametrize("momentum", ["reset", "local", "global"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_resumed_run_has_the_bits_of_the_whole_one(
+def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(
     strategy: str, momentum: str, tmp_path: Path
 ) -> None:
     make = makes(strategy, momentum)
-    whole = federation(make(), 1, stop_after=ROUNDS + 1, state_dir=tmp_path / "whole")
-    parts = resumed(make, tmp_path / "c", [1, 2, 5], state_dir=tmp_path / "state")
-    assert same(parts, whole)
+    uninterrupted = federation(make(), 1, stop_after=ROUNDS + 1, state_dir=tmp_path / "whole")
+    result = resumed(make, tmp_path / "c", [1, 2, 5], state_dir=tmp_path / "state")
+    assert same(result, uninterrupted)
 
 
 @pytest.mark.parametrize("momentum", ["local", "global"])
 @pytest.mark.parametrize("stop", [3, 4, 5])
-def test_also_from_the_checkpoint_before_a_torn_one(
+def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(
     momentum: str, stop: int, tmp_path: Path
 ) -> None:
-    """The clients have trained in rounds that the run goes back before."""
+    """The clients have trained in rounds after the checkpoint."""
     make = makes("FedAvg", momentum)
-    whole = federation(make(), 1, stop_after=ROUNDS + 1, state_dir=tmp_path / "whole")
-    parts = resumed(make, tmp_path / "c", [stop], go_back=2, state_dir=tmp_path / "state")
-    assert same(parts, whole)
+    uninterrupted = federation(make(), 1, stop_after=ROUNDS + 1, state_dir=tmp_path / "whole")
+    result = resumed(make, tmp_path / "c", [stop], go_back=2, state_dir=tmp_path / "state")
+    assert same(result, uninterrupted)
 
 
-def test_without_its_state_a_strategy_would_be_another(tmp_path: Path) -> None:
-    """The tests above could fail."""
+def test_without_its_state_a_strategy_gives_other_bits(tmp_path: Path) -> None:
+    """This shows that the tests above can fail."""
     make = makes("FedAdam", "reset")
-    whole = federation(make(), 1, stop_after=ROUNDS + 1)
+    uninterrupted = federation(make(), 1, stop_after=ROUNDS + 1)
     checkpoints = Checkpoints(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         federation(make(), 1, checkpoints, stop_after=2)
     _, tree = checkpoints.newest()
     rest = federation(make(), 2, arrays=tree["model"], first_round=3, stop_after=ROUNDS + 1)
-    assert not same(rest, whole)
+    assert not same(rest, uninterrupted)
 
 
-def test_a_strategy_built_otherwise_is_refused(tmp_path: Path) -> None:
+def test_a_strategy_that_is_built_differently_is_refused(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         federation(makes("FedAdam", "reset")(), 1, checkpoints, stop_after=2)

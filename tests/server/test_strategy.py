@@ -1,4 +1,4 @@
-"""FixBN around real strategies, with real clients, without Ray: the two stages and resuming."""
+"""FixBN around real strategies with real clients, without Ray: the two phases and resuming."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support.small_federation import (
     statistics_of,
 )
 
-# The two stages
+# The two phases
 
 
 def test_exploration_averages_the_statistics() -> None:
@@ -70,7 +70,7 @@ def test_pooled_statistics_have_the_larger_variance() -> None:
 
 @pytest.mark.parametrize("momentum", ["reset", "local", "global"])
 @pytest.mark.parametrize("statistics", ["mean", "pooled"])
-def test_statistics_are_bit_identical_from_the_switch_on(momentum: str, statistics: str) -> None:
+def test_statistics_are_bit_identical_after_the_freeze(momentum: str, statistics: str) -> None:
     trained_with: dict[int, list[dict[str, np.ndarray]]] = {}
 
     def on_reply(_: int, server_round: int, model: nn.Module, __: RecordDict) -> None:
@@ -86,11 +86,11 @@ def test_statistics_are_bit_identical_from_the_switch_on(momentum: str, statisti
         assert same(statistics_of(of_round[server_round]), frozen)
         assert len(trained_with[server_round]) == CLIENTS
         assert all(same(own, frozen) for own in trained_with[server_round])
-        # Everything that is trained moves, BN's affine parameters too.
+        # All trained parameters change, including BN's affine parameters.
         for name in ("first.weight", "norm.weight", "norm.bias", "last.weight", "scale"):
             before, after = of_round[server_round - 1][name], of_round[server_round][name]
             assert not np.array_equal(before, after), name
-    # In exploration each client has its own, and the server the average, another each round.
+    # In exploration each client has its own statistics, and the server a new average per round.
     assert not any(same(own, frozen) for own in trained_with[2])
     assert not same(statistics_of(of_round[1]), frozen)
     assert same({n: a.numpy() for n, a in result.arrays.items()}, of_round[4])
@@ -108,7 +108,7 @@ def test_phase_and_frozen_statistics_by_round() -> None:
     assert seen == [(Phase.EXPLORATION, False)] * 2 + [(Phase.CALIBRATION, True)] * 2
 
 
-def test_an_int_is_rounds_and_a_float_a_share() -> None:
+def test_an_int_counts_rounds_and_a_float_is_a_fraction() -> None:
     phases = {}
     for freeze_after in (1, 1.0, 0.25, 3):
         strategy = FixBN(fedavg(), freeze_after=freeze_after)
@@ -126,7 +126,7 @@ def test_an_int_is_rounds_and_a_float_a_share() -> None:
     }
 
 
-def test_the_model_is_whole_and_in_its_own_order_and_types() -> None:
+def test_the_model_is_complete_and_keeps_its_order_and_types() -> None:
     expected = {name: (str(a.dtype), a.shape) for name, a in initial_arrays(network()).items()}
     result, _ = federation(FixBN(fedavg(), freeze_after=1))
     got = {name: (str(a.dtype), a.shape) for name, a in result.arrays.items()}
@@ -137,12 +137,12 @@ def test_the_model_is_whole_and_in_its_own_order_and_types() -> None:
 def test_counters_stay_integers() -> None:
     _, of_round = federation(FixBN(fedavg(), freeze_after=2))
     counts = [of_round[t]["norm.num_batches_tracked"] for t in range(ROUNDS + 1)]
-    assert [int(count) for count in counts] == [0, 2, 4, 4, 4]  # two batches a round, then left
+    assert [int(count) for count in counts] == [0, 2, 4, 4, 4]  # two batches per round, then frozen
     assert all(count.dtype == np.int64 and count.shape == () for count in counts)
 
 
-def test_other_integers_survive() -> None:
-    """Flower's average makes 0.999... of 1 and torch truncates it to 0 on loading."""
+def test_other_integers_keep_their_values() -> None:
+    """Flower's average turns 1 into 0.999..., which torch truncates to 0 on loading."""
     app = training_app(network, batches, examples=[1, 2, 3, 1])
     result, _ = federation(FixBN(fedavg(), freeze_after=1), grid=SerializingGrid(app, CLIENTS))
     assert result.arrays["positions"].numpy().tolist() == list(range(7))
@@ -150,15 +150,15 @@ def test_other_integers_survive() -> None:
     assert result.train_metrics_clientapp[ROUNDS]["fixbn-clients"] == CLIENTS
 
 
-# Same bits
+# Reproducibility
 
 
 @pytest.mark.parametrize("momentum", ["reset", "local", "global"])
-def test_neither_the_order_of_asking_nor_of_replies_changes_a_bit(momentum: str) -> None:
+def test_the_order_of_messages_and_replies_changes_no_bit(momentum: str) -> None:
     app = training_app(network, batches, examples=[1, 7, 3, 5])
     results = []
     for seed in (None, 1, 2):
-        random.seed(seed)  # FedAvg asks in an order drawn from it
+        random.seed(seed)  # determines the order of FedAvg's clients
         grid = SerializingGrid(app, CLIENTS, shuffle_seed=seed)
         strategy = FixBN(fedavg(), freeze_after=2, momentum=momentum, statistics="pooled")
         results.append(federation(strategy, grid=grid)[1][ROUNDS])
@@ -168,24 +168,26 @@ def test_neither_the_order_of_asking_nor_of_replies_changes_a_bit(momentum: str)
 @pytest.mark.parametrize(
     ("freeze_after", "done"), [(2, 1), (2, 2), (2, 3), (0.5, 3), (1, 2), (3, 2)]
 )
-def test_a_resumed_run_is_the_whole_one(freeze_after: int | float, done: int) -> None:
-    """Bit for bit with momentum "reset", round numbers included."""
-    whole, of_whole = federation(FixBN(fedavg(), freeze_after=freeze_after, momentum="reset"))
-    checkpoint = ArrayRecord({name: Array(a) for name, a in of_whole[done].items()})
+def test_a_resumed_run_equals_an_uninterrupted_one(freeze_after: int | float, done: int) -> None:
+    """With momentum "reset", the runs agree bit for bit, and in their round numbers."""
+    uninterrupted, of_uninterrupted = federation(
+        FixBN(fedavg(), freeze_after=freeze_after, momentum="reset")
+    )
+    checkpoint = ArrayRecord({name: Array(a) for name, a in of_uninterrupted[done].items()})
     inner = WatchedFedAvg()
-    random.seed(5)  # other draws than those of the whole run
+    random.seed(5)  # other samples than in the uninterrupted run
     rest, of_rest = federation(
         FixBN(inner, freeze_after=freeze_after, momentum="reset"),
         arrays=copy.deepcopy(checkpoint),
         first_round=done + 1,
     )
-    assert same(of_rest[ROUNDS], of_whole[ROUNDS])
+    assert same(of_rest[ROUNDS], of_uninterrupted[ROUNDS])
     assert sorted(of_rest) == list(range(done, ROUNDS + 1))
     assert sorted(rest.train_metrics_clientapp) == list(range(done + 1, ROUNDS + 1))
     assert sorted(rest.evaluate_metrics_clientapp) == list(range(done + 1, ROUNDS + 1))
     assert rest.evaluate_metrics_serverapp[ROUNDS] == {"round": ROUNDS}
     assert inner.rounds[0] == ("train", done + 1)
-    assert sorted(whole.train_metrics_clientapp) == list(range(1, ROUNDS + 1))
+    assert sorted(uninterrupted.train_metrics_clientapp) == list(range(1, ROUNDS + 1))
 
 
 def test_zero_rounds_return_the_initial_arrays() -> None:
@@ -194,14 +196,14 @@ def test_zero_rounds_return_the_initial_arrays() -> None:
     assert result.arrays == arrays
 
 
-def test_a_share_needs_start() -> None:
+def test_a_fraction_requires_start() -> None:
     strategy = FixBN(fedavg(), freeze_after=0.5)
     grid = SerializingGrid(ClientApp(), 2)
     with pytest.raises(ConfigError, match="start"):
         strategy.configure_train(1, initial_arrays(network()), ConfigRecord(), grid)
 
 
-def test_the_summary_says_what_was_chosen(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_summary_lists_the_options(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="flwr")
     FixBN(fedavg(), freeze_after=7, momentum="global", learning_rate_factor=0.1).summary()
     assert "freeze_after 7 | momentum global | statistics mean | learning rate x 0.1" in caplog.text

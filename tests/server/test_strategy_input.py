@@ -1,4 +1,4 @@
-"""FixBN around real strategies: what is refused or warned about."""
+"""FixBN around real strategies: input that is refused or causes a warning."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_a_model_without_statistics_is_refused() -> None:
         FixBN(fedavg(), freeze_after=1).start(SerializingGrid(ClientApp(), 2), arrays, 3)
 
 
-def test_a_server_that_sends_parameters_only_is_told_what_to_do() -> None:
+def test_a_server_that_sends_only_parameters_fails_with_the_remedy() -> None:
     arrays = ArrayRecord({name: p.detach() for name, p in network().named_parameters()})
     with pytest.raises(NoStatisticsError, match=r"model\.state_dict\(\), not only parameters\(\)"):
         federation(FixBN(fedavg(), freeze_after=1), arrays=arrays)
 
 
-def test_a_client_that_sends_parameters_only_is_told_what_to_do() -> None:
+def test_a_client_that_returns_only_parameters_fails_with_the_remedy() -> None:
     def on_reply(_: int, __: int, model: nn.Module, content: RecordDict) -> None:
         named = {name: p.detach() for name, p in model.named_parameters()}
         content["arrays"] = ArrayRecord(named)
@@ -48,8 +48,8 @@ def test_a_client_that_sends_parameters_only_is_told_what_to_do() -> None:
         federation(FixBN(fedavg(), freeze_after=1), on_reply=on_reply)
 
 
-def test_a_client_without_local_training_thaws_and_is_told() -> None:
-    """The freeze is the client's deed: one that knows nothing of FixBN trains with its own."""
+def test_a_client_without_local_training_fails_with_the_remedy() -> None:
+    """The client does the freezing: without local_training it uses its own statistics."""
     app = ClientApp()
 
     @app.train()
@@ -81,9 +81,9 @@ def test_warnings_at_the_start(
     freeze_after: int | float, warning: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     federation(FixBN(fedavg(), freeze_after=freeze_after))
-    said = [r.getMessage() for r in caplog.records if "freeze_after" in r.getMessage()]
-    assert len(said) == (warning is not None)
-    assert warning is None or warning in said[0]
+    messages = [r.getMessage() for r in caplog.records if "freeze_after" in r.getMessage()]
+    assert len(messages) == (warning is not None)
+    assert warning is None or warning in messages[0]
 
 
 @pytest.mark.parametrize(
@@ -96,13 +96,13 @@ def test_warnings_at_the_start(
         {"learning_rate_factor": float("nan")},
     ],
 )
-def test_wrong_values_are_refused_when_made(wrong: dict[str, Any]) -> None:
+def test_invalid_values_are_refused_by_the_constructor(wrong: dict[str, Any]) -> None:
     ((name, value),) = wrong.items()
     with pytest.raises(ConfigError, match=f"{name}={value!r}"):
         FixBN(fedavg(), **{"freeze_after": 1, **wrong})
 
 
 @pytest.mark.parametrize("first_round", [0, -1, 5])
-def test_a_first_round_that_is_none_is_refused(first_round: int) -> None:
+def test_an_invalid_first_round_is_refused(first_round: int) -> None:
     with pytest.raises(ConfigError, match=f"first_round={first_round}"):
         federation(FixBN(fedavg(), freeze_after=1), first_round=first_round)

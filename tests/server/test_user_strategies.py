@@ -1,4 +1,4 @@
-"""Strategies and clients from real projects lose nothing inside FixBN that Flower would keep."""
+"""Strategies and clients of real projects work inside FixBN as they do in Flower."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from tests.support.small_federation import (
 NAMES = list(network().state_dict())
 
 
-def noting(configs: list[dict[str, Any]]) -> ClientApp:
-    """An app whose first client notes the config of each training message."""
+def recording_app(configs: list[dict[str, Any]]) -> ClientApp:
+    """Return an app whose first client records the config of each training message."""
     app, trainer = ClientApp(), training_app(network, batches)
 
     @app.train()
@@ -65,19 +65,19 @@ class Halving(FedAvg):
 
 
 @pytest.mark.parametrize("wrap", [False, True])
-def test_a_change_of_the_config_lasts(wrap: bool) -> None:
+def test_a_change_of_the_config_persists(wrap: bool) -> None:
     configs: list[dict[str, Any]] = []
     strategy: Strategy = Halving(fraction_evaluate=0.0)
     strategy = FixBN(strategy, freeze_after=2) if wrap else strategy
     given = ConfigRecord({"lr": 0.1})
-    grid = SerializingGrid(noting(configs), CLIENTS)
+    grid = SerializingGrid(recording_app(configs), CLIENTS)
     federation(strategy, grid=grid, rounds=5, train_config=given)
     assert [config["lr"] for config in configs] == [0.1, 0.1, 0.05, 0.05, 0.05]
     assert dict(given) == {"lr": 0.05, "server-round": 5}
 
 
 class OwnMessages(FedAvg):
-    """Sends each client another config, in records and messages of its own."""
+    """Sends each client a different config, in its own records and messages."""
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -91,10 +91,10 @@ class OwnMessages(FedAvg):
             )
 
 
-def test_own_messages_carry_the_instructions() -> None:
+def test_a_strategys_own_messages_contain_fixbns_config() -> None:
     configs: list[dict[str, Any]] = []
     strategy = FixBN(OwnMessages(fraction_evaluate=0.0), freeze_after=2)
-    _, of_round = federation(strategy, grid=SerializingGrid(noting(configs), CLIENTS))
+    _, of_round = federation(strategy, grid=SerializingGrid(recording_app(configs), CLIENTS))
     assert [config["lr"] for config in configs] == [0.1] * ROUNDS
     phases = [config["fixbn-phase"] for config in configs]
     assert phases == ["exploration"] * 2 + ["calibration"] * 2
@@ -105,7 +105,7 @@ def test_own_messages_carry_the_instructions() -> None:
 
 
 class Saving(FedAvg):
-    """Keeps every model that Flower's aggregation returns, as Flower's how-to does."""
+    """Saves every model that Flower's aggregation returns, as in Flower's how-to."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(fraction_evaluate=0.0, **options)
@@ -126,7 +126,7 @@ class Saving(FedAvg):
 
 @pytest.mark.parametrize("momentum", ["local", "global"])
 @pytest.mark.parametrize("statistics", ["mean", "pooled"])
-def test_what_a_strategy_saves_is_the_whole_model(momentum: Any, statistics: Any) -> None:
+def test_a_strategy_saves_the_complete_model(momentum: Any, statistics: Any) -> None:
     strategy = Saving()
     fixbn = FixBN(strategy, freeze_after=2, momentum=momentum, statistics=statistics)
     _, of_round = federation(fixbn)
@@ -140,18 +140,18 @@ class SavingMedian(Saving, FedMedian):
 
 
 class SavingKrum(Saving, Krum):
-    """Another one."""
+    """A subclass of another defending strategy."""
 
 
 @pytest.mark.parametrize("momentum", ["local", "global"])
 @pytest.mark.parametrize("make", [SavingMedian, SavingKrum])
-def test_a_defending_strategy_saves_the_whole_model(make: type[Saving], momentum: Any) -> None:
+def test_a_defending_strategy_saves_the_complete_model(make: type[Saving], momentum: Any) -> None:
     strategy = make()
     _, of_round = federation(FixBN(strategy, freeze_after=2, momentum=momentum))
     assert all(same(saved, of_round[r]) for r, saved in enumerate(strategy.saved, start=1))
 
 
-def test_inside_differential_privacy_it_saves_the_whole_model_without_noise() -> None:
+def test_inside_differential_privacy_a_strategy_saves_the_complete_model_without_noise() -> None:
     strategy = Saving()
     private = DifferentialPrivacyServerSideFixedClipping(strategy, 0.5, 1.0, CLIENTS)
     _, of_round = federation(FixBN(private, freeze_after=2))
@@ -168,13 +168,13 @@ def test_saving_changes_nothing() -> None:
 
 
 class Choosing(FedAvg):
-    """Leaves the first client out of the average."""
+    """Excludes the first client from the average."""
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
         return super().aggregate_train(server_round, list(replies)[1:])
 
 
-def test_replies_that_a_strategy_leaves_out_do_not_count_for_the_statistics() -> None:
+def test_replies_that_a_strategy_excludes_do_not_affect_the_statistics() -> None:
     lost = SerializingGrid(
         training_app(network, batches),
         CLIENTS,
@@ -190,7 +190,7 @@ def test_replies_that_a_strategy_leaves_out_do_not_count_for_the_statistics() ->
 
 
 class OwnAverage(Strategy):
-    """A strategy that averages by itself and keeps what it made."""
+    """A strategy with its own average, which records the names of its arrays."""
 
     def __init__(self) -> None:
         self.saved: list[list[str]] = []
@@ -217,10 +217,10 @@ class OwnAverage(Strategy):
         return None
 
     def summary(self) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
-def test_a_strategy_of_its_own_sees_whole_models_and_fixbn_averages_the_statistics() -> None:
+def test_a_custom_strategy_receives_complete_models_and_fixbn_averages_the_statistics() -> None:
     strategy = OwnAverage()
     _, own = federation(FixBN(strategy, freeze_after=2))
     _, plain = federation(FixBN(fedavg(), freeze_after=2))
@@ -230,7 +230,7 @@ def test_a_strategy_of_its_own_sees_whole_models_and_fixbn_averages_the_statisti
     assert np.allclose(own[1]["first.weight"], plain[1]["first.weight"], atol=1e-6)
 
 
-def test_the_inner_strategys_methods_and_attributes_are_reached() -> None:
+def test_the_inner_strategys_methods_and_attributes_are_accessible() -> None:
     strategy = FixBN(Saving(), freeze_after=2)
     assert strategy.set_save_path("here") == "saved in here"
     assert strategy.weighted_by_key == "num-examples"
@@ -268,7 +268,7 @@ def metric(name: str, values: list[float]) -> Any:
 def test_an_undefined_metric_is_averaged_over_the_clients_that_have_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """0.15 is the mean of 0.1 and 0.2, all clients having as many examples."""
+    """All clients have equally many examples, so the mean of 0.1 and 0.2 is 0.15."""
     values = [0.1, math.nan, 0.2, math.nan]
     on_reply = metric("auc", values)
     result, _ = federation(FixBN(fedavg(), freeze_after=1), on_reply=on_reply, rounds=1)
@@ -284,7 +284,7 @@ def test_an_undefined_metric_is_averaged_over_the_clients_that_have_it(
     )
 
 
-def test_a_metric_that_no_client_has_is_left_out() -> None:
+def test_a_metric_that_no_client_defines_is_omitted() -> None:
     on_reply = metric("auc", [math.nan] * CLIENTS)
     result, _ = federation(FixBN(fedavg(), freeze_after=1), on_reply=on_reply, rounds=1)
     assert "auc" not in result.train_metrics_clientapp[1]
@@ -340,7 +340,7 @@ class Scaffold(FedAvg):
 PARAMETERS = [name for name, _ in network().named_parameters()]
 
 
-def test_a_second_record_of_arrays_passes_both_ways() -> None:
+def test_a_second_record_of_arrays_passes_in_both_directions() -> None:
     received: list[list[str]] = []
     app, trainer = ClientApp(), training_app(network, batches)
 
@@ -362,26 +362,26 @@ def test_a_second_record_of_arrays_passes_both_ways() -> None:
     assert same(of_round[2], plain[2])
 
 
-def test_the_limit_of_what_comes_besides_the_model_can_be_set() -> None:
+def test_the_limit_of_extra_bytes_can_be_set() -> None:
     def change(content: RecordDict) -> None:
         content["config"] = ConfigRecord({"large": b"x" * 2**21})
 
     on_reply = changed(change, client=0)
 
-    def everybody(partition: int, *rest: Any) -> None:
+    def all_clients(partition: int, *rest: Any) -> None:
         change(rest[-1])
 
     with pytest.raises(RoundsFailedError, match=r"max_extra_bytes=20971\d\d"):
-        federation(FixBN(fedavg(), freeze_after=1), on_reply=everybody)
+        federation(FixBN(fedavg(), freeze_after=1), on_reply=all_clients)
     result, _ = federation(
-        FixBN(fedavg(), freeze_after=1, max_extra_bytes=2**22), on_reply=everybody, rounds=1
+        FixBN(fedavg(), freeze_after=1, max_extra_bytes=2**22), on_reply=all_clients, rounds=1
     )
     assert result.train_metrics_clientapp[1]["fixbn-clients"] == CLIENTS
     assert on_reply is not None
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
-def test_another_floating_type_is_converted_with_one_line(
+def test_another_floating_type_is_converted_with_one_message(
     dtype: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     def change(content: RecordDict) -> None:
@@ -398,7 +398,7 @@ def test_another_floating_type_is_converted_with_one_line(
     assert converted == [f"client {FIRST_NODE_ID + 1} returned {name} for float32: converted"]
 
 
-def test_a_client_without_examples_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_without_examples_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     def change(content: RecordDict) -> None:
         content.metric_records["metrics"]["num-examples"] = 0
 
@@ -408,7 +408,7 @@ def test_a_client_without_examples_is_named_once(caplog: pytest.LogCaptureFixtur
     assert result.train_metrics_clientapp[1]["fixbn-clients"] == CLIENTS - 1
 
 
-def test_a_batch_of_one_has_its_remedy() -> None:
+def test_a_batch_of_one_fails_with_the_remedy() -> None:
     app = ClientApp()
 
     @app.train()
@@ -423,7 +423,7 @@ def test_a_batch_of_one_has_its_remedy() -> None:
 # The end of a run
 
 
-def test_stop_ends_the_run_after_this_round_with_the_result_so_far() -> None:
+def test_stop_ends_the_run_after_the_current_round() -> None:
     strategy = FixBN(FedAdam(fraction_evaluate=0.0), freeze_after=1)
     grid = SerializingGrid(training_app(network, batches), CLIENTS)
 
@@ -433,12 +433,12 @@ def test_stop_ends_the_run_after_this_round_with_the_result_so_far() -> None:
         return MetricRecord({"round": server_round})
 
     result = strategy.start(grid, initial_arrays(network()), ROUNDS, evaluate_fn=evaluate)
-    _, whole = federation(FixBN(FedAdam(fraction_evaluate=0.0), freeze_after=1))
+    _, uninterrupted = federation(FixBN(FedAdam(fraction_evaluate=0.0), freeze_after=1))
     assert list(result.train_metrics_clientapp) == [1, 2]
     assert list(result.evaluate_metrics_serverapp) == [0, 1, 2]
-    assert same({n: a.numpy() for n, a in result.arrays.items()}, whole[2])
-    again = strategy.start(grid, initial_arrays(network()), 1)
-    assert list(again.train_metrics_clientapp) == [1]
+    assert same({n: a.numpy() for n, a in result.arrays.items()}, uninterrupted[2])
+    second = strategy.start(grid, initial_arrays(network()), 1)
+    assert list(second.train_metrics_clientapp) == [1]
 
 
 # FixBN with freeze_after=1.0 changes nothing

@@ -1,4 +1,4 @@
-"""FixBN around real strategies: what the wrapped strategy sees."""
+"""FixBN around real strategies: the arrays and configs that the wrapped strategy receives."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from tests.support.small_federation import (
 
 
 @pytest.mark.parametrize("momentum", ["local", "global"])
-def test_a_users_strategy_sees_whole_models(momentum: str) -> None:
+def test_a_users_strategy_receives_complete_models(momentum: str) -> None:
     strategy = WatchedFedAvg()
     federation(FixBN(strategy, freeze_after=2, momentum=momentum))
     assert strategy.seen == {*network().state_dict()}
@@ -60,8 +60,8 @@ SERVER_OPTIMISERS: list[Callable[[], Strategy]] = [
 
 
 @pytest.mark.parametrize("make", SERVER_OPTIMISERS)
-def test_server_optimisers_change_parameters_only(make: Callable[[], Strategy]) -> None:
-    """The first round's statistics are FedAvg's to the bit, S* stays, all rounds average."""
+def test_server_optimisers_change_only_parameters(make: Callable[[], Strategy]) -> None:
+    """The first round's statistics equal FedAvg's bit for bit, and S* does not change."""
     plain, of_plain = federation(FixBN(fedavg(), freeze_after=1))
     result, of_round = federation(FixBN(make(), freeze_after=1))
     assert same(statistics_of(of_round[1]), statistics_of(of_plain[1]))
@@ -85,7 +85,7 @@ def test_variance_stays_positive_where_fedadam_alone_makes_it_negative() -> None
     alone, _ = federation(
         FedAdam(fraction_evaluate=0.0, tau=1e-5), arrays=arrays, on_reply=shrink, rounds=1
     )
-    assert alone.arrays["norm.running_var"].numpy().min() < 0  # the trap is real
+    assert alone.arrays["norm.running_var"].numpy().min() < 0  # FedAdam alone fails
     inside, _ = federation(
         FixBN(FedAdam(fraction_evaluate=0.0, tau=1e-5), freeze_after=1.0),
         arrays=arrays,
@@ -96,12 +96,12 @@ def test_variance_stays_positive_where_fedadam_alone_makes_it_negative() -> None
 
 
 @pytest.mark.parametrize("wrong", [OlderFedAvg(), FixBN(fedavg(), freeze_after=1), "FedAvg", None])
-def test_wraps_message_api_strategies_only(wrong: Any) -> None:
+def test_only_message_api_strategies_can_be_wrapped(wrong: Any) -> None:
     with pytest.raises(ConfigError, match=type(wrong).__name__):
         FixBN(wrong, freeze_after=1)
 
 
-def test_evaluation_gets_the_whole_model() -> None:
+def test_evaluation_receives_the_complete_model() -> None:
     received: list[list[str]] = []
     evaluating = ClientApp()
     trainer = training_app(network, batches)
@@ -123,8 +123,8 @@ def test_evaluation_gets_the_whole_model() -> None:
     assert result.evaluate_metrics_clientapp[ROUNDS] == {"accuracy": 0.5}
 
 
-def test_the_config_of_a_round() -> None:
-    """The user's own keys, Flower's, and exactly ours."""
+def test_the_config_of_a_round_contains_fixbns_keys() -> None:
+    """The config contains the user's keys, Flower's and FixBN's, and no others."""
     configs: list[dict[str, object]] = []
     trainer = training_app(network, batches)
     app = ClientApp()
@@ -156,4 +156,4 @@ def test_the_config_of_a_round() -> None:
             "records": ["arrays", "config", "fixbn-momentum"],
         },
     ]
-    assert config == {"local-epochs": 3, "server-round": 2}  # as FedAvg leaves it without FixBN
+    assert config == {"local-epochs": 3, "server-round": 2}  # as without FixBN

@@ -22,6 +22,6 @@ def rows(n: int = 6) -> Tensor:
     return torch.randn(n, 4, generator=torch.Generator().manual_seed(1))
 
 
-def unmoved(model: nn.Module, before: dict[str, Tensor]) -> bool:
+def statistics_unchanged(model: nn.Module, before: dict[str, Tensor]) -> bool:
     after = statistics(model)
     return before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)

@@ -1,4 +1,4 @@
-"""Clients for the in-memory grid as users write them, and what the tests built on them share."""
+"""Clients for the in-memory grid, written as users write them, and helpers of their tests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TrainStep = Callable[[nn.Module, Optimizer, Batch], None]
 
 
 def sgd_step(model: nn.Module, optimizer: Optimizer, batch: Batch) -> None:
-    """One step of an ordinary training loop, `model.train()` included."""
+    """Take one step of an ordinary training loop, including `model.train()`."""
     images, targets = batch
     model.train()
     optimizer.zero_grad()
@@ -48,18 +48,18 @@ def training_app(
     on_reply: Callable[[int, int, nn.Module, RecordDict], None] = lambda *_: None,
     mods: Sequence[Mod] = (),
 ) -> ClientApp:
-    """A Message API client as a user writes one: new model, new SGD, its own loop, one ``with``.
+    """Return a Message API client with its own model, SGD, loop and ``with local_training``.
 
     Args:
-        build: makes the model; its initial weights are not used.
-        batches: a client's batches by partition and round; each is one step.
+        build: builds the model; its initial weights are not used.
+        batches: the batches of a partition in a round; each is one step.
         learning_rate: of SGD.
         momentum: of SGD.
         weight_decay: of SGD.
         step: one step on one batch.
-        optimizer_of: another optimiser than SGD.
-        examples: the client's number of examples by partition; all alike by default.
-        on_reply: called with partition, round, model and reply's content before it is sent.
+        optimizer_of: builds another optimiser than SGD.
+        examples: the number of examples of each partition; 8 by default.
+        on_reply: called with partition, round, model and content before the reply is sent.
         mods: of the ClientApp.
     """
     app = ClientApp(mods=list(mods))

@@ -1,4 +1,4 @@
-"""The command line in this process, and the files that it leaves."""
+"""Runs the command line in this process and lists the files that it writes."""
 
 from __future__ import annotations
 

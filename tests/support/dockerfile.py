@@ -1,4 +1,4 @@
-"""The instructions of the Dockerfile."""
+"""Parses the Dockerfile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Instruction = tuple[str, str]
 
 
 def instructions() -> list[Instruction]:
-    """The Dockerfile's instructions, continued lines joined: `("RUN", "python -m venv ...")`."""
+    """Return the instructions with continued lines joined: `("RUN", "python -m venv ...")`."""
     text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
     lines = re.sub(r"\\\n", " ", text).splitlines()
     return [tuple(line.split(maxsplit=1)) for line in lines if line.strip()]  # type: ignore[misc]

@@ -12,7 +12,7 @@ from simulation.experiments.result_log import Result, read, results_file
 
 
 def results_of(name: str) -> list[Result]:
-    """Return the results that the experiment asks for."""
+    """Return the results that the experiment requires."""
     experiment = Experiment(name, Scale.CPU)
     lines = read(results_file(name, "cpu"))
     rate = searched_rates(experiment, lines)

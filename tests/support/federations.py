@@ -1,4 +1,4 @@
-"""A federation of the tests: a SuperLink and nodes, each on its machine, with TLS and keys."""
+"""A federation for tests: a SuperLink and nodes, each on its own machine, with TLS and keys."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ LOG = "supernode.log"
 
 
 class Network(Protocol):
-    """Where machines are: the SuperLink's first, then as many nodes' as are asked for."""
+    """Creates the machines of a SuperLink and of its nodes."""
 
     def superlink(self, folder: Path) -> Machine:
-        """The SuperLink's machine."""
+        """Create the SuperLink's machine."""
 
     def node(self, folder: Path, number: int) -> Machine:
-        """The machine of a node, from 0."""
+        """Create the machine of a node; numbers start at 0."""
 
-    def superlink_for(self, number: int) -> str:
-        """The address at which a node reaches the SuperLink."""
+    def superlink_address(self, number: int) -> str:
+        """Return the address at which a node reaches the SuperLink."""
 
 
 class Loopback:
-    """One network for all, with an address of loopback for each."""
+    """A network on which every machine has its own loopback address."""
 
     def superlink(self, folder: Path) -> Machine:
         return Machine(folder, ADDRESS)
@@ -39,19 +39,19 @@ class Loopback:
     def node(self, folder: Path, number: int) -> Machine:
         return Machine(folder, f"127.0.0.{3 + number}")
 
-    def superlink_for(self, number: int) -> str:
+    def superlink_address(self, number: int) -> str:
         return ADDRESS
 
 
 class Federation:
-    """A SuperLink with certificates, running; nodes are added one by one, `nodes` at most."""
+    """A running SuperLink with certificates. Nodes are added one by one, `nodes` at most."""
 
     def __init__(self, folder: Path, network: Network | None = None, nodes: int = 4) -> None:
         self.folder = folder
         self.network = network or Loopback()
         self.link = self.network.superlink(folder)
         self.machines = [self.link]
-        self.hosts = sorted({self.network.superlink_for(number) for number in range(nodes)})
+        self.hosts = sorted({self.network.superlink_address(number) for number in range(nodes)})
         self.port = 8000 if self.link.within else free_port(self.hosts[0])
         hosts = " ".join(f"--host {host}" for host in self.hosts)
         self.link.run(f"deploy/make-certificates certificates {hosts}")
@@ -82,7 +82,7 @@ class Federation:
         machine.environment["PYTHONPATH"] = str(machine.home)
 
     def add(self, name: str, part: str, *, register: bool = True) -> Node:
-        """A node's machine with its key, registered or not, and data; it is not started yet."""
+        """Create a node's machine with its key and data; register the key, but start no node."""
         number = len(self.machines) - 1
         machine = self.network.node(self.folder, number)
         self.machines.append(machine)
@@ -95,10 +95,10 @@ class Federation:
                 f"deploy/register {name}.pub --superlink {self.hosts[0]}:{self.port} "
                 "--ca certificates/ca.crt"
             )
-        return Node(name, machine, f"{self.network.superlink_for(number)}:{self.port}")
+        return Node(name, machine, f"{self.network.superlink_address(number)}:{self.port}")
 
     def start_run(self, name: str, **run_config: Any) -> Service:
-        """Start a run of the ordered task; its log goes on until it ends."""
+        """Start a run of the task in `ordered.py`, and stream its log."""
         config = {
             "task": "ordered:TASK",
             "data-dir": f"{self.link.home}/data",
@@ -118,13 +118,13 @@ class Federation:
         return [json.loads(line) for line in lines]
 
     def statuses(self) -> dict[int, str]:
-        """Every run's number and status."""
+        """Return the status of each run by its number."""
         listed = json.loads(self.link.run("flwr ls federation --format json").stdout)
         return {int(run["run-id"]): run["status"] for run in listed["runs"]}
 
 
 class Node:
-    """A SuperNode that trains at the test's word, see `ordered.py`."""
+    """A SuperNode that trains when a test orders it, see `ordered.py`."""
 
     def __init__(self, name: str, machine: Machine, superlink: str) -> None:
         self.name = name
@@ -142,9 +142,9 @@ class Node:
         wait_until(waiting.exists, f"{self.name} trained", log=self.machine.home / LOG)
 
     def order(self, word: str) -> None:
-        """Let it take the step that it waits for, once it does."""
+        """Wait until the node waits for an order, then order its next step."""
         self.wait_until_it_trains()
-        file = self.machine.home / "word"
+        file = self.machine.home / "new-order"
         file.write_text(word)
         os.replace(file, self.machine.home / "order")
         waiting = self.machine.home / "waiting"
@@ -155,13 +155,13 @@ class Node:
         )
 
     def power_failure(self) -> None:
-        """Nothing that runs there gets to say good-bye."""
+        """Kill all processes of the node's machine."""
         self.machine.switch_off()
         (self.machine.home / "waiting").unlink(missing_ok=True)
 
     @property
     def momentum(self) -> dict[str, Any]:
-        """What it has kept of its latest run."""
+        """The momentum buffers that the node saved last."""
         files = (self.machine.home / ".fixbn" / self.name / "momentum").glob(
             "*/node-*/round-*.safetensors"
         )

@@ -1,7 +1,7 @@
-"""What a client that means harm can put into a reply, drawn from a random generator.
+"""Contents of malicious replies, drawn from a random generator.
 
-Hypothesis chooses the generators' seeds: drawing every byte by itself it would take ten times as
-long, and ten thousand cases are to fit into a minute.
+Hypothesis chooses only the generators' seeds. If it drew every byte, it would take ten times as
+long, and ten thousand cases must run within a minute.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ REMEDY = (
     r"[Rr]eturn |reply with |[Gg]ive |add \*\*|[Uu]se |[Ll]et all |must build the same model|helps"
     r"|left out of the average|below zero\.$|use different versions"
 )
-"""What every ReplyError says of what to do, in one of these words."""
+"""Every ReplyError states a remedy in one of these phrases."""
 
 NAMES = [
     *SENT, "../../x", "/etc/passwd", "", "\0", "fixbn-momentum", "a" * 5000, "w.running_var",
@@ -55,7 +55,7 @@ _DESCRIPTIONS = [
 
 
 class Bomb:
-    """Unpickled, it would leave a file behind."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -78,15 +78,15 @@ BOMBS = [
     pickle.dumps(Bomb(CANARY)),
     _archive.getvalue(),
 ]
-"""Bytes that numpy, if allowed to, would unpickle, or open as an archive."""
+"""Bytes that numpy would unpickle, or open as an archive, if it were allowed to."""
 
-WHOLE = [npy(array) for array in SENT.values()]
+VALID = [npy(array) for array in SENT.values()]
 _OF_W = [npy(np.full((2, 3), value, np.float32)) for value in (np.nan, np.inf, -1.0, 3e38)]
 _LARGE = npy(np.zeros(5000, np.float32))
 
 
 def damaged(random: Random, good: bytes) -> bytes:
-    """Bytes that were whole once: written over, cut, torn, filled up or put in twice."""
+    """Return valid bytes with parts overwritten, inserted, deleted, cut off or repeated."""
     data = bytearray(good)
     for _ in range(random.randint(1, 3)):
         start = random.randint(0, len(data))
@@ -106,7 +106,7 @@ def damaged(random: Random, good: bytes) -> bytes:
 
 
 def header(random: Random) -> bytes:
-    """An npy file whose header claims anything, and few bytes behind it."""
+    """Return an npy file with an arbitrary header and little data."""
     sizes = [0, 1, 2, 3, 6, -1, 2**31, 2**62, 10**30]
     shape = tuple(random.choices(sizes, k=random.randint(0, 4)))
     fields = (
@@ -126,21 +126,21 @@ def header(random: Random) -> bytes:
 
 
 def payload(random: Random) -> bytes:
-    """The bytes of one array: junk, whole, damaged, of another type or shape, or a bomb."""
-    of_any_kind = [
+    """Return the bytes of one array: random, valid, damaged, of a wrong type, or a pickle."""
+    kinds = [
         lambda: random.randbytes(random.randint(0, 200)),
-        lambda: random.choice(WHOLE),
+        lambda: random.choice(VALID),
         lambda: random.choice(_OF_W),
-        lambda: damaged(random, random.choice(WHOLE)),
+        lambda: damaged(random, random.choice(VALID)),
         lambda: header(random),
         lambda: random.choice(BOMBS),
         lambda: _LARGE,
     ]
-    return random.choice(of_any_kind)()
+    return random.choice(kinds)()
 
 
 def array(random: Random) -> Array:
-    """An array of a message, whose description may have nothing to do with its bytes."""
+    """Return an array of a message, whose description may contradict its bytes."""
     return Array(
         random.choice(["float32", "", "object", "float64", "../x"]),
         tuple(random.choices([2, 3, 0, -1, 2**62], k=random.randint(0, 3))),
@@ -150,7 +150,7 @@ def array(random: Random) -> Array:
 
 
 def array_record(random: Random, names: Sequence[str]) -> ArrayRecord:
-    """The arrays of these names, some of them spoilt, missing or joined by others."""
+    """Return arrays of these names; some may be damaged, missing or added."""
     record = ArrayRecord({name: Array(SENT[name]) for name in names})
     for name in random.choices(list(names), k=random.choice([0, 0, 1, 2])):
         record[name] = array(random)
@@ -162,7 +162,7 @@ def array_record(random: Random, names: Sequence[str]) -> ArrayRecord:
 
 
 def metric_record(random: Random) -> MetricRecord:
-    """Metrics, one of them something else or missing, or one too many."""
+    """Return metrics; some may be invalid, missing or added."""
     metrics: dict[str, Any] = {WEIGHTED_BY: 8, "train-loss": 0.5}
     if random.random() < 0.3:
         metrics[random.choice(list(metrics))] = random.choice(NUMBERS)
@@ -184,7 +184,7 @@ _OTHERS = [
 
 
 def content(random: Random) -> RecordDict:
-    """The content of a reply to a training message, with momentum beside the arrays or without."""
+    """Return the content of a reply to a training message, with or without momentum."""
     records = RecordDict({"arrays": array_record(random, list(SENT))})
     records["metrics"] = metric_record(random)
     if random.random() < 0.8:

@@ -1,6 +1,6 @@
-"""Machines of a test: each has a loopback address, a home and a checkout, and shares no file.
+"""Machines for tests: each has its own loopback address, home and checkout; they share no file.
 
-What runs on them are real processes, started by the scripts of `deploy/` as users start them.
+They run real processes, which the scripts of `deploy/` start as they do for users.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _RESERVED: list[socket.socket] = []  # see free_port
 
 
 class Machine:
-    """One machine: `run` is its shell, in its checkout, which is its home as well.
+    """One machine. Its checkout is also its home, and `run` runs shell commands there.
 
-    `within` are the words of a command that runs another one on this machine; none here, where
-    machines differ by their homes and by what they listen at.
+    `within` is the prefix of a command that runs another command on this machine. By default it is
+    empty: machines then differ only by their homes and addresses.
     """
 
     def __init__(self, folder: Path, address: str, within: Sequence[str] = ()) -> None:
@@ -58,7 +58,7 @@ class Machine:
     def run(
         self, command: str, *, check: bool = True, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run a shell command to its end; what it says is stdout and stderr together."""
+        """Run a shell command to its end; its stdout includes its stderr."""
         answer = subprocess.run(
             [*self.within, "bash", "-euo", "pipefail", "-c", command],
             cwd=self.home,
@@ -74,7 +74,7 @@ class Machine:
         return answer
 
     def start(self, command: str, log: str, **environment: str) -> Service:
-        """Start a command that stays, its output in a file of the machine's home."""
+        """Start a command in the background, with its output in a file of the machine's home."""
         with (self.home / log).open("ab") as file:
             process = subprocess.Popen(
                 [*self.within, *shlex.split(command)],
@@ -88,10 +88,10 @@ class Machine:
         return Service(process, self.home / log)
 
     def processes(self, program: str = "") -> list[int]:
-        """The processes of this machine, which are those with its home, that run a program."""
+        """Return the processes that run a program and have this machine's home."""
         found = []
         for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):  # it has ended meanwhile
+            with suppress(OSError):  # the process has ended
                 environment = (process / "environ").read_bytes().split(b"\0")
                 command = (process / "cmdline").read_bytes().decode(errors="replace")
                 if f"HOME={self.home}".encode() in environment and program in command:
@@ -99,7 +99,7 @@ class Machine:
         return sorted(found)
 
     def kill(self, program: str) -> None:
-        """End processes as a power failure does."""
+        """Kill all processes that run a program."""
         for process in self.processes(program):
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
@@ -121,14 +121,14 @@ class Machine:
 
 
 class Service:
-    """A process that stays, and its log so far."""
+    """A background process and its log."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self.process = process
         self._log = log
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return read_log(self._log)
 
     def wait_for(self, pattern: str, count: int = 1) -> re.Match[str]:
@@ -144,7 +144,7 @@ class Service:
         return self.process.wait(TIMEOUT)
 
     def stop(self) -> int:
-        """End it as `kill` does."""
+        """Terminate the process; return its status."""
         self.process.terminate()
         return self.end()
 
@@ -152,8 +152,8 @@ class Service:
 def free_port(address: str) -> int:
     """Reserve a port of an address for a server that a test starts later.
 
-    A socket stays bound to it, without listening, until the tests end. The kernel then gives the
-    port to nobody else, and a server that sets SO_REUSEADDR can still bind it.
+    A socket stays bound to it, without listening, until the tests end. The kernel then assigns the
+    port to no other process, and a server that sets SO_REUSEADDR can still bind it.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     reserved = socket.socket(family)
@@ -164,7 +164,7 @@ def free_port(address: str) -> int:
 
 
 def round_lines(log: str) -> list[str]:
-    """The lines by which the app reports rounds."""
+    """Return the lines in which the app reports rounds."""
     return [line for line in log.splitlines() if re.match(r"round +\d+/", line)]
 
 

@@ -1,8 +1,8 @@
-"""Machines that share nothing but the kernel: each has a network and a view of files of its own.
+"""Machines that share only the kernel: each has its own network and its own view of the files.
 
-The SuperLink's machine is in two networks, 10.0.1.0/24 and 10.0.2.0/24, and in each there is one
-node. Neither sees the other, nor any file of the other machines. It takes root, and Linux's network
-namespaces; the interfaces exist inside them alone.
+The SuperLink's machine is in two networks, 10.0.1.0/24 and 10.0.2.0/24, and each network has one
+node. No node can reach the other node or read a file of another machine. This requires root and
+Linux network namespaces. The network interfaces exist only inside these namespaces.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tests.support.machines import Machine
 
-# Of all machines' homes a process sees the one of its own.
-OWN_FILES = """
+# Hides the homes of all other machines from a process.
+HIDE_OTHER_HOMES = """
 mount --bind "{home}" /mnt
 mount -t tmpfs none "{folder}"
 mkdir -p "{home}"
@@ -27,7 +27,7 @@ exec "$@"
 
 
 class NamespaceError(Exception):
-    """This machine gives no network namespaces."""
+    """Network namespaces cannot be created on this machine."""
 
 
 def ip(command: str) -> None:
@@ -38,10 +38,10 @@ def ip(command: str) -> None:
 
 @contextmanager
 def two_networks() -> Iterator[TwoNetworks]:
-    """Make the namespaces, and remove them.
+    """Create the namespaces, and remove them afterwards.
 
     Raises:
-        NamespaceError: that is not allowed here.
+        NamespaceError: If this machine does not allow it.
     """
     names = [f"fixbn-{os.getpid()}-{number}" for number in range(3)]
     made: list[str] = []
@@ -68,7 +68,7 @@ def two_networks() -> Iterator[TwoNetworks]:
 
 
 class TwoNetworks:
-    """A SuperLink's machine and two nodes'; see the module."""
+    """The machines of a SuperLink and two nodes; see the module."""
 
     def __init__(self, names: list[str]) -> None:
         self._names = names
@@ -79,11 +79,11 @@ class TwoNetworks:
     def node(self, folder: Path, number: int) -> Machine:
         return self._machine(folder, 1 + number, f"10.0.{1 + number}.2")
 
-    def superlink_for(self, number: int) -> str:
+    def superlink_address(self, number: int) -> str:
         return f"10.0.{1 + number}.1"
 
     def _machine(self, folder: Path, number: int, address: str) -> Machine:
-        own_files = OWN_FILES.format(home=folder / address, folder=folder)
+        hide_other_homes = HIDE_OTHER_HOMES.format(home=folder / address, folder=folder)
         within = ["ip", "netns", "exec", self._names[number]]
-        within += ["unshare", "--mount", "sh", "-ec", own_files, "sh"]
+        within += ["unshare", "--mount", "sh", "-ec", hide_other_homes, "sh"]
         return Machine(folder, address, within)

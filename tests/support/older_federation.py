@@ -1,4 +1,4 @@
-"""The small federation's network under FixBN of the older generation."""
+"""The network of `small_federation`, trained by FixBN of Flower's older generation."""
 
 from __future__ import annotations
 

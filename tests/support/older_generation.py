@@ -1,4 +1,4 @@
-"""Projects of Flower's older generation: NumPyClients, and runs of ``flwr.server`` strategies.
+"""Projects of Flower's older generation: NumPyClients and runs of ``flwr.server`` strategies.
 
     history, of_round = run_older(strategy, numpy_app(network, batches), arrays, num_rounds=3)
 
@@ -39,7 +39,7 @@ def load(model: nn.Module, arrays: Arrays) -> None:
 
 
 class Trainer(NumPyClient):
-    """An ordinary NumPyClient with the one `with` that FixBN asks for; see numpy_app."""
+    """An ordinary NumPyClient that uses ``local_training``; see numpy_app."""
 
     def __init__(self, context: Context, choices: Mapping[str, Any]) -> None:
         self.context, self.choices = context, choices
@@ -87,19 +87,19 @@ def numpy_app(
     client: type[Trainer] = Trainer,
     mods: Sequence[Mod] = (),
 ) -> ClientApp:
-    """A ClientApp with client_fn; the choices are those of clients.training_app.
+    """Return a ClientApp with client_fn; the arguments are those of clients.training_app.
 
     Args:
-        build: makes the model; its initial weights are used only if the server asks for them.
-        batches: a client's batches by partition and round; each is one step.
+        build: builds the model; its initial weights are used only if the server requests them.
+        batches: the batches of a partition in a round; each is one step.
         learning_rate: of SGD.
         momentum: of SGD.
         weight_decay: of SGD.
         step: one step on one batch.
-        examples: the client's number of examples by partition; all alike by default.
-        metrics: what fit() reports.
-        on_reply: called with partition, round, arrays and metrics, which it may change.
-        client: a Trainer that does something else.
+        examples: the number of examples of each partition; 8 by default.
+        metrics: metrics that fit() returns.
+        on_reply: called with partition, round, arrays and metrics; it may change the last two.
+        client: a subclass of Trainer to use instead of it.
         mods: of the ClientApp.
     """
     choices = {
@@ -119,7 +119,7 @@ def numpy_app(
 
 
 class Watched:
-    """A strategy, and the global arrays at the end of each round (0: the initial ones)."""
+    """Records a strategy's global arrays at the end of each round (0: the initial ones)."""
 
     def __init__(self, strategy: Strategy) -> None:
         self.strategy = strategy

@@ -16,14 +16,14 @@ def page(name: str) -> str:
 
 
 def marked(text: str, marker: str) -> str:
-    """Return what stands between `<!-- marker -->` and `<!-- end -->`."""
+    """Return the text between `<!-- marker -->` and `<!-- end -->`."""
     found = re.search(rf"<!-- {re.escape(marker)} -->(.*?)<!-- end -->", text, re.DOTALL)
     assert found, f"nothing is marked {marker!r}"
     return found[1].strip()
 
 
 def table_rows(text: str) -> list[list[str]]:
-    """Return the cells of all tables' rows, without heads and rules."""
+    """Return the cells of all table rows, without headers and rules."""
     lines = text.splitlines()
     return [
         [cell.strip() for cell in line.strip("|").split(" | ")]

@@ -1,4 +1,4 @@
-"""What the tests of real federations share beside their fixtures."""
+"""Helpers for tests of real federations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROGRAMS = Path(sys.executable).parent  # where fixbn and flwr are
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: None or its failure, all that it said, and where its folder is to be."""
+    """The result of a run: its failure or None, its output, and the path of its run folder."""
 
     failure: str | None
     log: str
@@ -46,20 +46,20 @@ def running_fixbn(*words: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def home_until(run: subprocess.Popen[str], line_begins: str) -> Path:
-    """Read what a run says up to a line; return its FLWR_HOME, which it has named before."""
-    said, home = list[str](), None
+    """Read a run's output up to a line; return its FLWR_HOME, which the output names before it."""
+    output, home = list[str](), None
     for line in run.stdout or ():
-        said.append(line)
+        output.append(line)
         if line.startswith("Successfully installed"):
             home = Path(line.split(" to ")[1]).parents[1]
         if line.startswith(line_begins):
             assert home is not None
             return home
-    raise AssertionError(f"no line begins with {line_begins!r}:\n{''.join(said)}")
+    raise AssertionError(f"no line begins with {line_begins!r}:\n{''.join(output)}")
 
 
 def kill_processes_of(home: Path) -> None:
-    """Kill the processes of a FLWR_HOME, also those that they start meanwhile."""
+    """Kill the processes of a FLWR_HOME, including those that they start meanwhile."""
 
     def are_gone() -> bool:
         found = processes_of(home)
@@ -72,7 +72,7 @@ def kill_processes_of(home: Path) -> None:
 
 
 def processes_of(home: Path) -> dict[int, str]:
-    """The processes that have a FLWR_HOME in their arguments or environment, and what they are."""
+    """Return the commands, by process, with this FLWR_HOME in their arguments or environment."""
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -80,7 +80,7 @@ def processes_of(home: Path) -> dict[int, str]:
                 (process / name).read_bytes() for name in ("cmdline", "environ")
             )
         except OSError:
-            continue  # it has ended meanwhile
+            continue  # the process has ended
         if os.fsencode(home) in command + environment:
             found[int(process.name)] = command.replace(b"\0", b" ").decode()
     return found

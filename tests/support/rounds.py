@@ -1,4 +1,4 @@
-"""A client's context, its kept momentum, and the config of a round as FixBN sends it."""
+"""A client's context, its saved momentum buffers, and the config that FixBN sends in a round."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def client(partition: int = 0, run_id: int = 1) -> Context:
     return Context(run_id, partition, node_config, state=RecordDict(), run_config={})
 
 
-def asked(
+def round_config(
     server_round: int = 1,
     *,
     phase: Phase = Phase.EXPLORATION,
     momentum: str = "local",
     factor: float = 1.0,
 ) -> dict[str, Any]:
-    """What FixBN puts into a message's config."""
+    """Return the entries that FixBN adds to a message's config."""
     return dict(RoundConfig(server_round, phase, Momentum(momentum), factor).as_config())
 
 
-def kept_buffers(grid: SerializingGrid) -> list[Buffers]:
-    """What each client has kept in its state so far, in the order of partitions."""
-    kept = [context.state.config_records.get(KEY) for context in grid.contexts.values()]
+def saved_buffers(grid: SerializingGrid) -> list[Buffers]:
+    """Return the momentum buffers in each client's state, in the order of partitions."""
+    saved = [context.state.config_records.get(KEY) for context in grid.contexts.values()]
     return [
         {} if record is None else safetensors.torch.load(cast(bytes, record[KEY]))
-        for record in kept
+        for record in saved
     ]

@@ -21,7 +21,7 @@ OnReply = Callable[[int, int, nn.Module, RecordDict], None]
 
 
 class Network(nn.Module):
-    """A state dict with all kinds of array, statistics in the middle."""
+    """A model whose state dict has all kinds of arrays, with statistics in the middle."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Network(nn.Module):
         self.norm = nn.BatchNorm1d(5)
         self.last = nn.Linear(5, 3)
         self.scale = nn.Parameter(torch.tensor(1.0))  # 0-d
-        self.register_buffer("positions", torch.arange(7))  # whole numbers that are no counter
+        self.register_buffer("positions", torch.arange(7))  # integers, but no counter
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.last(self.norm(self.first(x)).relu()) * self.scale
@@ -56,7 +56,7 @@ def federation(
     arrays: ArrayRecord | None = None,
     **start: Any,
 ) -> tuple[Result, dict[int, dict[str, np.ndarray]]]:
-    """Run one; return its result and the global arrays after each round (0: the initial)."""
+    """Run a federation; return its result and the global arrays of each round (0: the initial)."""
     grid = grid or SerializingGrid(training_app(network, batches, on_reply=on_reply), CLIENTS)
     of_round: dict[int, dict[str, np.ndarray]] = {}
 
@@ -83,7 +83,7 @@ def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
 
 
 def corrupt(name: str, change: Callable[[np.ndarray], np.ndarray], *, client: int = 1) -> OnReply:
-    """Let one client's reply carry a changed array."""
+    """Return an `on_reply` that changes one array of one client's reply."""
 
     def on_reply(partition: int, _: int, __: nn.Module, content: RecordDict) -> None:
         if partition == client:
@@ -94,7 +94,7 @@ def corrupt(name: str, change: Callable[[np.ndarray], np.ndarray], *, client: in
 
 
 class WatchedFedAvg(FedAvg):
-    """Record the arrays and the rounds that a wrapped strategy sees."""
+    """Records the arrays and the rounds that a wrapped strategy sees."""
 
     def __init__(self) -> None:
         super().__init__(fraction_evaluate=1.0)

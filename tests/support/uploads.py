@@ -1,4 +1,4 @@
-"""What a SuperLink answers about clients' replies, from memory, in Flower's protocol buffers."""
+"""An in-memory SuperLink that serves clients' replies in Flower's protocol buffers."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from fixbn_flwr.transport.bounded_grid import BoundedGrid
 
 
 class SuperLink:
-    """Replies of clients and their objects, and the requests by which Flower takes them in."""
+    """Stores clients' replies and their objects, and answers the requests that pull them."""
 
     def __init__(self) -> None:
         self.envelopes: list[ProtoMessage] = []
         self.trees: list[ObjectTree] = []
         self.objects: dict[str, bytes] = {}
-        self.not_yet: dict[str, int] = {}  # looks until an object has been uploaded
+        self.polls_until_uploaded: dict[str, int] = {}
         self.confirmed: list[str] = []
-        self.told: set[str] = set()
+        self.announced: set[str] = set()
         self.pulled = 0
         self.broken: Exception | None = None
 
     def upload(self, reply: Message) -> list[str]:
-        """Hold a reply as a client of Flower's sends it; return the names of its objects."""
+        """Store a reply as Flower's client sends it; return the names of its objects."""
         reply.metadata.__dict__["_message_id"] = reply.object_id
         self.envelopes.append(message_to_proto(remove_content_from_message(reply)))
         self.trees.append(get_object_tree(reply))
@@ -47,8 +47,8 @@ class SuperLink:
         self.objects |= objects
         return list(objects)
 
-    def make_up(self, reply: Message, content: bytes) -> None:
-        """Hold what a client may send in place of its reply."""
+    def upload_bytes(self, reply: Message, content: bytes) -> None:
+        """Store bytes that a client sends in place of its reply."""
         name = hashlib.sha256(content).hexdigest()
         reply.metadata.__dict__["_message_id"] = name
         self.envelopes.append(message_to_proto(remove_content_from_message(reply)))
@@ -56,10 +56,10 @@ class SuperLink:
         self.objects[name] = content
 
     def PullMessages(self, request: PullAppMessagesRequest) -> PullAppMessagesResponse:
-        again = {*request.message_ids} & self.told
-        assert not again, f"a SuperLink tells of a reply once, then it knows no message {again}"
+        again = {*request.message_ids} & self.announced
+        assert not again, f"a SuperLink announces each reply once; pulled again: {again}"
         assert request.message_ids
-        self.told |= {envelope.metadata.reply_to_message_id for envelope in self.envelopes}
+        self.announced |= {envelope.metadata.reply_to_message_id for envelope in self.envelopes}
         answer = PullAppMessagesResponse(
             messages_list=self.envelopes, message_object_trees=self.trees
         )
@@ -72,8 +72,10 @@ class SuperLink:
         content = self.objects.get(request.object_id)
         if content is None:
             return PullObjectResponse(object_found=False)
-        self.not_yet[request.object_id] = self.not_yet.get(request.object_id, 0) - 1
-        if self.not_yet[request.object_id] >= 0:
+        self.polls_until_uploaded[request.object_id] = (
+            self.polls_until_uploaded.get(request.object_id, 0) - 1
+        )
+        if self.polls_until_uploaded[request.object_id] >= 0:
             return PullObjectResponse(object_found=True, object_available=False)
         self.pulled += len(content)
         return PullObjectResponse(object_found=True, object_available=True, object_content=content)
@@ -83,14 +85,14 @@ class SuperLink:
 
 
 def grid_of(superlink: SuperLink) -> BoundedGrid:
-    """A grid that takes these replies in."""
+    """Return a grid that pulls replies from this SuperLink."""
     http = HttpGrid(token="any")
     http._client = superlink  # type: ignore[assignment]
     return BoundedGrid(http)
 
 
-def asked(client: int) -> Message:
-    SerializingGrid(client_app.app, 1)  # gives this process an identity, as Flower's do
+def message_to(client: int) -> Message:
+    SerializingGrid(client_app.app, 1)  # sets this process's identity in Flower
     message = Message(RecordDict(), dst_node_id=client, message_type="train")
     message.metadata.__dict__["_message_id"] = f"message-{client}"
     return message
@@ -99,4 +101,4 @@ def asked(client: int) -> Message:
 def reply_of(client: int, loss: float = 0.5) -> Message:
     content = RecordDict({"arrays": record_of({"w": np.arange(3.0)})})
     content["metrics"] = MetricRecord({"loss": loss})
-    return Message(content, reply_to=asked(client))
+    return Message(content, reply_to=message_to(client))

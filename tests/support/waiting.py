@@ -1,4 +1,4 @@
-"""Waiting for a condition or a line of a log, with errors that name what did not happen."""
+"""Waits for a condition or a line of a log; the errors name what did not happen."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def wait_until(
         expired = time.monotonic() > deadline
         if value := condition():
             return value
-        # Both were read before the condition, so the last check is not too early.
+        # Both values were read before the condition, so the last check is not too early.
         if ended and process is not None:
             raise AssertionError(
                 f"the process ended with status {process.returncode} before {what}{_end_of(log)}"
@@ -76,9 +76,9 @@ def wait_for_line(
 
 
 def shell_wait(command: str, *, log: str) -> str:
-    """Return shell code that repeats a command until it succeeds, for where Python cannot wait.
+    """Return shell code that repeats a command until it succeeds.
 
-    It prints the log and exits if the latest background process ends first.
+    The code prints the log and exits if the latest background process ends first.
     """
     return f"until {command}; do kill -0 $! || {{ cat {log}; exit 1; }}; sleep 0.5; done"
 

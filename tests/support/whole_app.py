@@ -1,4 +1,4 @@
-"""The whole app in this process: its server app and its client app on the in-memory grid."""
+"""Runs the server app and the client app in this process, on the in-memory grid."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flwr.app import Context, RecordDict
 from fixbn_flwr.app import client_app, server_app
 from fixbn_flwr.testing import SerializingGrid
 
-# Two rounds with the statistics of each client, one with the frozen ones; learns something.
+# Two rounds of exploration and one of calibration; the model learns something.
 SMALL: dict[str, Any] = {
     "task": "digits",
     "num-server-rounds": 3,
@@ -35,7 +35,7 @@ SMALL: dict[str, Any] = {
 def run_app(
     output_dir: Path, clients: int, run_config: Mapping[str, Any], **grid_options: Any
 ) -> Path:
-    """Run the app with SMALL and what differs from it; return its run folder."""
+    """Run the app with SMALL, updated by a run config; return its run folder."""
     config = {**SMALL, "output-dir": str(output_dir), **run_config}
     grid = SerializingGrid(client_app.app, clients, run_config=config, **grid_options)
     serve(grid, config)
@@ -52,13 +52,13 @@ def serve(grid: SerializingGrid, config: Mapping[str, Any]) -> None:
         state=RecordDict(),
         run_config=dict(config),
     )
-    # The figure takes longer than all the rest, and has tests of its own.
+    # Drawing the figure takes longest, and has its own tests.
     with patch("fixbn_flwr.app.runs.writer.draw_curves"):
         server_app.app(grid, context)
 
 
 def weight_of(arrays: Mapping[str, npt.NDArray[Any]]) -> int:
-    """The bytes of arrays as Flower sends them: each a .npy file, and its name."""
+    """Return how many bytes Flower sends for arrays: a .npy file and a name for each."""
     total = 0
     for name, array in arrays.items():
         file = io.BytesIO()
@@ -68,5 +68,5 @@ def weight_of(arrays: Mapping[str, npt.NDArray[Any]]) -> int:
 
 
 def rounds_of(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, as any reader of JSON sees them."""
+    """Return the parsed lines of metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -13,10 +13,10 @@ from fixbn_flwr.testing import SerializingGrid
 
 
 class Wire(SerializingGrid):
-    """Replies are there at every second look; what passed, in both directions, stays as it was.
+    """A grid that returns replies on every second pull, and records all messages unchanged.
 
     Attributes:
-        sent: all messages that have passed to clients.
+        sent: all messages to clients.
         received: all replies.
     """
 
@@ -24,8 +24,8 @@ class Wire(SerializingGrid):
         super().__init__(*args, **kwargs)
         self.sent: list[Message] = []
         self.received: list[Message] = []
-        self._looks = 0
-        self._lock = threading.Lock()  # the older generation has a thread for each client
+        self._pulls = 0
+        self._lock = threading.Lock()  # the older generation pulls in one thread per client
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         sent = list(messages)
@@ -36,15 +36,15 @@ class Wire(SerializingGrid):
         return message_ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        asked = set(message_ids)
+        requested = set(message_ids)
         with self._lock:
-            self._looks += 1
-            if self._looks % 2:
+            self._pulls += 1
+            if self._pulls % 2:
                 return []
             return [
                 _copy_of(reply)
                 for reply in self.received
-                if reply.metadata.reply_to_message_id in asked
+                if reply.metadata.reply_to_message_id in requested
             ]
 
 

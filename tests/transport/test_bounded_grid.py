@@ -1,7 +1,7 @@
-"""Replies from the SuperLink: Flower's own objects come whole, made-up ones name their client.
+"""Replies pulled from the SuperLink: valid replies are complete, invalid ones name their client.
 
-What Flower's SuperLink answers is answered here from memory, with Flower's protocol buffers; the
-bound is seen at work between real processes in tests/deploy/test_faults.py.
+An in-memory SuperLink answers the requests, with Flower's protocol buffers.
+tests/deploy/test_faults.py tests the limit between real processes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from flwr.superlink.grid import HttpGrid
 
 from fixbn_flwr.array_records import record_of
 from fixbn_flwr.transport.bounded_grid import REPLY_MARGIN, BoundedGrid
-from tests.support.uploads import SuperLink, asked, grid_of, reply_of
+from tests.support.uploads import SuperLink, grid_of, message_to, reply_of
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def grid(superlink: SuperLink) -> BoundedGrid:
     return grid_of(superlink)
 
 
-def test_replies_come_whole_in_their_order_and_are_confirmed(
+def test_replies_are_returned_in_order_and_confirmed(
     superlink: SuperLink, grid: BoundedGrid
 ) -> None:
     for client in (5, 6):
@@ -44,11 +44,11 @@ def test_replies_come_whole_in_their_order_and_are_confirmed(
     assert superlink.confirmed == [reply.metadata.message_id for reply in replies]
 
 
-def test_what_is_on_its_way_is_taken_later_and_keeps_no_other_waiting(
+def test_an_incomplete_reply_is_pulled_later_and_does_not_delay_others(
     superlink: SuperLink, grid: BoundedGrid
 ) -> None:
     both = ["message-5", "message-6"]
-    superlink.not_yet[superlink.upload(reply_of(5))[-1]] = 2
+    superlink.polls_until_uploaded[superlink.upload(reply_of(5))[-1]] = 2
     superlink.upload(reply_of(6))
     (other,) = grid.pull_messages(both)
     assert other.content == reply_of(6).content
@@ -61,53 +61,56 @@ def test_what_is_on_its_way_is_taken_later_and_keeps_no_other_waiting(
     assert len(superlink.confirmed) == 2
 
 
-def test_of_a_reply_that_came_too_late_nothing_is_held(
+def test_a_late_reply_uses_no_memory(
     superlink: SuperLink, grid: BoundedGrid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    superlink.not_yet[superlink.upload(reply_of(5))[-1]] = 1
+    superlink.polls_until_uploaded[superlink.upload(reply_of(5))[-1]] = 1
     assert list(grid.pull_messages(["message-5"])) == []
     (arriving,) = grid._incoming
     assert arriving.contents
     monkeypatch.setattr(HttpGrid, "push_messages", lambda _, messages: ["message-6"])
-    grid.push_messages([asked(6)])
+    grid.push_messages([message_to(6)])
     assert not arriving.contents
-    (late,) = grid.pull_messages(["message-5"])  # whoever asks for it still gets it
+    (late,) = grid.pull_messages(["message-5"])  # it can still be pulled
     assert late.content == reply_of(5).content
 
 
-def a_bomb(reply: Message) -> bytes:
+def a_wrong_header(reply: Message) -> bytes:
     return b"ArrayRecord,,5\x00wrong"
 
 
-def nothing_of_flowers(reply: Message) -> bytes:
+def a_pickle(reply: Message) -> bytes:
     return b"\x80\x04cos\nsystem\n"
 
 
-def another_kind(reply: Message) -> bytes:
+def another_record(reply: Message) -> bytes:
     return MetricRecord({"loss": 0.5}).deflate()
 
 
-def anothers(reply: Message) -> bytes:
-    other = Message(reply.content, reply_to=asked(6))
-    return Message(other.content, reply_to=asked(6)).deflate()
+def another_clients_reply(reply: Message) -> bytes:
+    other = Message(reply.content, reply_to=message_to(6))
+    return Message(other.content, reply_to=message_to(6)).deflate()
 
 
 @pytest.mark.parametrize(
-    ("made_up", "reason"),
+    ("forge", "reason"),
     [
-        (a_bomb, "its reply is not a Flower message"),
-        (nothing_of_flowers, "its reply is not a Flower message"),
-        (another_kind, "its reply is not a message but a MetricRecord"),
-        (anothers, "its reply is not a Flower message"),  # whose objects are not in its tree
+        (a_wrong_header, "its reply is not a Flower message"),
+        (a_pickle, "its reply is not a Flower message"),
+        (another_record, "its reply is not a message but a MetricRecord"),
+        (
+            another_clients_reply,
+            "its reply is not a Flower message",
+        ),  # its objects are not in the tree
     ],
 )
-def test_a_made_up_reply_is_an_error_of_its_client_and_the_others_pass(
+def test_a_forged_reply_becomes_an_error_of_its_client_and_the_others_pass(
     superlink: SuperLink,
     grid: BoundedGrid,
-    made_up: Callable[[Message], bytes],
+    forge: Callable[[Message], bytes],
     reason: str,
 ) -> None:
-    superlink.make_up(reply_of(5), made_up(reply_of(5)))
+    superlink.upload_bytes(reply_of(5), forge(reply_of(5)))
     superlink.upload(reply_of(7))
     bad, good = grid.pull_messages(["message-5", "message-7"])
     assert bad.metadata.src_node_id == 5
@@ -117,22 +120,20 @@ def test_a_made_up_reply_is_an_error_of_its_client_and_the_others_pass(
     assert len(superlink.confirmed) == 2
 
 
-def holding(content: object) -> Message:
-    """A reply that says that it holds records."""
+def reply_with(content: object) -> Message:
+    """Return a reply with any content."""
     reply = reply_of(5)
     reply.__dict__["_content"] = content
     return reply
 
 
-def test_a_reply_of_something_else_than_records_is_refused(
-    superlink: SuperLink, grid: BoundedGrid
-) -> None:
+def test_a_reply_without_records_is_refused(superlink: SuperLink, grid: BoundedGrid) -> None:
     within = {"w": Array(np.arange(3.0))}
     of_arrays, of_metrics = RecordDict(), ArrayRecord()
     of_arrays.__dict__["_data"]["arrays"] = within["w"]  # past Flower's own checks
     of_metrics.__dict__["_data"]["w"] = MetricRecord({"loss": 0.5})
     for content in (ArrayRecord(within), of_arrays, RecordDict({"arrays": of_metrics})):
-        superlink.upload(holding(content))
+        superlink.upload(reply_with(content))
     replies = list(grid.pull_messages(["message-5"]))
     assert len(replies) == 3
     for reply in replies:
@@ -143,13 +144,13 @@ def test_a_reply_in_the_name_of_another_client_is_refused(
     superlink: SuperLink, grid: BoundedGrid
 ) -> None:
     superlink.upload(reply_of(6))
-    superlink.envelopes[0].metadata.src_node_id = 5  # who sent it, as the SuperLink knows
+    superlink.envelopes[0].metadata.src_node_id = 5  # the sender, as known to the SuperLink
     (reply,) = grid.pull_messages(["message-6"])
     assert reply.metadata.src_node_id == 5
     assert reply.error.reason.startswith("its reply claims to be from another client")
 
 
-def test_a_reply_that_never_comes_whole_is_an_error_of_its_client(
+def test_an_incomplete_reply_becomes_an_error_of_its_client(
     superlink: SuperLink, grid: BoundedGrid
 ) -> None:
     del superlink.objects[superlink.upload(reply_of(5))[-1]]
@@ -157,32 +158,34 @@ def test_a_reply_that_never_comes_whole_is_an_error_of_its_client(
     assert reply.error.reason.startswith("its reply is incomplete: ")
 
 
-def test_of_a_reply_that_is_too_large_no_more_is_taken_than_its_limit(
+def test_a_reply_that_is_too_large_is_pulled_only_up_to_the_limit(
     superlink: SuperLink, grid: BoundedGrid
 ) -> None:
     arrays = {f"layer{n}": np.full(2**18, n, np.float64) for n in range(20)}  # 2 MiB each
-    superlink.upload(Message(RecordDict({"arrays": record_of(arrays)}), reply_to=asked(5)))
+    superlink.upload(Message(RecordDict({"arrays": record_of(arrays)}), reply_to=message_to(5)))
     (reply,) = grid.pull_messages(["message-5"])
     assert f"its reply has more than {REPLY_MARGIN:,} bytes" in reply.error.reason
     assert superlink.pulled < REPLY_MARGIN + 3 * 2**21  # two are pulled at a time
     assert len(superlink.confirmed) == 1
 
 
-def test_a_reply_may_be_some_times_as_large_as_its_message(
+def test_a_reply_may_be_several_times_as_large_as_its_message(
     superlink: SuperLink, grid: BoundedGrid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arrays = record_of({f"layer{n}": np.full(2**18, n, np.float64) for n in range(6)})
-    ask = Message(RecordDict({"arrays": arrays}), dst_node_id=5, message_type="train")
+    message = Message(RecordDict({"arrays": arrays}), dst_node_id=5, message_type="train")
     monkeypatch.setattr(HttpGrid, "push_messages", lambda _, messages: ["message-5"])
-    assert grid.push_messages([ask]) == ["message-5"]
+    assert grid.push_messages([message]) == ["message-5"]
     large = {f"layer{n}": np.full(2**18, 10 + n, np.float64) for n in range(10)}
-    content = RecordDict({"arrays": record_of(large)})  # 20 MiB, beyond what may be said to nothing
-    superlink.upload(Message(content, reply_to=asked(5)))
+    content = RecordDict(
+        {"arrays": record_of(large)}
+    )  # 20 MiB, beyond the limit for an empty message
+    superlink.upload(Message(content, reply_to=message_to(5)))
     (reply,) = grid.pull_messages(["message-5"])
     assert reply.has_content()
 
 
-def test_a_superlink_that_is_gone_is_no_clients_fault(
+def test_a_lost_superlink_is_not_reported_as_an_error_of_a_client(
     superlink: SuperLink, grid: BoundedGrid
 ) -> None:
     superlink.upload(reply_of(5))

@@ -1,4 +1,4 @@
-"""Projects of their own under the transport: a line on each side, and what happens without one."""
+"""Users' projects with the transport: one line on each side, and the errors without one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REMEDY = "add flat_arrays_mod of fixbn_flwr to its ClientApp, as the first of it
 
 
 @pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def poll_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_grid, "QUICKEST", 0.001)
 
 
@@ -45,11 +45,11 @@ def run(grid: Grid, **strategy: Any) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in arrays_of(result.arrays).items()}
 
 
-def test_a_message_api_project_has_the_same_bits_packed() -> None:
+def test_a_packed_message_api_project_has_the_same_bits() -> None:
     app = training_app(network, batches, mods=[flat_arrays_mod])
     wire = Wire(app, CLIENTS)
     assert run(PackedGrid(wire)) == run(SerializingGrid(app, CLIENTS))
-    # Evaluation has arrays there, and none back.
+    # Evaluation messages contain arrays, their replies do not.
     for message in wire.sent:
         assert is_packed(message.content)
         assert len(message.content.array_records["arrays"]) == 2  # float32 and int64
@@ -59,7 +59,7 @@ def test_a_message_api_project_has_the_same_bits_packed() -> None:
 
 
 def run_older(grid: Grid, *, flat: bool) -> list[bytes]:
-    """Run a project of the older generation, with the transport as its module says."""
+    """Run a project of the older generation, with the transport as its module describes."""
     watched = Watched(older_fixbn())
 
     def server_fn(_: Context) -> ServerAppComponents:
@@ -78,7 +78,7 @@ def run_older(grid: Grid, *, flat: bool) -> list[bytes]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_project_of_the_older_generation_has_the_same_bits_packed() -> None:
+def test_a_packed_project_of_the_older_generation_has_the_same_bits() -> None:
     app = numpy_app(network, batches, mods=[flat_arrays_mod])
     wire = Wire(app, CLIENTS)
     assert run_older(wire, flat=True) == run_older(SerializingGrid(app, CLIENTS), flat=False)
@@ -87,8 +87,8 @@ def test_a_project_of_the_older_generation_has_the_same_bits_packed() -> None:
         assert is_packed(message.content)
 
 
-def test_a_client_without_the_mod_fails_and_the_remedy_is_said() -> None:
-    """It fails by itself: it does not know the names of the arrays."""
+def test_a_client_without_the_mod_fails_and_the_error_states_the_remedy() -> None:
+    """The client itself fails, because it does not find the names of the arrays."""
     wire = Wire(training_app(network, batches), CLIENTS)
     with pytest.raises(RoundsFailedError) as failure:
         run(PackedGrid(wire), fraction_evaluate=0.0)
@@ -96,8 +96,8 @@ def test_a_client_without_the_mod_fails_and_the_remedy_is_said() -> None:
     assert "Missing key(s) in state_dict" in str(failure.value)
 
 
-def test_a_client_without_the_mod_that_notices_nothing_is_dropped_with_the_remedy() -> None:
-    """It would train its own weights for ever, and the average of such would look like a model."""
+def test_a_client_without_the_mod_that_does_not_fail_is_dropped_with_the_remedy() -> None:
+    """The client would train its own weights, whose average would look like a valid model."""
     app = ClientApp()
 
     @app.train()
@@ -108,8 +108,8 @@ def test_a_client_without_the_mod_that_notices_nothing_is_dropped_with_the_remed
 
     with pytest.raises(RoundsFailedError) as failure:
         run(PackedGrid(Wire(app, CLIENTS)), fraction_evaluate=0.0)
-    said = f"it cannot have read its message, whose arrays are packed: {REMEDY}."
-    assert str(failure.value).count(said) == CLIENTS
+    message = f"it cannot have read its message, whose arrays are packed: {REMEDY}."
+    assert str(failure.value).count(message) == CLIENTS
 
 
 def test_a_client_with_the_mod_is_not_told_to_add_it(caplog: pytest.LogCaptureFixture) -> None:
@@ -125,7 +125,7 @@ def test_a_client_with_the_mod_is_not_told_to_add_it(caplog: pytest.LogCaptureFi
     assert "flat_arrays_mod" not in caplog.text
 
 
-def test_what_tells_the_server_so_never_reaches_a_strategy() -> None:
+def test_the_mark_of_an_unpacked_message_never_reaches_a_strategy() -> None:
     app = training_app(network, batches, mods=[flat_arrays_mod])
     content = RecordDict({"arrays": ArrayRecord({"w": Array(np.ones(3))})})
     wire = Wire(app, 1)

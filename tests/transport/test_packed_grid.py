@@ -1,4 +1,4 @@
-"""Packed arrays come back bit for bit, damaged ones are dropped, a packed run is the same run."""
+"""Packing preserves all bits of arrays and runs, and damaged packed arrays are dropped."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SHAPES = ((), (1,), (7,), (0,), (3, 0, 2), (2, 3), (1, 5), (2, 3, 4, 5))
 
 
 def random_arrays(seed: int) -> dict[str, npt.NDArray[Any]]:
-    """Arrays of any bits (NaN, -0.0, subnormal), dtype, shape and order in memory."""
+    """Return arrays of random bits (NaN, -0.0, subnormal), dtype, shape and memory order."""
     random = np.random.default_rng(seed)
     arrays = {}
     for number in range(int(random.integers(1, 12))):
@@ -58,23 +58,23 @@ def fields(record: ArrayRecord) -> list[tuple[str, str, tuple[int, ...], str, by
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_every_array_comes_back_with_its_bytes_name_and_place(seed: int) -> None:
+def test_unpacked_arrays_keep_their_bytes_names_and_order(seed: int) -> None:
     records = {"arrays": record_of(random_arrays(seed)), "other": record_of(random_arrays(-~seed))}
     config = ConfigRecord({"server-round": 3})
     content = RecordDict({**records, "config": config})
     packed = Packer().pack(content)
     assert is_packed(packed)
-    back = unpack(packed)
-    assert list(back) == list(content)
-    assert not is_packed(back)
+    unpacked = unpack(packed)
+    assert list(unpacked) == list(content)
+    assert not is_packed(unpacked)
     for key, record in records.items():
         dtypes = {array.numpy().dtype for array in record.values()}
         assert len(packed.array_records[key]) == len(dtypes)
-        assert fields(back.array_records[key]) == fields(record)
-    assert back["config"] == config
+        assert fields(unpacked.array_records[key]) == fields(record)
+    assert unpacked["config"] == config
 
 
-def test_a_model_becomes_one_flat_array_a_dtype_and_a_shared_record_is_packed_once() -> None:
+def test_a_model_becomes_one_flat_array_per_dtype_and_a_shared_record_is_packed_once() -> None:
     record = record_of(
         {
             "weight": np.arange(6, dtype="float32").reshape(2, 3),
@@ -90,15 +90,15 @@ def test_a_model_becomes_one_flat_array_a_dtype_and_a_shared_record_is_packed_on
 
 
 def test_records_of_the_older_generation_are_packed_too() -> None:
-    """Their arrays tell neither type nor shape, only numpy's bytes."""
+    """Their arrays have neither type nor shape, only numpy's bytes."""
     saved = [Array(np.full(shape, 2.5, "float32")).data for shape in ((2, 3), ())]
     sent = ArrayRecord(
         {str(i): Array("", (), "numpy.ndarray", data) for i, data in enumerate(saved)}
     )
     packed = Packer().pack(RecordDict({"fitins.parameters": sent}))
     assert len(packed.array_records["fitins.parameters"]) == 1
-    back = unpack(packed).array_records["fitins.parameters"]
-    assert [(name, array.data) for name, array in back.items()] == list(
+    unpacked = unpack(packed).array_records["fitins.parameters"]
+    assert [(name, array.data) for name, array in unpacked.items()] == list(
         zip("01", saved, strict=True)
     )
 
@@ -111,14 +111,14 @@ def test_records_of_the_older_generation_are_packed_too() -> None:
         Array(np.array(["a", "b"])),
     ],
 )
-def test_what_is_no_number_of_numpys_travels_as_it_is(array: Array) -> None:
+def test_arrays_that_numpy_cannot_read_as_numbers_are_not_packed(array: Array) -> None:
     content = RecordDict({"arrays": ArrayRecord({"a": array, "b": Array(np.ones(2))})})
     assert Packer().pack(content) == content
     assert not is_packed(content)
 
 
 def damaged(**changes: Any) -> RecordDict:
-    """A packed record of x [2, 3] and y [4], with other entries in its layout."""
+    """Return a packed record of x [2, 3] and y [4], with changed entries in its layout."""
     arrays = {"x": np.ones((2, 3), "float32"), "y": np.ones(4, "float32")}
     content = Packer().pack(RecordDict({"arrays": record_of(arrays)}))
     flat = changes.pop("flat", None)
@@ -132,8 +132,8 @@ def damaged(**changes: Any) -> RecordDict:
 HUGE = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (%d,), }"
 
 
-def lying(count: int) -> ArrayRecord:
-    """A flat array whose header promises more than it holds."""
+def wrong_header(count: int) -> ArrayRecord:
+    """Return a flat array whose header claims more values than it has."""
     header = (HUGE % count).ljust(127) + b"\n"
     array = Array("float32", (count,), "numpy.ndarray", header + bytes(40))
     return ArrayRecord({"fixbn-packed:<f4": array})
@@ -142,14 +142,14 @@ def lying(count: int) -> ArrayRecord:
 DAMAGES = {
     "no names": (damaged(names=None), "without a list of names"),
     "numbers for names": (damaged(names=[1, 2]), "without a list of names"),
-    "one shape less": (damaged(shapes=["2,3"]), "2 names and 1 shapes"),
+    "a missing shape": (damaged(shapes=["2,3"]), "2 names and 1 shapes"),
     "a name twice": (damaged(names=["x", "x"]), "twice"),
     "too large": (damaged(shapes=["2,3", "5"]), r"'y' of shape \(5,\), past the end of 10 values"),
     "far too large": (damaged(shapes=["2,3", "9" * 400]), "past the end"),
     "too small": (damaged(shapes=["2,3", "3"]), "10 values of <f4, but a layout of 9"),
-    "nothing, but of a size": (damaged(shapes=["0," + "9" * 30, "10"]), "'x' of shape"),
+    "an empty array with a huge size": (damaged(shapes=["0," + "9" * 30, "10"]), "'x' of shape"),
     "negative": (damaged(shapes=["2,3", "-4"]), "'y' of shape '-4'"),
-    "a comma too many": (damaged(shapes=["2,3", "4,"]), "'y' of shape '4,'"),
+    "an extra comma": (damaged(shapes=["2,3", "4,"]), "'y' of shape '4,'"),
     "65 dimensions": (damaged(shapes=["2,3", "4" + ",1" * 70]), "'y' of shape"),
     "unknown dtype": (damaged(dtypes=["<f4", "<f8"]), "dtype '<f8'"),
     "unknown order": (damaged(orders=["C", "K"]), "order 'K'"),
@@ -162,18 +162,18 @@ DAMAGES = {
     "another dtype": (
         damaged(flat=ArrayRecord({"fixbn-packed:<f4": Array(np.ones(10))})), "of float64"
     ),
-    "no file of numpy's": (
+    "not a numpy file": (
         damaged(flat=ArrayRecord({"fixbn-packed:<f4": Array("", (), "numpy.ndarray", b"PK")})),
         "an unreadable flat array",
     ),
-    "a header that lies": (damaged(flat=lying(10**15)), "an unreadable flat array"),
+    "a wrong header": (damaged(flat=wrong_header(10**15)), "an unreadable flat array"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("content", "what"), DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_record_is_refused_in_no_time(content: RecordDict, what: str) -> None:
+@pytest.mark.parametrize(("content", "reason"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_record_is_refused_quickly(content: RecordDict, reason: str) -> None:
     started = time.monotonic()
-    with pytest.raises(ReplyError, match=f"its packed record 'arrays' holds .*{what}"):
+    with pytest.raises(ReplyError, match=f"its packed record 'arrays' holds .*{reason}"):
         unpack(content)
     assert time.monotonic() - started < 1
 
@@ -212,41 +212,43 @@ def test_a_packed_run_of_the_app_has_the_same_bits(
 
 
 class Scripted(Grid):
-    """Answers what it is told to, once every ``after`` looks."""
+    """Returns the given replies after ``after`` empty pulls."""
 
     def __init__(self, replies: list[Message], after: int = 0) -> None:
-        self.replies, self.looks, self.after = replies, 0, after
+        self.replies, self.pulls, self.after = replies, 0, after
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         self.pushed = list(messages)
         return [f"message-{number}" for number, _ in enumerate(self.pushed)]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        self.looks += 1
-        return self.replies if self.looks > self.after else []
+        self.pulls += 1
+        return self.replies if self.pulls > self.after else []
 
     create_message = set_run = run = get_node_ids = send_and_receive = None  # type: ignore[assignment]
 
 
-def asked(node_id: int) -> Message:
-    SerializingGrid(client_app.app, 1)  # gives this process an identity, as Flower's do
+def message_to(node_id: int) -> Message:
+    SerializingGrid(client_app.app, 1)  # sets this process's identity in Flower
     content = RecordDict({"arrays": record_of({"w": np.ones(3), "n": np.asarray(1)})})
     message = Message(content, dst_node_id=node_id, message_type="train")
     message.metadata.__dict__["_message_id"] = f"message-{node_id}"
     return message
 
 
-def test_one_damaged_reply_is_an_error_of_its_client_and_the_others_pass() -> None:
-    asks = [asked(node_id) for node_id in range(4)]
+def test_a_damaged_reply_becomes_an_error_of_its_client_and_the_others_pass() -> None:
+    messages = [message_to(node_id) for node_id in range(4)]
     plain = RecordDict({"metrics": MetricRecord({"loss": 0.5})})
-    contents = [Packer().pack(asks[0].content), damaged(shapes=["2,3", "5"]), plain.copy()]
+    contents = [Packer().pack(messages[0].content), damaged(shapes=["2,3", "5"]), plain.copy()]
     for content in contents:
         content["fixbn-unpacked"] = ConfigRecord()
-    replies = [Message(c, reply_to=ask) for c, ask in zip(contents, asks[:3], strict=True)]
-    replies.append(Message(Error(2, "out of memory"), reply_to=asks[3]))
-    good, bad, unpacked, failed = PackedGrid(Scripted(replies)).send_and_receive(asks)
+    replies = [
+        Message(c, reply_to=message) for c, message in zip(contents, messages[:3], strict=True)
+    ]
+    replies.append(Message(Error(2, "out of memory"), reply_to=messages[3]))
+    good, bad, unpacked, failed = PackedGrid(Scripted(replies)).send_and_receive(messages)
     assert fields(good.content.array_records["arrays"]) == fields(
-        asks[0].content.array_records["arrays"]
+        messages[0].content.array_records["arrays"]
     )
     assert bad.has_error()
     assert bad.metadata.src_node_id == 1
@@ -255,43 +257,48 @@ def test_one_damaged_reply_is_an_error_of_its_client_and_the_others_pass() -> No
     assert failed.error.reason.endswith(" out of memory")
 
 
-def test_the_senders_own_messages_keep_their_arrays() -> None:
-    ask = asked(0)
-    before = fields(ask.content.array_records["arrays"])
-    grid = Scripted([Message(RecordDict(), reply_to=ask)])
-    PackedGrid(grid).send_and_receive([ask])
-    assert fields(ask.content.array_records["arrays"]) == before
+def test_packing_does_not_change_the_senders_messages() -> None:
+    message = message_to(0)
+    before = fields(message.content.array_records["arrays"])
+    grid = Scripted([Message(RecordDict(), reply_to=message)])
+    PackedGrid(grid).send_and_receive([message])
+    assert fields(message.content.array_records["arrays"]) == before
     assert is_packed(grid.pushed[0].content)
 
 
-def test_replies_are_looked_for_quickly_and_not_longer_than_the_timeout() -> None:
+def test_replies_are_pulled_quickly_and_not_longer_than_the_timeout() -> None:
     started = time.monotonic()
-    ask = asked(0)
-    grid = Scripted([Message(RecordDict(), reply_to=ask)], after=3)
-    assert len(PackedGrid(grid).send_and_receive([ask], timeout=60)) == 1
-    assert time.monotonic() - started < 3  # what Flower sleeps between two looks
-    assert PackedGrid(Scripted([], after=10**9)).send_and_receive([ask], timeout=0.2) == []
+    message = message_to(0)
+    grid = Scripted([Message(RecordDict(), reply_to=message)], after=3)
+    assert len(PackedGrid(grid).send_and_receive([message], timeout=60)) == 1
+    assert time.monotonic() - started < 3  # Flower's pause between two pulls
+    assert PackedGrid(Scripted([], after=10**9)).send_and_receive([message], timeout=0.2) == []
     assert PackedGrid(Scripted([])).send_and_receive([]) == []
 
 
-def test_only_a_grid_between_machines_is_wrapped() -> None:
+def test_only_the_grid_of_a_deployment_is_wrapped() -> None:
     simulated = SerializingGrid(client_app.app, 1)
     assert flat_in_deployment(simulated) is simulated
     assert isinstance(flat_in_deployment(HttpGrid(token="any")), PackedGrid)
 
 
-def test_the_mod_leaves_alone_what_is_not_packed_and_errors() -> None:
-    ask = asked(0)
+def test_the_mod_does_not_change_unpacked_messages_or_errors() -> None:
+    message = message_to(0)
     context = Context(1, 5, {}, RecordDict(), {})
-    replies = [Message(ask.content, reply_to=ask), Message(Error(2, "no"), reply_to=ask)]
-    assert flat_arrays_mod(ask, context, lambda *_: replies[0]) is replies[0]
+    replies = [
+        Message(message.content, reply_to=message),
+        Message(Error(2, "no"), reply_to=message),
+    ]
+    assert flat_arrays_mod(message, context, lambda *_: replies[0]) is replies[0]
     assert not is_packed(replies[0].content)
-    ask.content = Packer().pack(ask.content)
-    assert flat_arrays_mod(ask, context, lambda *_: replies[1]).has_error()
+    message.content = Packer().pack(message.content)
+    assert flat_arrays_mod(message, context, lambda *_: replies[1]).has_error()
 
 
 def test_a_damaged_message_never_reaches_the_client() -> None:
-    ask = asked(0)
-    ask.content = damaged(orders=["C", "K"])
+    message = message_to(0)
+    message.content = damaged(orders=["C", "K"])
     with pytest.raises(ReplyError, match="order 'K'"):
-        flat_arrays_mod(ask, Context(1, 5, {}, RecordDict(), {}), lambda *_: pytest.fail("called"))
+        flat_arrays_mod(
+            message, Context(1, 5, {}, RecordDict(), {}), lambda *_: pytest.fail("called")
+        )
