@@ -1,4 +1,4 @@
-"""Centralized training: one model, all the data, as many steps and images as the federation."""
+"""Centralized training: one model on all data, with the federation's number of steps and images."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     sizes: list[list[int]] = []
     train = training.train
 
-    def spy(bench: Any, task: Any, data: Any, batches: Any, *rest: Any) -> float:
+    def record(bench: Any, task: Any, data: Any, batches: Any, *rest: Any) -> float:
         drawn = list(batches)
         sizes.append([len(batch) for batch in drawn])
         return train(bench, task, data, iter(drawn), *rest)
 
-    monkeypatch.setattr(centralised, "train", spy)
+    monkeypatch.setattr(centralised, "train", record)
     monkeypatch.setattr("fixbn_flwr.app.runs.writer.draw_curves", lambda *_, **__: None)
     return sizes
 
 
-def test_a_step_has_the_images_of_all_clients_steps_together(
+def test_a_step_has_as_many_images_as_all_clients_steps_together(
     tmp_path: Path, batches: list[list[int]]
 ) -> None:
     folder = train_centrally(settings(tmp_path), clients=10)
@@ -55,23 +55,23 @@ def test_a_step_has_the_images_of_all_clients_steps_together(
     assert (folder / "final.safetensors").is_file()
 
 
-def test_patience_ends_it(tmp_path: Path) -> None:
+def test_patience_ends_a_centralized_run(tmp_path: Path) -> None:
     frozen = settings(
         tmp_path, norm="gn", freeze_after=1.0, learning_rate=1e-12, num_server_rounds=9, patience=2
     )
     assert len(rounds_of(train_centrally(frozen, clients=10))) == 3
 
 
-def test_it_starts_with_the_initial_model_of_the_federation(
+def test_a_centralized_run_starts_with_the_initial_model_of_the_federation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     initial: list[dict[str, Any]] = []
 
-    def spy(bench: Any, *_: Any) -> float:
+    def record(bench: Any, *_: Any) -> float:
         initial.append(bench.arrays())
         return 1.0
 
-    monkeypatch.setattr(centralised, "train", spy)
+    monkeypatch.setattr(centralised, "train", record)
     train_centrally(settings(tmp_path, seed=3), clients=4)
     torch.manual_seed(3)
     for name, tensor in get_task("digits").models["small-resnet"]("bn").state_dict().items():
@@ -101,12 +101,12 @@ def test_momentum_lasts_for_the_whole_run(tmp_path: Path, monkeypatch: pytest.Mo
     buffers: list[int] = []
     step = SGD.step
 
-    def spy(self: SGD, *arguments: Any) -> Any:
+    def record(self: SGD, *arguments: Any) -> Any:
         buffers.append(len(self.state))
         return step(self, *arguments)
 
-    monkeypatch.setattr(SGD, "step", spy)
-    for name in ("a", "b"):  # and not from run to run
+    monkeypatch.setattr(SGD, "step", record)
+    for name in ("a", "b"):  # but not across runs
         train_centrally(settings(tmp_path, momentum="reset", run_name=name), clients=4)
     assert [count > 0 for count in buffers] == ([False] + [True] * 5) * 2
 

@@ -21,7 +21,7 @@ from fixbn_flwr.errors import ClientsMissingError, ConfigError, RoundsFailedErro
 from fixbn_flwr.method.averaging import Kind, kind_of
 from fixbn_flwr.tasks import get_task, load_splits
 from fixbn_flwr.testing import FIRST_NODE_ID, SerializingGrid
-from tests.support.whole_app import SMALL, rounds_of, run_app, serve, weight_of
+from tests.support.whole_app import SMALL, rounds_of, run_app, serve, size_of
 
 DIGITS = get_task("digits")
 
@@ -47,9 +47,9 @@ def test_each_round_is_a_line_of_metrics(tmp_path: Path) -> None:
     assert all(math.isfinite(line["train_loss"]) for line in rounds)
     assert all(0 < line["train_seconds"] < line["seconds"] for line in rounds)
     final = load_file(folder / "final.safetensors")
-    weight = weight_of(final)
-    assert [line["bytes_sent"] for line in rounds] == [2 * weight] * 3
-    assert [line["bytes_received"] for line in rounds] == [2 * weight] * 3
+    size = size_of(final)
+    assert [line["bytes_sent"] for line in rounds] == [2 * size] * 3
+    assert [line["bytes_received"] for line in rounds] == [2 * size] * 3
 
 
 def test_both_saved_models_have_the_accuracy_of_their_round(
@@ -94,7 +94,7 @@ def test_evaluate_every_skips_rounds_but_not_t_star_or_the_last(tmp_path: Path) 
 def test_patience_ends_the_run_with_its_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The accuracy stays what it is after T*, since nothing learns.
+    # The accuracy does not change after T*, since the learning rate is tiny.
     config = {"num-server-rounds": 9, "learning-rate": 1e-9, "patience": 3, "evaluate-every": 2}
     folder = run_app(tmp_path, 2, config)
     assert [line["round"] for line in rounds_of(folder)] == [1, 2, 3, 4, 5, 6]
@@ -183,7 +183,7 @@ def sampled(tmp_path: Path, seed: int, *, reverse: bool = False) -> list[list[in
 
 def test_a_seed_samples_the_same_partitions_and_each_round_different_ones(tmp_path: Path) -> None:
     first = sampled(tmp_path, seed=0)
-    assert [len(partitions) for partitions in first] == [3] * 3  # 0.4 of 8 is 3.2
+    assert [len(partitions) for partitions in first] == [3] * 3  # 0.4 * 8 is 3.2
     assert len({tuple(partitions) for partitions in first}) == 3
     assert sampled(tmp_path, seed=0, reverse=True) == first
     assert sampled(tmp_path, seed=1) != first
@@ -242,7 +242,7 @@ def test_a_run_without_enough_clients_fails(
     assert len(grid.trained) == 2
 
 
-def test_divergence_after_t_star_is_warned_of_once(
+def test_divergence_after_t_star_logs_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with contextlib.suppress(RoundsFailedError):  # it may diverge to NaN

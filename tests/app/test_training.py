@@ -52,7 +52,7 @@ def test_steps_are_full_batches_in_passes_over_all_images(
     ("images", "size", "sizes"),
     [(10, 4, [4, 3, 3]), (9, 4, [3, 3, 3]), (33, 16, [11, 11, 11]), (8, 4, [4, 4]), (3, 8, [3])],
 )
-def test_epochs_leave_out_no_image_and_have_no_tiny_batch(
+def test_epochs_use_every_image_and_have_no_tiny_batch(
     images: int, size: int, sizes: list[int]
 ) -> None:
     indices = torch.arange(100, 100 + images)
@@ -142,7 +142,7 @@ def test_a_step_is_sgd_on_normalized_pixels() -> None:
     assert line.modes == [True, True]
 
 
-def test_augmentation_gets_the_normalized_batch_and_the_generator() -> None:
+def test_augmentation_receives_the_normalized_batch_and_the_generator() -> None:
     seen: list[Tensor] = []
 
     def augment(images: Tensor, random: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""Real runs that cannot work: they end, say why in one message, and leave nothing behind."""
+"""Real runs that cannot work end with one message that says why, and leave no files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 FIXBN = str(PROGRAMS / "fixbn")
 
 
-def test_a_batch_larger_than_the_smallest_client_is_one_message_and_exit_code_1(
+def test_a_batch_larger_than_the_smallest_client_fails_with_one_message_and_exit_code_1(
     tmp_path: Path,
 ) -> None:
     runs = tmp_path / "runs"
@@ -39,7 +39,7 @@ def test_a_batch_larger_than_the_smallest_client_is_one_message_and_exit_code_1(
     assert not runs.exists()
 
 
-def test_more_clients_than_images_are_refused_by_the_first_that_is_asked(
+def test_more_clients_than_images_are_refused_by_the_first_client(
     simulate: Simulate,
 ) -> None:
     run = simulate({}, clients=1500)
@@ -52,12 +52,12 @@ def test_more_clients_than_images_are_refused_by_the_first_that_is_asked(
     assert not run.folder.exists()
 
 
-def test_a_key_that_the_app_does_not_have_starts_no_run(simulate: Simulate) -> None:
+def test_an_unknown_key_starts_no_run(simulate: Simulate) -> None:
     with pytest.raises(SuperLinkError, match=r"the run did not start:(\n.*)*Invalid run config"):
         simulate({"learning-rat": 0.1})
 
 
-def test_nothing_outlives_a_run_that_is_cut_short(tmp_path: Path) -> None:
+def test_an_interrupted_run_leaves_no_processes(tmp_path: Path) -> None:
     words = [f"output-dir={tmp_path}", "num-server-rounds=100000", "--workers=1"]
     with running_fixbn("run", *words, folder=tmp_path) as run:
         home = home_until(run, "round ")
@@ -74,6 +74,7 @@ def test_a_superlink_that_does_not_start_says_why(
     program = tmp_path / "flower-superlink"
     program.write_text("#!/bin/sh\necho no room for me\nexit 3\n")
     program.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))  # programs are beside it
+    # Programs are looked up in the folder of the Python executable.
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(SuperLinkError, match="did not start:\nno room for me"), local_superlink():
         pytest.fail("it started")

@@ -1,4 +1,4 @@
-"""A real run whose server is killed goes on, by one command, to the bits it would have had."""
+"""One command resumes a real run whose server was killed, and the result has the same bits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FIXBN = str(PROGRAMS / "fixbn")
 CONFIG = {"num-server-rounds": 12, "freeze-after": 6, "local-steps": 2, "batch-size": 8}
 
 
-def test_the_server_is_killed_in_the_midst_of_a_run(tmp_path: Path) -> None:
+def test_a_run_with_a_killed_server_resumes_to_the_same_bits(tmp_path: Path) -> None:
     state, runs = tmp_path / "state", tmp_path / "runs"
     words = [f"{key}={value}" for key, value in CONFIG.items()]
     words += [f"state-dir={state}", f"output-dir={runs}", "run-name=killed", "fraction-train=0.5"]
@@ -36,7 +36,7 @@ def test_the_server_is_killed_in_the_midst_of_a_run(tmp_path: Path) -> None:
     assert 4 <= len(read_metrics(folder)) < 12
     assert not (folder / "summary.json").exists()
 
-    again = subprocess.run(
+    resumed = subprocess.run(
         [FIXBN, "run", f"resume={folder}", "--workers=1"],
         cwd=tmp_path,
         capture_output=True,
@@ -44,16 +44,16 @@ def test_the_server_is_killed_in_the_midst_of_a_run(tmp_path: Path) -> None:
         check=False,
         timeout=TIMEOUT,
     )
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert f"Run folder: {folder}" in again.stdout
-    assert "Momentum of 4 clients" in again.stdout
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert f"Run folder: {folder}" in resumed.stdout
+    assert "Momentum of 4 clients" in resumed.stdout
     assert read_config(folder)["clients"] == 4
-    whole = run_app(tmp_path / "whole", 4, CONFIG | {"learning-rate": 0.05})
+    uninterrupted = run_app(tmp_path / "uninterrupted", 4, CONFIG | {"learning-rate": 0.05})
     for model in ("final", "best"):
         name = f"{model}.safetensors"
-        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+        assert (folder / name).read_bytes() == (uninterrupted / name).read_bytes()
     assert [line.test_loss for line in read_metrics(folder)] == [
-        line.test_loss for line in read_metrics(whole)
+        line.test_loss for line in read_metrics(uninterrupted)
     ]
 
     deleted = subprocess.run(

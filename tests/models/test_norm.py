@@ -1,4 +1,4 @@
-"""Each normalisation against its formula on a small tensor, and what it keeps in the state."""
+"""Each normalisation agrees with its formula on a small tensor; only BN has statistics."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def in_groups(x: Tensor, groups: int) -> Tensor:
     return standardise(x.view(3, groups, 4 // groups, 2, 5), (2, 3, 4)).view_as(x)
 
 
-def test_names() -> None:
+def test_the_names_of_the_normalisations() -> None:
     assert NORMS == ("bn", "gn", "ln", "in", "none")
 
 
@@ -36,16 +36,16 @@ def test_names() -> None:
         ("none", IMAGES),
     ],
 )
-def test_formula(name: str, expected: Tensor) -> None:
+def test_a_normalisation_agrees_with_its_formula(name: str, expected: Tensor) -> None:
     torch.testing.assert_close(normaliser(name)(4)(IMAGES), expected)
 
 
 @pytest.mark.parametrize("name", ["gn", "gn4", "ln", "in"])
-def test_only_bn_keeps_statistics(name: str) -> None:
+def test_other_normalisations_have_no_statistics(name: str) -> None:
     assert set(normaliser(name)(4).state_dict()) == {"weight", "bias"}
 
 
-def test_bn_keeps_statistics() -> None:
+def test_bn_has_statistics() -> None:
     assert set(normaliser("bn")(4).state_dict()) == {
         "weight",
         "bias",
@@ -58,7 +58,7 @@ def test_bn_keeps_statistics() -> None:
 @pytest.mark.parametrize(
     "name", ["batch", "gn0", "gn-2", "gn02", "gn 2", "gn2.0", "gn2\n", "gn\u0664", "GN2", "bn2"]
 )
-def test_unknown_name(name: str) -> None:
+def test_an_unknown_name_is_refused(name: str) -> None:
     with pytest.raises(
         ConfigError, match=r"does not exist: .*bn, gn, ln, in, none, .* as gn8"
     ) as e:
@@ -67,7 +67,7 @@ def test_unknown_name(name: str) -> None:
     assert not counts_groups(name)
 
 
-def test_groups_that_do_not_divide_the_channels() -> None:
+def test_groups_that_do_not_divide_the_channels_are_refused() -> None:
     assert counts_groups("gn12")
     make = normaliser("gn12")
     assert make(24).state_dict()["weight"].shape == (24,)

@@ -1,4 +1,4 @@
-"""ResNet-18: its size with each normalisation, what its stages see, and that all of it trains."""
+"""ResNet-18: its size with each normalisation, the sizes of its feature maps, and training."""
 
 import pytest
 import torch
@@ -13,9 +13,9 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-# torchvision's 11,689,512 for 1,000 classes, less 800 rows of 512 weights and a bias, less the
-# larger stem's 7,680. FixUp's shortcuts have no convolutions (172,032), and it has scalars where
-# the others have scales and shifts (9,600).
+# torchvision's model has 11,689,512 parameters for 1,000 classes. Subtract 800 rows of 512 weights
+# and a bias, and 7,680 of its larger stem. FixUp's shortcuts have no convolutions (172,032), and it
+# has scalars instead of scales and shifts (9,600).
 @pytest.mark.parametrize(
     ("norm", "expected"),
     [
@@ -26,12 +26,12 @@ def parameters(model: nn.Module) -> int:
         ("none", 11_271_432 - 172_032 - 9_600 + 42),  # 5 scalars in each of 8 blocks, 2 outside
     ],
 )
-def test_parameters(norm: str, expected: int) -> None:
+def test_the_number_of_parameters(norm: str, expected: int) -> None:
     assert parameters(resnet18(norm)) == expected
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_has_18_layers_beside_its_shortcuts(norm: str) -> None:
+def test_resnet18_has_18_layers_without_its_shortcuts(norm: str) -> None:
     layers = [
         name
         for name, module in resnet18(norm).named_modules()
@@ -40,7 +40,7 @@ def test_has_18_layers_beside_its_shortcuts(norm: str) -> None:
     assert len(layers) == 18
 
 
-def test_all_20_normalisations_are_swapped() -> None:
+def test_all_20_normalisation_layers_are_replaced() -> None:
     kinds = {
         "bn": (nn.BatchNorm2d, None),
         "gn": (nn.GroupNorm, 2),
@@ -58,7 +58,7 @@ def test_all_20_normalisations_are_swapped() -> None:
         assert found == [expected] * 20
 
 
-def test_the_stages_see_64_32_16_and_8_pixels() -> None:
+def test_feature_maps_have_64_32_16_and_8_pixels() -> None:
     model, shapes = resnet18(), []
     for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
         stage.register_forward_hook(lambda _module, _inputs, out: shapes.append(out.shape[1:]))
@@ -66,28 +66,28 @@ def test_the_stages_see_64_32_16_and_8_pixels() -> None:
     assert shapes == [(64, 64, 64), (128, 32, 32), (256, 16, 16), (512, 8, 8)]
 
 
-def test_the_stem_starts_with_the_scale_of_the_other_convolutions() -> None:
+def test_the_stem_is_initialised_like_the_other_convolutions() -> None:
     torch.manual_seed(0)
     model = resnet18()
-    scale = model.layer1[0].conv1.weight.std().item()  # has as many outputs of as many pixels
+    scale = model.layer1[0].conv1.weight.std().item()  # has as many outputs with as many pixels
     assert model.conv1.weight.std().item() == pytest.approx(scale, rel=0.05)
 
 
 @pytest.mark.parametrize("norm", ["bn", "none"])
-def test_everything_trains(norm: str) -> None:
+def test_all_parameters_train(norm: str) -> None:
     torch.manual_seed(0)
     model = resnet18(norm, classes=3)
     before = {name: value.clone() for name, value in model.named_parameters()}
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
     images, targets = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0])
-    for _ in range(3):  # FixUp's first layers move in the third step
+    for _ in range(3):  # FixUp's first layers change in the third step
         optimiser.zero_grad()
         torch.autograd.backward(nn.functional.cross_entropy(model(images), targets))
         optimiser.step()
     assert [n for n, value in model.named_parameters() if torch.equal(value, before[n])] == []
 
 
-def test_unknown_normalisation() -> None:
+def test_an_unknown_normalisation_is_refused() -> None:
     with pytest.raises(ConfigError, match="norm is 'batch'"):
         resnet18("batch")
     with pytest.raises(ConfigError, match=r"norm is 'gn3', but a layer .* has 64 channels"):

@@ -1,4 +1,4 @@
-"""Sizes of the residual networks, and FixUp's initial values."""
+"""Residual networks: their sizes, and FixUp's initial values."""
 
 import math
 from collections.abc import Callable
@@ -17,13 +17,14 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-# 267,696 weights of convolutions, 650 of the classifier; 1,376 scales and shifts of 19 layers, or
-# 1 bias at the stem, 5 scalars in each of 9 blocks and 1 bias before the classifier.
+# 267,696 weights of convolutions and 650 of the classifier. In addition, either 1,376 scales and
+# shifts of 19 layers, or 1 bias of the stem, 5 scalars in each of 9 blocks and 1 bias before the
+# classifier.
 @pytest.mark.parametrize(
     ("norm", "expected"),
     [("bn", 269_722), ("gn", 269_722), ("ln", 269_722), ("in", 269_722), ("none", 268_393)],
 )
-def test_resnet20_parameters(norm: str, expected: int) -> None:
+def test_the_number_of_parameters_of_resnet20(norm: str, expected: int) -> None:
     assert parameters(resnet20(norm)) == expected
 
 
@@ -42,25 +43,27 @@ def test_feature_maps_shrink_by_stage(norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", ["gn", "gn8"])
-def test_all_19_normalisations_have_as_many_groups_as_asked_for(norm: str) -> None:
+def test_all_19_normalisation_layers_have_the_requested_groups(norm: str) -> None:
     groups = [m.num_groups for m in resnet20(norm).modules() if isinstance(m, nn.GroupNorm)]
     assert groups == [8 if norm == "gn8" else 2] * 19
 
 
 @pytest.mark.parametrize("build", [resnet20, small_resnet])
-def test_groups_that_do_not_divide_the_widths(build: Callable[[str], nn.Module]) -> None:
+def test_groups_that_do_not_divide_the_widths_are_refused(
+    build: Callable[[str], nn.Module],
+) -> None:
     with pytest.raises(ConfigError, match=r"norm is 'gn32', but a layer .* has 16 channels"):
         build("gn32")
 
 
 @pytest.mark.parametrize(("norm", "expected"), [("bn", 19_130), ("gn8", 19_130), ("none", 18_918)])
-def test_small_resnet_parameters(norm: str, expected: int) -> None:
+def test_the_number_of_parameters_of_small_resnet(norm: str, expected: int) -> None:
     model = small_resnet(norm)
     assert parameters(model) == expected
     assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
-def test_convolutions_start_with_the_scale_of_he() -> None:
+def test_convolutions_use_he_initialisation() -> None:
     torch.manual_seed(0)
     block = resnet20().blocks[6]
     assert isinstance(block, BasicBlock)
@@ -68,15 +71,15 @@ def test_convolutions_start_with_the_scale_of_he() -> None:
     assert block.conv1.weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.01)
 
 
-def test_shortcut_subsamples_and_appends_zeros() -> None:
+def test_the_shortcut_subsamples_and_appends_zeros() -> None:
     block = BasicBlock(1, 2, 2, nn.BatchNorm2d)
-    nn.init.zeros_(block.conv2.weight)  # leaves the shortcut alone
+    nn.init.zeros_(block.conv2.weight)  # only the shortcut remains
     image = torch.arange(16.0).view(1, 1, 4, 4)
     expected = torch.tensor([[[[0.0, 2.0], [8.0, 10.0]], [[0.0, 0.0], [0.0, 0.0]]]])
     assert torch.equal(block(image), expected)
 
 
-def test_fixup_block_starts_as_the_shortcut() -> None:
+def test_a_fixup_block_initially_equals_the_shortcut() -> None:
     block = FixUpBlock(2, 2, 1, depth=4)
     image = torch.rand(1, 2, 3, 3)
     assert torch.equal(block(image), image)
@@ -90,13 +93,13 @@ def test_fixup_scales_the_first_convolution_by_the_depth() -> None:
     torch.testing.assert_close(deep.conv1.weight, alone.conv1.weight / 2)
 
 
-def test_fixup_starts_undecided_and_all_of_it_trains() -> None:
+def test_fixup_initially_predicts_uniformly_and_all_its_parameters_train() -> None:
     torch.manual_seed(0)
     model = small_resnet("none")
     before = {name: value.clone() for name, value in model.named_parameters()}
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
     images, targets = torch.randn(20, 1, 8, 8), torch.arange(20) % 3
-    for step in range(3):  # first the classifier moves, then the last convolutions, then the rest
+    for step in range(3):  # changes the classifier, then the last convolutions, then the rest
         loss = nn.functional.cross_entropy(model(images), targets)
         if step == 0:
             assert loss.item() == pytest.approx(math.log(10))

@@ -57,7 +57,7 @@ def serve(grid: SerializingGrid, config: Mapping[str, Any]) -> None:
         server_app.app(grid, context)
 
 
-def weight_of(arrays: Mapping[str, npt.NDArray[Any]]) -> int:
+def size_of(arrays: Mapping[str, npt.NDArray[Any]]) -> int:
     """Return how many bytes Flower sends for arrays: a .npy file and a name for each."""
     total = 0
     for name, array in arrays.items():

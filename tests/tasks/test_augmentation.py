@@ -1,4 +1,4 @@
-"""Random crops and flips, number by number."""
+"""Random crops and flips, checked against exact values."""
 
 import torch
 
@@ -6,7 +6,8 @@ from fixbn_flwr.tasks.augmentation import crop_and_flip
 
 
 def test_crop_and_flip_shifts_and_mirrors_each_image() -> None:
-    # This seed moves the first image up by 1 and left by 2, the second down by 1, and mirrors it.
+    # With this seed the first image moves up by 1 and left by 2. The second one moves down by 1 and
+    # is mirrored.
     one_channel = torch.arange(1.0, 19.0).view(2, 1, 3, 3)
     images = torch.cat([one_channel, -one_channel], dim=1)
     result = crop_and_flip(images, torch.Generator().manual_seed(10))
@@ -19,7 +20,7 @@ def test_crop_and_flip_shifts_and_mirrors_each_image() -> None:
     assert torch.equal(result, torch.cat([expected, -expected], dim=1))
 
 
-def test_crop_and_flip_draws_from_the_generator_only() -> None:
+def test_crop_and_flip_uses_only_the_generator() -> None:
     images = torch.rand(8, 3, 32, 32)
     torch.manual_seed(1)
     first = crop_and_flip(images, torch.Generator().manual_seed(0))
@@ -28,9 +29,9 @@ def test_crop_and_flip_draws_from_the_generator_only() -> None:
     assert not torch.equal(crop_and_flip(images, torch.Generator().manual_seed(1)), first)
 
 
-def test_crop_and_flip_reaches_every_place_in_both_orientations() -> None:
+def test_crop_and_flip_reaches_every_offset_in_both_orientations() -> None:
     pixel = torch.zeros(4_000, 1, 9, 9)
-    pixel[:, :, 4, 4] = 1.0  # in the middle, where mirroring does not move it
+    pixel[:, :, 4, 4] = 1.0  # in the middle, so that mirroring does not move it
     moved = crop_and_flip(pixel, torch.Generator().manual_seed(0))
     assert (moved.sum(0)[0] > 20).all()  # about 49 of 4,000 in each of 81 places
 

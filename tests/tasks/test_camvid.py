@@ -1,4 +1,4 @@
-"""CamVid: the real files, what they are divided into, and the errors without them."""
+"""CamVid: its real files, their partition, and the errors without them."""
 
 import io
 from pathlib import Path
@@ -17,11 +17,11 @@ from fixbn_flwr.tasks.camvid import load
 from fixbn_flwr.tasks.partition import partition
 from fixbn_flwr.tasks.segmentation import IGNORED
 
-# As the data's own README gives it: the shares of the 11 classes and of pixels without one.
+# From the data's README: the fractions of the 11 classes and of pixels without a class.
 SHARES = [0.168, 0.232, 0.010, 0.318, 0.045, 0.097, 0.012, 0.011, 0.059, 0.006, 0.003, 0.040]
 
 
-def test_splits(shared_data: Path) -> None:
+def test_the_splits_of_camvid(shared_data: Path) -> None:
     task = get_task("camvid")
     train, test = load_splits(task, shared_data)
     for split, number in ((train, 367), (test, 233)):
@@ -38,7 +38,7 @@ def test_splits(shared_data: Path) -> None:
     assert (images.std((0, 2, 3)) - 1).abs().max() < 1e-3
 
 
-def test_groups_are_parts_of_one_recording_in_the_order_of_time(shared_data: Path) -> None:
+def test_groups_are_consecutive_parts_of_a_recording(shared_data: Path) -> None:
     train, _ = load_splits(get_task("camvid"), shared_data)
     assert train.groups is not None
     assert (train.groups.diff() >= 0).all()
@@ -70,7 +70,7 @@ def write(path: Path, masks: list[np.ndarray], size: tuple[int, int] = (180, 240
     parquet.write_table(Table.from_pydict(columns), path)
 
 
-def test_void_is_ignored(tmp_path: Path) -> None:
+def test_void_pixels_are_ignored(tmp_path: Path) -> None:
     mask = np.full((180, 240), 11, np.uint8)
     mask[0, :2] = 0, 10
     for name in ("train", "test"):
@@ -81,7 +81,7 @@ def test_void_is_ignored(tmp_path: Path) -> None:
     assert train.groups.tolist() == [0, 0]
 
 
-def test_other_masks(tmp_path: Path) -> None:
+def test_a_mask_with_an_unknown_class_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "train.parquet", [np.full((180, 240), 12, np.uint8)])
     with pytest.raises(
         ConfigError, match=r"mask with the value 12.* 0 to 10, and 11 marks pixels without"
@@ -89,19 +89,19 @@ def test_other_masks(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_other_sizes(tmp_path: Path) -> None:
+def test_an_image_of_another_size_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "train.parquet", [np.zeros((180, 240), np.uint8)], size=(360, 480))
     with pytest.raises(ConfigError, match=r"row 0 has 360x480 pixels, not 180x240"):
         load(tmp_path)
 
 
-def test_missing_files(tmp_path: Path) -> None:
+def test_missing_files_fail_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"contains no folder camvid-240x180 .*: set data-dir"):
         load(tmp_path)
 
 
 @pytest.mark.parametrize("scheme", ["classes", "dirichlet"])
-def test_a_partition_by_class_is_refused_with_the_config(scheme: str) -> None:
+def test_a_partition_by_class_is_refused_by_the_config(scheme: str) -> None:
     with pytest.raises(ConfigError, match=r'"\w+": an image of .* every pixel.* natural or iid'):
         Settings.from_run_config({"task": "camvid", "partition": scheme})
     assert Settings.from_run_config({"task": "camvid", "partition": "natural"}).model

@@ -1,4 +1,4 @@
-"""CIFAR-10: the real files, and the errors without them."""
+"""CIFAR-10: its real files, and the errors without them."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ from fixbn_flwr.tasks import get_task, load_splits, normalise
 from fixbn_flwr.tasks.cifar10 import load
 
 
-def test_splits(shared_data: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_splits_of_cifar10(shared_data: Path, capfd: pytest.CaptureFixture[str]) -> None:
     task = get_task("cifar10")
     train, test = load_splits(task, shared_data)
     assert train.images.shape == (50_000, 3, 32, 32)
@@ -31,13 +31,13 @@ def test_splits(shared_data: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert task.models["resnet20"]("bn")(images[:2]).shape == (2, 10)
 
 
-def test_missing_folder(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data-dir is .*/nowhere, which is not a folder"):
         load(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("error", [OSError("no route"), RuntimeError("wrong checksum")])
-def test_failed_download(
+def test_a_failed_download_fails_with_the_remedy(
     error: Exception,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""Cityscapes: its folders, laid out small from real street scenes, and a federation on them."""
+"""Cityscapes: a small folder of real street scenes in its layout, and a federation on it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from fixbn_flwr.tasks.cityscapes import CLASSES, TRAIN_IDS, load
 from fixbn_flwr.tasks.segmentation import IGNORED
 from tests.support.whole_app import rounds_of, run_app
 
-SIZE = (32, 48)  # height and width, quick to train on
-# CamVid's classes 0 to 10 by the label ids that Cityscapes' mask files have for them.
+SIZE = (32, 48)  # height and width, small for quick training
+# Cityscapes' label ids of CamVid's classes 0 to 10.
 LABEL_IDS = np.zeros(256, np.uint8)
 LABEL_IDS[:11] = [23, 11, 17, 7, 8, 21, 20, 13, 26, 24, 33]
 
@@ -43,7 +43,7 @@ def save(folder: Path, split: str, city: str, number: int, image: Any, mask: Any
 
 @pytest.fixture(scope="module")
 def street_scenes(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CamVid's recordings as cities: 4, 3 and 5 images to train on, 3 of another to test on."""
+    """Write CamVid's recordings as cities: 4, 3 and 5 training images, and 3 test images."""
     folder = tmp_path_factory.mktemp("cityscapes")
     train, test = load_camvid(shared_data)
     chosen = {
@@ -57,8 +57,8 @@ def street_scenes(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -
             image = data.images[torch.tensor([place])][0].permute(1, 2, 0).numpy()
             mask = LABEL_IDS[data.targets[torch.tensor([place])][0].numpy()]
             small = [
-                np.asarray(Image.fromarray(pixels).resize(SIZE[::-1], how))
-                for pixels, how in (
+                np.asarray(Image.fromarray(pixels).resize(SIZE[::-1], resampling))
+                for pixels, resampling in (
                     (image, Image.Resampling.BILINEAR),
                     (mask, Image.Resampling.NEAREST),
                 )
@@ -79,7 +79,7 @@ def test_train_ids_are_those_of_torchvision() -> None:
     assert (TRAIN_IDS[34:] == IGNORED).all()
 
 
-def test_splits_by_hand(tmp_path: Path) -> None:
+def test_the_splits_of_handmade_files(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (4, 2, 3, 3), dtype=np.uint8)
     masks = np.array([[[0, 7, 8], [33, 34, 255]]] * 4, dtype=np.uint8)
@@ -100,7 +100,7 @@ def test_splits_by_hand(tmp_path: Path) -> None:
     assert train.images[:1].dtype == train.targets[:1].dtype == torch.uint8
 
 
-def test_a_folder_that_is_called_cityscapes_is_found(street_scenes: Path, tmp_path: Path) -> None:
+def test_a_folder_with_the_name_cityscapes_is_found(street_scenes: Path, tmp_path: Path) -> None:
     shutil.copytree(street_scenes, tmp_path / "cityscapes")
     assert len(load(tmp_path)[0]) == len(load(street_scenes)[0]) == 12
 
@@ -123,7 +123,7 @@ def enlarge(path: Path) -> None:
         ("gtFine/val/*/*120*", colour_the_mask, r"of mode RGB, not 32x48 of mode L: .*label ids"),
     ],
 )
-def test_mistakes_are_found_before_anything_is_trained(
+def test_invalid_files_are_refused_before_training(
     street_scenes: Path,
     tmp_path: Path,
     pattern: str,
@@ -139,12 +139,12 @@ def test_mistakes_are_found_before_anything_is_trained(
         load(tmp_path / "data")
 
 
-def test_missing_folder(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no folder cityscapes with leftImg8bit .*set data-dir"):
         load(tmp_path)
 
 
-def test_a_file_that_breaks_later_is_named(street_scenes: Path, tmp_path: Path) -> None:
+def test_the_error_names_a_file_that_is_damaged_later(street_scenes: Path, tmp_path: Path) -> None:
     shutil.copytree(street_scenes, tmp_path / "data")
     train, _ = load(tmp_path / "data")
     (path,) = (tmp_path / "data").glob("gtFine/train/zurich/*170*")
@@ -153,7 +153,9 @@ def test_a_file_that_breaks_later_is_named(street_scenes: Path, tmp_path: Path) 
         train.targets[:]
 
 
-def test_a_federation_of_cities(street_scenes: Path, tmp_path: Path) -> None:
+def test_a_federation_of_cities_trains_and_reports_exact_scores(
+    street_scenes: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("segmentation_models_pytorch")
     config = {
         "task": "cityscapes",
@@ -172,7 +174,7 @@ def test_a_federation_of_cities(street_scenes: Path, tmp_path: Path) -> None:
     assert [(line["clients"], line["dropped"]) for line in rounds] == [(3, 0)] * 2
     assert all(0 < line["train_loss"] < 2 * math.log(19) for line in rounds)
 
-    # What the run says of its last model, from the model itself: no windows, no torchmetrics.
+    # Recompute the reported loss and score of the last model without windows.
     final = load_file(folder / "final.safetensors")
     bench = workbench(get_task("cityscapes"), "deeplabv3plus", "bn", 0.9, 0.001, "cpu")
     bench.load(final)
@@ -193,15 +195,15 @@ def test_a_federation_of_cities(street_scenes: Path, tmp_path: Path) -> None:
     best = json.loads((folder / "summary.json").read_text())["best_accuracy"]
     assert best == max(line["test_accuracy"] for line in rounds)
 
-    # Round 2 trained parameters only.
-    to_the_freeze = run_app(tmp_path / "b", 3, config | {"num-server-rounds": 1})
-    at_freeze = load_file(to_the_freeze / "final.safetensors")
+    # Round 2 trains only parameters.
+    until_freeze = run_app(tmp_path / "b", 3, config | {"num-server-rounds": 1})
+    at_freeze = load_file(until_freeze / "final.safetensors")
     for name, array in final.items():
         moved = array.tobytes() != at_freeze[name].tobytes()
         assert moved == (kind_of(name) is Kind.PARAMETER), name
 
 
-def test_what_the_network_lacks_is_said_before_there_is_a_run_folder(
+def test_an_unsupported_norm_is_refused_before_the_run_folder_is_created(
     street_scenes: Path, tmp_path: Path
 ) -> None:
     config = {"task": "cityscapes", "partition": "natural", "data-dir": str(street_scenes)}

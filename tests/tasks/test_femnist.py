@@ -1,4 +1,4 @@
-"""FEMNIST: the real files, and clients by writer."""
+"""FEMNIST: its real files, and clients by writer."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from fixbn_flwr.tasks.partition import partition
 from tests.support.whole_app import rounds_of, run_app
 
 
-def test_splits(shared_data: Path) -> None:
+def test_the_splits_of_femnist(shared_data: Path) -> None:
     task = get_task("femnist")
     train, test = load_splits(task, shared_data)
     assert train.images.shape == (7_482, 1, 28, 28)
@@ -48,13 +48,13 @@ def test_groups_are_the_writers(shared_data: Path) -> None:
     assert sum(map(len, parts)) == 7_482
 
 
-def test_the_folder_itself_is_found_as_well(shared_data: Path) -> None:
+def test_data_dir_may_be_the_folder_itself(shared_data: Path) -> None:
     outside, inside = load(shared_data), load(shared_data / "femnist-small")
     assert torch.equal(outside[0].images, inside[0].images)
     assert torch.equal(outside[1].targets, inside[1].targets)
 
 
-def test_a_federation_of_ten_writers_a_client(shared_data: Path, tmp_path: Path) -> None:
+def test_a_federation_with_ten_writers_per_client_trains(shared_data: Path, tmp_path: Path) -> None:
     run_config = {
         "task": "femnist",
         "data-dir": str(shared_data),
@@ -69,7 +69,7 @@ def test_a_federation_of_ten_writers_a_client(shared_data: Path, tmp_path: Path)
     assert np.isfinite(last["test_loss"])
 
 
-def test_more_clients_than_writers(shared_data: Path, tmp_path: Path) -> None:
+def test_more_clients_than_writers_are_refused(shared_data: Path, tmp_path: Path) -> None:
     run_config = {"task": "femnist", "data-dir": str(shared_data), "partition": "natural"}
     with pytest.raises(ConfigError, match=r"50 natural clients, fewer than the 51 requested"):
         run_app(tmp_path, 51, run_config)

@@ -1,4 +1,4 @@
-"""Image files: exact pixels, both kinds of files, and an error that names file and remedy."""
+"""Image files: exact pixels, both kinds of files, and errors that name file and remedy."""
 
 import re
 from io import BytesIO
@@ -26,7 +26,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def write(path: Path, **columns: Any) -> Path:
-    """A Parquet file of two images, with one channel of COLOURS as the second."""
+    """Write a Parquet file of two images; the second is one channel of COLOURS."""
     images = [{"bytes": png(pixels), "path": None} for pixels in (COLOURS, COLOURS[:, :, 0])]
     table = {"image": images, "label": [1, 0], "writer": ["f2", "f1"], **columns}
     parquet.write_table(pyarrow.table({key: v for key, v in table.items() if v is not None}), path)
@@ -37,14 +37,14 @@ def read(path: Path) -> Split:
     return read_parquet(path, mode="RGB", size=2, label="label", classes=2, group="writer")
 
 
-def test_decode_gives_channels_first() -> None:
+def test_decode_returns_channels_first() -> None:
     images = decode([BytesIO(png(COLOURS))], ["a"], "RGB", (2, 2))
     assert images.dtype == torch.uint8
     assert images.is_contiguous()
     assert images.tolist() == [[[[0, 3], [6, 9]], [[1, 4], [7, 10]], [[2, 5], [8, 11]]]]
 
 
-def test_decode_takes_files_and_turns_colour_into_grey_and_back(tmp_path: Path) -> None:
+def test_decode_reads_files_and_converts_between_colour_and_grey(tmp_path: Path) -> None:
     grey = np.array([[10, 20, 30]], dtype=np.uint8)
     file = tmp_path / "grey.png"
     file.write_bytes(png(grey))
@@ -54,7 +54,7 @@ def test_decode_takes_files_and_turns_colour_into_grey_and_back(tmp_path: Path) 
     assert decode([colour], ["a"], "L", (1, 3)).tolist() == [[[[10, 20, 30]]]]
 
 
-def test_decode_names_what_is_no_image_or_another_size(tmp_path: Path) -> None:
+def test_decode_names_an_unreadable_image_or_a_wrong_size(tmp_path: Path) -> None:
     whole = png(COLOURS)
     for broken in (b"", b"text", whole[:40], whole[:-30]):
         with pytest.raises(
@@ -67,7 +67,7 @@ def test_decode_names_what_is_no_image_or_another_size(tmp_path: Path) -> None:
         decode([BytesIO(whole)], ["photo 1"], "RGB", (4, 2))
 
 
-def test_parquet_gives_images_targets_and_groups_in_the_order_of_the_file(tmp_path: Path) -> None:
+def test_parquet_returns_images_targets_and_groups_in_the_order_of_the_file(tmp_path: Path) -> None:
     split = read(write(tmp_path / "a.parquet"))
     assert split.images.shape == (2, 3, 2, 2)
     assert split.images[0, 1].tolist() == [[1, 4], [7, 10]]
@@ -79,7 +79,7 @@ def test_parquet_gives_images_targets_and_groups_in_the_order_of_the_file(tmp_pa
     assert split.groups.tolist() == [1, 0]
 
 
-def test_parquet_without_a_column_of_groups_has_none(tmp_path: Path) -> None:
+def test_parquet_without_a_group_column_has_no_groups(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", label=np.array([1, 0], dtype=np.int32))
     split = read_parquet(path, mode="RGB", size=2, label="label", classes=2)
     assert split.groups is None
@@ -106,7 +106,7 @@ def test_parquet_without_a_column_of_groups_has_none(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_parquet_with_something_else_in_it(
+def test_parquet_with_invalid_columns_is_refused(
     columns: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     path = write(tmp_path / "a.parquet", **columns)
@@ -114,7 +114,7 @@ def test_parquet_with_something_else_in_it(
         read(path)
 
 
-def test_parquet_that_is_empty_cut_short_or_not_there(tmp_path: Path) -> None:
+def test_empty_truncated_or_missing_parquet_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet")
     parquet.write_table(parquet.read_table(path).slice(0, 0), tmp_path / "empty.parquet")
     with pytest.raises(ConfigError, match=r"empty.parquet has no column image .* has 0 rows"):
@@ -126,7 +126,7 @@ def test_parquet_that_is_empty_cut_short_or_not_there(tmp_path: Path) -> None:
         read(tmp_path / "none.parquet")
 
 
-def test_find_folder_prefers_the_first_name_and_takes_the_folder_itself(tmp_path: Path) -> None:
+def test_find_folder_prefers_the_first_name_and_accepts_the_folder_itself(tmp_path: Path) -> None:
     for name in ("large", "small", "."):
         (tmp_path / name / "train").mkdir(parents=True)
     (tmp_path / "empty").mkdir()
@@ -136,7 +136,7 @@ def test_find_folder_prefers_the_first_name_and_takes_the_folder_itself(tmp_path
     assert find_folder(tmp_path, ["other"], ["train.parquet", "train"]) == tmp_path
 
 
-def test_find_folder_says_what_it_looked_for(tmp_path: Path) -> None:
+def test_the_error_of_find_folder_names_the_expected_folder(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"contains no folder large or small with train in it: set data-dir"
     ):

@@ -1,4 +1,4 @@
-"""The example of one's own data: made, read, trained on in a federation, shown by its page."""
+"""The example of users' own data: it is generated, loaded, trained on, and shown in the docs."""
 
 import shutil
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ EXAMPLE = ROOT / "examples" / "own-data"
 
 @pytest.fixture(scope="module", autouse=True)
 def importable() -> Iterator[None]:
-    """As PYTHONPATH=$PWD does."""
+    """Add the example to the import path, as PYTHONPATH=$PWD does."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(EXAMPLE)
         yield
@@ -48,7 +48,7 @@ def test_the_example_reads_images_digits_and_post_offices(data: Path) -> None:
     assert (pixels.mean().item(), pixels.std().item()) == pytest.approx(
         (task.mean[0], task.std[0]), abs=0.1
     )
-    # The files come by office, then by digit; office C's pen is half as dark.
+    # The files are sorted by office, then by digit; office C's pen is half as dark.
     digits = torch.unique_consecutive(train.targets)
     assert digits.tolist()[:2] == [0, 1]
     assert [int(train.images[train.groups == office].max()) for office in range(3)] == [
@@ -58,7 +58,7 @@ def test_the_example_reads_images_digits_and_post_offices(data: Path) -> None:
     ]
 
 
-def test_it_trains_with_an_office_a_client_and_its_statistics_freeze(
+def test_the_example_trains_with_one_office_per_client_and_freezes_statistics(
     data: Path, tmp_path: Path
 ) -> None:
     run_config = {
@@ -78,7 +78,7 @@ def test_it_trains_with_an_office_a_client_and_its_statistics_freeze(
     assert rounds[-1]["test_accuracy"] > 0.5  # of ten digits
     assert "-postcodes-" in folders[1].name
 
-    # Two rounds of plain BN end with the statistics that FixBN has frozen, to the last bit.
+    # Two rounds of plain BN end with the statistics that FixBN freezes, bit for bit.
     at_freeze, final = (load_file(folder / "final.safetensors") for folder in folders)
     statistics = [name for name in final if "running_" in name]
     assert len(statistics) == 10
@@ -88,7 +88,7 @@ def test_it_trains_with_an_office_a_client_and_its_statistics_freeze(
     )
 
 
-def test_it_says_what_is_missing(tmp_path: Path) -> None:
+def test_the_example_fails_with_the_missing_files(tmp_path: Path) -> None:
     task = get_task("postcodes:TASK")
     with pytest.raises(ConfigError, match="data-dir is empty"):
         task.load(None)
@@ -96,14 +96,14 @@ def test_it_says_what_is_missing(tmp_path: Path) -> None:
         task.load(tmp_path)
 
 
-def test_the_page_shows_the_file_as_it_is() -> None:
+def test_the_page_shows_the_file_unchanged() -> None:
     page = (ROOT / "docs" / "your-own-data.md").read_text(encoding="utf-8")
     code = (EXAMPLE / "postcodes.py").read_text(encoding="utf-8")
     assert f"```python\n{code}```\n" in page
     assert len(code.splitlines()) <= 60
 
 
-def test_offices_that_keep_their_own_data_train_on_all_of_it_in_an_order_that_lasts(
+def test_offices_with_their_own_data_train_on_all_of_it_in_a_fixed_order(
     data: Path, tmp_path: Path
 ) -> None:
     for office in "ABC":
@@ -130,14 +130,12 @@ def test_offices_that_keep_their_own_data_train_on_all_of_it_in_an_order_that_la
 
     first = run("first", "ABC")
     assert [line["clients"] for line in rounds_of(first)] == [3, 3, 3]
-    again = run("again", "CAB")  # other machines get the numbers
+    second = run("again", "CAB")  # other machines have these numbers
     final = "final.safetensors"
-    assert (first / final).read_bytes() == (again / final).read_bytes()
+    assert (first / final).read_bytes() == (second / final).read_bytes()
 
 
-def test_a_node_with_a_wrong_path_ends_the_run_at_once_and_is_named(
-    data: Path, tmp_path: Path
-) -> None:
+def test_a_node_with_a_wrong_path_ends_the_run_with_its_name(data: Path, tmp_path: Path) -> None:
     config = {**SMALL, "task": "postcodes:TASK", "data-dir": str(data), "partition": "iid"}
     grid = SerializingGrid(client_app.app, 2, run_config=config)
     for node, (name, folder) in enumerate({"a": data, "b": tmp_path}.items()):

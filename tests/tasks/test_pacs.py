@@ -1,4 +1,4 @@
-"""PACS: the real files, and a federation in which each client is a domain."""
+"""PACS: its real files, and a federation in which each client is a domain."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from fixbn_flwr.tasks import get_task, load_splits, normalise
 from tests.support.whole_app import rounds_of, run_app
 
 
-def test_splits(shared_data: Path) -> None:
+def test_the_splits_of_pacs(shared_data: Path) -> None:
     task = get_task("pacs")
     train, test = load_splits(task, shared_data)
     assert train.images.shape == (1_400, 3, 64, 64)
@@ -32,7 +32,7 @@ def test_splits(shared_data: Path) -> None:
     assert min(brightness) in (brightness[0], brightness[2])
 
 
-def test_a_federation_of_domains(shared_data: Path, tmp_path: Path) -> None:
+def test_a_federation_of_domains_trains(shared_data: Path, tmp_path: Path) -> None:
     run_config = {
         "task": "pacs",
         "data-dir": str(shared_data),

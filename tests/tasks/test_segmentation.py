@@ -1,4 +1,4 @@
-"""Masks cut with their images, the loss and the score by pixel, and training on all of it."""
+"""Segmentation: crops of images and masks, loss and score per pixel, training and evaluation."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def numbered(images: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Two channels whose pixels tell their place, and a mask that tells it as well."""
+    """Return images whose two channels are row and column, and masks that are their sum."""
     rows = torch.arange(1, height + 1).view(1, height, 1).expand(images, height, width)
     columns = torch.arange(1, width + 1).view(1, 1, width).expand(images, height, width)
     return torch.stack([rows, columns], dim=1).float(), (rows + columns).to(torch.uint8)
 
 
 def logits(classes: list[list[int]]) -> Tensor:
-    """Outputs `[1, 3, h, w]` that are sure of these classes."""
+    """Return outputs `[1, 3, h, w]` that predict these classes with certainty."""
     return 100.0 * one_hot(torch.tensor([classes]), 3).permute(0, 3, 1, 2)
 
 
@@ -45,11 +45,11 @@ def test_crops_keep_every_pixel_with_its_class() -> None:
     assert torch.equal(mirrored, steps != 1)
     assert 70 < int(mirrored.sum()) < 130
     tops, lefts = crops[:, 0, 0, 0], crops[:, 1].amin((1, 2))
-    assert sorted(set(tops.tolist())) == list(range(1, 10))  # every place, the last one too
+    assert sorted(set(tops.tolist())) == list(range(1, 10))  # every offset, including the last one
     assert sorted(set(lefts.tolist())) == list(range(1, 10))
 
 
-def test_a_crop_no_larger_than_the_image_but_a_multiple_of_16() -> None:
+def test_a_crop_is_no_larger_than_the_image_rounded_up_to_a_multiple_of_16() -> None:
     images, masks = numbered(8, 10, 20)
     crops, cropped = Masks((512, 1024), (512, 1024), 1).augment(images, masks, generator())
     assert crops.shape == (8, 2, 16, 32)
@@ -59,7 +59,7 @@ def test_a_crop_no_larger_than_the_image_but_a_multiple_of_16() -> None:
     assert outside[:, 10:].all()  # below the image; its columns may be mirrored
 
 
-def test_crops_depend_on_the_generator_only() -> None:
+def test_crops_depend_only_on_the_generator() -> None:
     images, masks = numbered(8, 24, 40)
     torch.manual_seed(1)
     first = MASKS.augment(images, masks, generator())
@@ -68,7 +68,7 @@ def test_crops_depend_on_the_generator_only() -> None:
     assert not torch.equal(first[1], MASKS.augment(images, masks, generator(1))[1])
 
 
-def test_windows_hold_every_pixel_once() -> None:
+def test_windows_contain_every_pixel_once() -> None:
     images, masks = numbered(2, 20, 70)
     windows = list(MASKS.windows(images, masks))
     assert [window.shape for window, _ in windows] == [(2, 2, 16, 32)] * 6
@@ -82,7 +82,7 @@ def test_windows_hold_every_pixel_once() -> None:
     assert torch.equal(seen, torch.ones(20, 70))
 
 
-def test_loss_is_the_mean_over_pixels_that_have_a_class() -> None:
+def test_the_loss_is_the_mean_over_pixels_with_a_class() -> None:
     outputs = torch.zeros(1, 3, 1, 3)
     outputs[0, :, 0, 1] = torch.tensor([0.0, 1.0, 2.0])
     masks = torch.tensor([[[0, 2, IGNORED]]], dtype=torch.uint8)
@@ -90,7 +90,7 @@ def test_loss_is_the_mean_over_pixels_that_have_a_class() -> None:
     torch.testing.assert_close(pixel_cross_entropy(outputs, masks), expected)
 
 
-def test_loss_of_no_pixel_at_all_is_zero_and_moves_nothing() -> None:
+def test_the_loss_without_pixels_is_zero_and_has_a_zero_gradient() -> None:
     outputs = torch.randn(1, 3, 2, 2, requires_grad=True)
     loss = pixel_cross_entropy(outputs, torch.full((1, 2, 2), IGNORED, dtype=torch.uint8))
     torch.autograd.backward(loss)
@@ -99,24 +99,24 @@ def test_loss_of_no_pixel_at_all_is_zero_and_moves_nothing() -> None:
     assert not outputs.grad.any()
 
 
-def test_mean_iou_by_hand() -> None:
+def test_mean_iou_of_a_small_example() -> None:
     metric = mean_iou(3)
-    # Class 0: 2 pixels right of 3 in either. Class 1: 1 of 2. Class 2 is nowhere.
+    # Class 0: intersection 2, union 3. Class 1: 1 and 2. Class 2 does not occur.
     metric.update(
         logits([[0, 0, 1, 0, 2]]), torch.tensor([[[0, 0, 1, 1, IGNORED]]], dtype=torch.uint8)
     )
     assert metric.compute().item() == pytest.approx((2 / 3 + 1 / 2) / 2)
 
 
-def test_mean_iou_is_that_of_all_pixels_together() -> None:
+def test_mean_iou_counts_the_pixels_of_all_batches_together() -> None:
     metric = mean_iou(3)
-    # By batches it would be (1/2 + 0 + 1 + 1) / 4: class 0 has 1 of 3, class 1 has 2 of 4.
+    # Class 0 has 1 of 3, class 1 has 2 of 4. The mean over batches differs.
     metric.update(logits([[0, 1]]), torch.tensor([[[0, 0]]], dtype=torch.uint8))
     metric.update(logits([[1, 1, 0]]), torch.tensor([[[1, 1, 1]]], dtype=torch.uint8))
     assert metric.compute().item() == pytest.approx((1 / 3 + 2 / 4) / 2)
 
 
-def test_masks_of_many_classes_do_not_overflow_their_bytes() -> None:
+def test_masks_of_many_classes_do_not_overflow_uint8() -> None:
     metric = mean_iou(19)
     masks = torch.arange(19, dtype=torch.uint8).view(1, 1, 19)
     metric.update(100.0 * one_hot(masks.long(), 19).permute(0, 3, 1, 2), masks)
@@ -124,7 +124,7 @@ def test_masks_of_many_classes_do_not_overflow_their_bytes() -> None:
 
 
 class Threshold(nn.Module):
-    """Class 1 where the pixel is above the middle, else class 0, and unsure by `scale`."""
+    """Predicts class 1 for pixels above the mean, else class 0, with logits of size `scale`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ def toy_data() -> Split:
 
 @pytest.mark.parametrize("window", [(32, 48), (16, 32), (16, 16)])
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_evaluation_is_exact_whatever_the_windows(window: tuple[int, int], batch: int) -> None:
+def test_evaluation_is_exact_for_windows_of_any_size(window: tuple[int, int], batch: int) -> None:
     data, model = toy_data(), Threshold()
     task = replace(toy_task(), masks=Masks((16, 32), window, batch))
     loss, score = evaluate(Workbench(model, torch.device("cpu"), 0.0, 0.0), task, data)
@@ -184,7 +184,7 @@ def test_evaluation_is_exact_whatever_the_windows(window: tuple[int, int], batch
     assert max(shape[0] for shape in model.shapes) == min(batch, 5)
 
 
-def test_evaluation_of_some_images() -> None:
+def test_evaluation_can_be_limited_to_some_images() -> None:
     bench, data, own = Workbench(Threshold(), torch.device("cpu"), 0.0, 0.0), toy_data(), [4, 1, 2]
     alone = Split(data.images[torch.tensor(own)], data.targets[torch.tensor(own)])
     expected = evaluate(bench, toy_task(), alone)
@@ -192,10 +192,10 @@ def test_evaluation_of_some_images() -> None:
     assert evaluate(bench, toy_task(), data) != pytest.approx(expected)
 
 
-def test_training_cuts_images_and_masks_alike() -> None:
+def test_training_crops_images_and_masks_at_the_same_position() -> None:
     images = torch.randint(0, 256, (4, 1, 40, 80), generator=generator(), dtype=torch.uint8)
     images[images == 100] = 0
-    data = Split(images, (images[:, 0] > 100).to(torch.uint8))  # what the model says
+    data = Split(images, (images[:, 0] > 100).to(torch.uint8))  # the model's predictions
     model = Threshold()
     bench = Workbench(model, torch.device("cpu"), 0.0, 0.0)
     loss = train(bench, toy_task(), data, iter([torch.tensor([0, 1, 3])]), generator())
@@ -203,7 +203,7 @@ def test_training_cuts_images_and_masks_alike() -> None:
     assert model.shapes == [(3, 1, 16, 32)]
 
 
-def test_files_are_read_when_asked_for_in_that_order() -> None:
+def test_files_are_read_on_access_in_the_requested_order() -> None:
     read: list[str] = []
 
     def number(path: Path) -> Tensor:
@@ -217,7 +217,7 @@ def test_files_are_read_when_asked_for_in_that_order() -> None:
     assert sorted(read) == ["0", "5", "5", "7", "8"]
 
 
-def test_labels_are_of_images_and_masks_have_none() -> None:
+def test_only_images_with_classes_have_labels() -> None:
     assert Split(torch.zeros(2, 1), torch.tensor([4, 5])).labels.tolist() == [4, 5]
     assert toy_data().labels.shape == (5, 0)
     files = ImageFiles([Path("a")] * 3, lambda _: pytest.fail("not to be read"))

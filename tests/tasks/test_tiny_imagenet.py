@@ -1,4 +1,4 @@
-"""Tiny-ImageNet: both layouts with real images, and the official folder with things missing."""
+"""Tiny-ImageNet: both layouts with real images, and damaged official folders."""
 
 import shutil
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from fixbn_flwr.tasks import get_task, load_splits, normalise
 from fixbn_flwr.tasks.tiny_imagenet import load
 
 
-def test_parquet(shared_data: Path) -> None:
+def test_the_splits_of_the_parquet_files(shared_data: Path) -> None:
     task = get_task("tiny-imagenet")
     train, test = load_splits(task, shared_data)
     assert train.images.shape == (10_000, 3, 64, 64)
@@ -31,10 +31,10 @@ def test_parquet(shared_data: Path) -> None:
 
 @pytest.fixture(scope="session")
 def originals(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The official layout with two training images and one validation image of each class.
+    """Write the official layout with two training images and one validation image per class.
 
-    Of 200 classes 50 are real; each of the others has a neighbour's images, and a name that comes
-    right behind it.
+    Of the 200 classes, 50 are real. Each other class has the images of the real class before it,
+    and a name that sorts right after that class's name.
     """
     folder = tmp_path_factory.mktemp("official") / "tiny-imagenet-200"
     source = shared_data / "tiny-imagenet-50"
@@ -56,18 +56,20 @@ def originals(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         image = folder / "val" / "images" / f"val_{place}.JPEG"
         image.write_bytes(validation[25 * (place // 4)]["bytes"])
         lines.append(f"{image.name}\t{name}\t0\t0\t63\t63\n")
-    # The official list is in no order of classes.
+    # The official list is not sorted by class.
     (folder / "val" / "val_annotations.txt").write_text("".join(reversed(lines)))
     return folder
 
 
 @pytest.fixture
 def official(originals: Path, tmp_path: Path) -> Path:
-    """A copy for a test to damage."""
+    """Return a copy that a test may damage."""
     return Path(shutil.copytree(originals, tmp_path / "tiny-imagenet-200"))
 
 
-def test_the_official_folder_gives_what_parquet_gives(originals: Path, shared_data: Path) -> None:
+def test_the_official_folder_gives_the_same_data_as_parquet(
+    originals: Path, shared_data: Path
+) -> None:
     train, test = load(originals.parent)
     assert train.targets.tolist() == [place // 2 for place in range(400)]
     assert test.targets.tolist() == list(reversed(range(200)))
@@ -82,7 +84,7 @@ def test_the_official_folder_gives_what_parquet_gives(originals: Path, shared_da
     assert train.groups is None
 
 
-def test_the_folder_itself_is_found_as_well(originals: Path) -> None:
+def test_data_dir_may_be_the_folder_itself(originals: Path) -> None:
     assert len(load(originals)[0]) == 400
 
 
@@ -131,7 +133,9 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES)
-def test_a_damaged_folder(damage: Callable[[Path], object], message: str, official: Path) -> None:
+def test_a_damaged_folder_is_refused(
+    damage: Callable[[Path], object], message: str, official: Path
+) -> None:
     damage(official)
     with pytest.raises(ConfigError, match=message):
         load(official.parent)

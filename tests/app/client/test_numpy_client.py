@@ -79,7 +79,7 @@ def test_fit_returns_arrays_examples_and_metrics() -> None:
     [config(momentum="reset"), config(momentum="local"), {"server-round": 1}],
     ids=["reset", "local", "a server without FixBN"],
 )
-def test_earlier_clients_of_the_process_change_nothing(received: dict[str, Any]) -> None:
+def test_earlier_clients_of_the_process_do_not_change_the_result(received: dict[str, Any]) -> None:
     alone = bits(client(0).fit(initial(), received)[0])
     workbench.cache_clear()
     # Another client leaves weights, momentum, a learning rate, frozen layers and a random state.
@@ -101,11 +101,11 @@ def test_a_client_continues_with_its_own_momentum() -> None:
     one = client(0)
     one.fit(initial(), config(1))
     second = bits(one.fit(initial(), config(2))[0])
-    assert second != bits(client(0).fit(initial(), config(2))[0])  # it has none yet
-    again = client(0)
-    again.fit(initial(), config(1))
+    assert second != bits(client(0).fit(initial(), config(2))[0])  # this client has no momentum yet
+    other = client(0)
+    other.fit(initial(), config(1))
     client(1).fit(initial(), config(1))
-    assert bits(again.fit(initial(), config(2))[0]) == second
+    assert bits(other.fit(initial(), config(2))[0]) == second
 
 
 def test_seed_round_and_partition_each_change_the_batches() -> None:
@@ -128,12 +128,12 @@ def test_calibration_keeps_the_statistics_and_applies_the_factor() -> None:
         return dict(zip(names, client(local_steps=1).fit(initial(), received)[0], strict=True))
 
     before = dict(zip(names, initial(), strict=True))
-    whole, tenth = trained(1.0), trained(0.1)
+    full, tenth = trained(1.0), trained(0.1)
     for name in names:
         if "running" in name or "tracked" in name:
-            assert np.array_equal(whole[name], before[name]), name
+            assert np.array_equal(full[name], before[name]), name
         else:
-            step = whole[name] - before[name]
+            step = full[name] - before[name]
             assert np.any(step), name
             assert np.allclose(tenth[name] - before[name], 0.1 * step, atol=1e-7), name
 
@@ -142,17 +142,17 @@ def test_an_epoch_uses_each_image_of_the_client_once(monkeypatch: pytest.MonkeyP
     seen: list[int] = []
     forward = nn.Module.__call__
 
-    def spy(self: nn.Module, images: Any) -> Any:
+    def record(self: nn.Module, images: Any) -> Any:
         if images.shape[1:] == (1, 8, 8) and type(self).__name__ == "ResidualNetwork":
             seen.append(len(images))
         return forward(self, images)
 
-    monkeypatch.setattr(nn.Module, "__call__", spy)
+    monkeypatch.setattr(nn.Module, "__call__", record)
     client(local_steps=0, local_epochs=2, batch_size=16).fit(initial(), config())
     assert seen == [14, 13, 13] * 2
 
 
-def test_properties_are_partition_examples_and_name() -> None:
+def test_the_properties_are_partition_examples_and_name() -> None:
     assert client(3).get_properties({}) == {
         "partition-id": 3, "num-partitions": 4, "examples": 40, "name": ""
     }  # fmt: skip

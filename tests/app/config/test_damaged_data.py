@@ -1,4 +1,4 @@
-"""Missing and damaged data sets: each gives one error that names the file and the reason."""
+"""Each missing or damaged data set results in one error that names the file and the reason."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ DATA: list[tuple[str, Callable[[Path], None], str]] = [
 @pytest.mark.parametrize(
     ("task", "damage", "message"), DATA, ids=[f"{t}-{d.__name__}" for t, d, _ in DATA]
 )
-def test_damaged_parquet_files_are_named(
+def test_the_error_names_a_damaged_parquet_file(
     task: str, damage: Callable[[Path], None], message: str, shared_data: Path, elsewhere: Path
 ) -> None:
     folder = elsewhere / PARQUET[task]
@@ -133,7 +133,7 @@ def test_damaged_parquet_files_are_named(
         load_splits(get_task(task), elsewhere)
 
 
-def test_a_command_with_damaged_data_leaves_nothing(
+def test_a_command_with_damaged_data_leaves_no_files(
     shared_data: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(shared_data / "pacs-64", elsewhere / "data" / "pacs-64")
@@ -188,7 +188,7 @@ TINY: list[tuple[str, Callable[[Path], object], str]] = [
     ),
     ("no annotations", lambda f: missing(f / "val" / "val_annotations.txt"), "is incomplete"),
     (
-        "annotations in another code",
+        "annotations in another encoding",
         lambda f: (f / "val" / "val_annotations.txt").write_bytes(b"\xff\xfe\x00"),
         "is incomplete",
     ),

@@ -1,4 +1,4 @@
-"""The run config: a line with the remedy for each mistake, and exact values derived from it."""
+"""The run config: each mistake results in one line with the remedy; derived values are exact."""
 
 import math
 import subprocess
@@ -121,7 +121,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("run_config", "fragment"), BAD)
-def test_a_bad_config_gives_one_line_with_the_remedy(
+def test_a_bad_config_fails_with_one_line_and_the_remedy(
     run_config: dict[str, Any], fragment: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -235,7 +235,7 @@ def test_the_phase_changes_after_t_star() -> None:
     ("fraction", "clients", "expected"),
     [(1.0, 10, 10), (0.5, 10, 5), (0.01, 10, 1), (0.25, 3, 1), (0.3, 9, 3), (0.01, 1000, 10)],
 )
-def test_clients_per_round_are_a_rounded_share_of_at_least_one(
+def test_clients_per_round_are_a_rounded_fraction_of_at_least_one(
     fraction: float, clients: int, expected: int
 ) -> None:
     settings = made({"fraction-train": fraction})

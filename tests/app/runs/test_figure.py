@@ -1,4 +1,4 @@
-"""The figure: its curves, the mark at T*, and runs that differ without color."""
+"""The figure: its curves, the mark at T*, and runs that are distinguishable without color."""
 
 import math
 from collections.abc import Sequence
@@ -32,15 +32,15 @@ RUN = [
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures saved during the test."""
+    """Record the figures that are saved during the test."""
     figures: list[Figure] = []
     save = Figure.savefig
 
-    def spy(self: Figure, *arguments: Any, **options: Any) -> None:
+    def record(self: Figure, *arguments: Any, **options: Any) -> None:
         figures.append(self)
         save(self, *arguments, **options)
 
-    monkeypatch.setattr(Figure, "savefig", spy)
+    monkeypatch.setattr(Figure, "savefig", record)
     return figures
 
 

@@ -96,7 +96,7 @@ def test_an_output_dir_that_is_a_file_is_refused(tmp_path: Path, output_dir: str
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
-def test_nothing_is_left_if_config_json_cannot_be_written(
+def test_no_files_are_left_if_config_json_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def fail(descriptor: int) -> None:
@@ -161,7 +161,7 @@ def test_append_returns_whether_the_round_is_the_best_so_far(tmp_path: Path) -> 
     assert best == [False, True, True, False, False, False, True]
 
 
-def test_missing_or_damaged_metrics_are_named(tmp_path: Path) -> None:
+def test_the_error_names_missing_or_damaged_metrics(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"is not the folder of a run: cannot read metrics\.jsonl"
     ):
@@ -169,11 +169,11 @@ def test_missing_or_damaged_metrics_are_named(tmp_path: Path) -> None:
     folder = create_run_folder(settings(tmp_path), method="FixBN", clients=10)
     folder.append(metrics(1, 0.5))
     for damaged in ('{"round": 2, "pha', '{"round": 2}', "[]", '{"phase": "exploration"}'):
-        whole = (folder.path / "metrics.jsonl").read_text()
-        (folder.path / "metrics.jsonl").write_text(whole + damaged + "\n")
+        valid = (folder.path / "metrics.jsonl").read_text()
+        (folder.path / "metrics.jsonl").write_text(valid + damaged + "\n")
         with pytest.raises(ConfigError, match=r"metrics\.jsonl, line 2: not a round's metrics"):
             read_metrics(folder.path)
-        (folder.path / "metrics.jsonl").write_text(whole)
+        (folder.path / "metrics.jsonl").write_text(valid)
 
 
 def test_a_model_keeps_dtypes_shapes_and_values(tmp_path: Path) -> None:

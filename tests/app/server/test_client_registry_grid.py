@@ -19,11 +19,11 @@ from fixbn_flwr.app.server.client_registry_grid import ClientRegistryGrid
 from fixbn_flwr.app.server.reproducible_fedavg import ReproducibleFedAvg
 from fixbn_flwr.errors import ClientsMissingError, ConfigError
 from fixbn_flwr.testing import FIRST_NODE_ID, SerializingGrid
-from tests.support.whole_app import weight_of
+from tests.support.whole_app import size_of
 
 
 class Echo(NumPyClient):
-    """Has ten images more than its partition's number, and returns the parameters it receives."""
+    """Has as many images as its partition's number plus ten; returns the received parameters."""
 
     def __init__(self, context: Context) -> None:
         self.node = context.node_config
@@ -46,7 +46,7 @@ class Nodes(SerializingGrid):
 
         super().__init__(ClientApp(client_fn=client_fn, mods=[numpy_client_mod]), nodes)
         self.connected = list(self.contexts)
-        self.asked: list[int] = []
+        self.queried: list[int] = []
         self.gone: set[int] = set()
 
     def get_node_ids(self) -> Iterable[int]:
@@ -56,7 +56,7 @@ class Nodes(SerializingGrid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         messages = list(messages)
-        self.asked += [message.metadata.dst_node_id for message in messages]
+        self.queried += [message.metadata.dst_node_id for message in messages]
         replies = list(super().send_and_receive(messages, timeout=timeout))
         for place, message in enumerate(messages):
             if message.metadata.dst_node_id in self.gone:  # as the SuperLink replies for it
@@ -87,7 +87,7 @@ def test_clients_are_listed_by_partition(nodes: Nodes) -> None:
     ]  # fmt: skip
     nodes.connected.reverse()
     assert registry.get_node_ids() == ids(1, 2, 0)
-    assert sorted(nodes.asked) == ids(0, 1, 2)  # each once
+    assert sorted(nodes.queried) == ids(0, 1, 2)  # each only once
 
 
 def test_two_clients_with_one_partition_are_refused(nodes: Nodes) -> None:
@@ -115,7 +115,7 @@ def test_a_cause_that_stops_all_clients_is_reported_once(nodes: Nodes) -> None:
     with pytest.raises(ConfigError) as caught:
         ClientRegistryGrid(nodes).assemble()
     assert str(caught.value) == "client 1000 cannot start: no data here: copy them to /data"
-    assert nodes.asked == ids(0)
+    assert nodes.queried == ids(0)
 
 
 def test_a_second_client_that_cannot_start_is_named(nodes: Nodes) -> None:
@@ -134,7 +134,9 @@ def test_missing_clients_end_the_wait(nodes: Nodes, connected: list[int], count:
     assert str(caught.value).startswith(f"{count} clients are connected after 0 seconds. Start")
 
 
-def test_a_late_client_is_waited_for(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_registry_waits_for_a_late_client(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nodes.connected = ids(0)
     pauses: list[float] = []
 
@@ -154,7 +156,7 @@ def test_patience_starts_when_too_few_clients_are_connected(nodes: Nodes) -> Non
     del nodes.connected[0]
     assert registry.get_node_ids() == ids(1, 2)  # two are enough
     del nodes.connected[0]
-    assert registry.get_node_ids() == ids(2)  # Flower looks again
+    assert registry.get_node_ids() == ids(2)  # Flower polls again
     with pytest.raises(ClientsMissingError, match="1 of 2 clients are connected"):
         registry.get_node_ids()
     nodes.connected = ids(0, 2)
@@ -163,7 +165,7 @@ def test_patience_starts_when_too_few_clients_are_connected(nodes: Nodes) -> Non
     assert registry.get_node_ids() == ids(0)  # patience starts again
 
 
-def test_a_round_samples_its_share_of_the_connected_clients_but_at_least_the_needed(
+def test_a_round_samples_its_fraction_of_the_connected_clients_but_at_least_the_needed(
     nodes: Nodes,
 ) -> None:
     strategy = ReproducibleFedAvg(Settings(fraction_train=0.5), needed=1)
@@ -174,8 +176,8 @@ def test_a_round_samples_its_share_of_the_connected_clients_but_at_least_the_nee
     assert sampled() == 2  # 1.5, rounded
     del nodes.connected[0]
     assert sampled() == 1
-    whole = ReproducibleFedAvg(Settings(), needed=1)
-    assert len(list(whole.configure_train(1, ArrayRecord(), ConfigRecord(), nodes))) == 2
+    all_clients = ReproducibleFedAvg(Settings(), needed=1)
+    assert len(list(all_clients.configure_train(1, ArrayRecord(), ConfigRecord(), nodes))) == 2
 
 
 def test_clients_with_the_same_name_are_logged(
@@ -202,8 +204,8 @@ def test_the_bytes_of_sent_and_received_arrays_are_counted(nodes: Nodes) -> None
     nodes.lost = lambda message: message.metadata.dst_node_id == FIRST_NODE_ID
     replies = registry.send_and_receive(messages)
     assert len(replies) == 2
-    weight = weight_of(arrays)
-    assert (registry.bytes_sent, registry.bytes_received) == (3 * weight, 2 * weight)
+    size = size_of(arrays)
+    assert (registry.bytes_sent, registry.bytes_received) == (3 * size, 2 * size)
     assert registry.send_and_receive([]) == []
 
 
@@ -233,7 +235,7 @@ def test_clients_with_their_own_data_are_listed_by_name_then_by_node_id(nodes: N
     assert registry.get_node_ids() == ids(2, 0, 1)
 
 
-def test_min_clients_with_their_own_data_are_waited_for(nodes: Nodes) -> None:
+def test_the_registry_waits_for_min_clients_with_their_own_data(nodes: Nodes) -> None:
     nodes.connected = ids(0, 1)
     assert len(with_own_data(nodes, "a", "b", "c").assemble(2)) == 2
     with pytest.raises(ClientsMissingError, match=r"2 of 3 clients .* min-clients if they"):
@@ -249,7 +251,7 @@ def test_a_disconnected_node_is_named_when_the_superlink_replies_for_it(nodes: N
     assert reply.error.reason == "b: Node Unavailable"
 
 
-def test_a_node_that_disconnects_during_the_request_is_asked_again(nodes: Nodes) -> None:
+def test_a_node_that_disconnects_during_the_request_is_queried_again(nodes: Nodes) -> None:
     registry = with_own_data(nodes, "a", "b", "c")
     nodes.gone = {FIRST_NODE_ID}
     with pytest.raises(ClientsMissingError):
@@ -258,7 +260,7 @@ def test_a_node_that_disconnects_during_the_request_is_asked_again(nodes: Nodes)
     assert len(registry.assemble(3)) == 3
 
 
-def test_clients_that_join_disconnect_or_time_out_are_logged_in_a_line_each(
+def test_each_client_that_joins_disconnects_or_times_out_is_logged(
     nodes: Nodes, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "flwr.fixbn")
@@ -291,7 +293,7 @@ def test_a_later_node_that_cannot_start_does_not_end_the_run(
     nodes.node_config(2).update({"broken": True, "name": "c"})
     nodes.connected = ids(0, 1, 2)
     assert registry.get_node_ids() == registry.get_node_ids() == ids(0, 1)
-    assert nodes.asked.count(FIRST_NODE_ID + 2) == 1
+    assert nodes.queried.count(FIRST_NODE_ID + 2) == 1
     assert (
         "client 1002 cannot start: no data here: copy them to /data; the run continues without"
         in caplog.text
@@ -314,6 +316,6 @@ def test_a_restarted_node_replaces_its_old_id_that_is_still_listed(nodes: Nodes)
 @pytest.mark.parametrize("examples", ["many", None])
 def test_a_client_with_invalid_properties_is_named(nodes: Nodes, examples: str | None) -> None:
     for node in nodes.contexts.values():
-        node.node_config["examples"] = examples or ""  # replaces its own
+        node.node_config["examples"] = examples or ""  # overrides its number of examples
     with pytest.raises(ConfigError, match=r"client 1000 cannot start: .*the same version"):
         ClientRegistryGrid(nodes).assemble()

@@ -66,8 +66,8 @@ def run_quietly(config: dict[str, Any], run_id: int) -> None:
 def assert_same(one: Path, other: Path) -> None:
     for model in ("final.safetensors", "best.safetensors"):
         assert (one / model).read_bytes() == (other / model).read_bytes()
-    ours, others = ([[line[key] for key in SAME] for line in rounds_of(p)] for p in (one, other))
-    assert ours == others
+    first, second = ([[line[key] for key in SAME] for line in rounds_of(p)] for p in (one, other))
+    assert first == second
     summaries = [json.loads((path / "summary.json").read_text()) for path in (one, other)]
     assert summaries[0].keys() == summaries[1].keys()
     for key in ("accuracy_at_freeze", "final_accuracy", "best_accuracy", "best_round"):
@@ -75,7 +75,7 @@ def assert_same(one: Path, other: Path) -> None:
 
 
 def run_until_failure(config: dict[str, Any], after: int, run_id: int = 1) -> Path:
-    """Run the app, with all clients failing after a round, until it raises."""
+    """Run the app until it raises, because all clients fail after a round."""
 
     def fails(message: Any) -> bool:
         return int(message.content.config_records["config"]["server-round"]) > after
@@ -89,7 +89,7 @@ def run_until_failure(config: dict[str, Any], after: int, run_id: int = 1) -> Pa
 
 
 def lost_in(rounds: set[int]) -> Callable[[Any], bool]:
-    """Return a function that tells whether a message is lost: those of these rounds are."""
+    """Return a function that returns whether a message belongs to one of these rounds."""
 
     def lost(message: Any) -> bool:
         config = message.content.config_records.get("config", {})
@@ -99,15 +99,15 @@ def lost_in(rounds: set[int]) -> Callable[[Any], bool]:
 
 
 def kill_at_random(momentum: str, folder: Path, kills: int) -> list[int]:
-    """Kill the app at random times and resume it until it ends, again and again; check each end.
+    """Kill the app at random times and resume it until it completes; repeat, and check each result.
 
-    Call it in a fresh process, so that a run is a fork that needs no imports.
+    Call it in a new process, so that each run is a fork that needs no imports.
 
     Returns:
         The round after which each run resumed.
     """
     torch.set_num_threads(1)
-    whole = run(config_of(folder / "whole", momentum=momentum))
+    uninterrupted = run(config_of(folder / "whole", momentum=momentum))
     started = time.monotonic()
     run(config_of(folder / "timed", momentum=momentum))
     seconds = time.monotonic() - started
@@ -134,7 +134,7 @@ def kill_at_random(momentum: str, folder: Path, kills: int) -> list[int]:
             assert process.exitcode in (0, -signal.SIGKILL)
             killed += process.exitcode != 0
             run_id += 1
-        assert_same(root / "run", whole)
+        assert_same(root / "run", uninterrupted)
         assert not list((root / "run").rglob("*.partial"))
         finished += 1
     return resumed_after
@@ -145,7 +145,7 @@ def kill_at_random(momentum: str, folder: Path, kills: int) -> list[int]:
 def test_a_run_survives_twenty_kills_at_random_times(momentum: str, tmp_path: Path) -> None:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
         resumed_after = fresh.submit(kill_at_random, momentum, tmp_path, 20).result()
-    # In both stages.
+    # Runs resumed in both phases.
     assert min(resumed_after) <= FROZEN_AFTER < max(resumed_after), resumed_after
     assert len(resumed_after) >= 5, resumed_after
 
@@ -154,9 +154,9 @@ def test_a_run_survives_twenty_kills_at_random_times(momentum: str, tmp_path: Pa
 @pytest.mark.parametrize("after", [2, 4, 5])
 def test_a_failed_run_resumes_to_the_same_bits(after: int, momentum: str, tmp_path: Path) -> None:
     """Failed rounds count as rounds of the run: they are not repeated."""
-    whole = config_of(tmp_path / "whole", momentum=momentum)
+    uninterrupted = config_of(tmp_path / "whole", momentum=momentum)
     broken = config_of(tmp_path / "broken", momentum=momentum)
-    expected = run(whole, lost=lost_in({after + 1, after + 2}))
+    expected = run(uninterrupted, lost=lost_in({after + 1, after + 2}))
     folder = run_until_failure(broken, after)
     assert len(rounds_of(folder)) == after + 2
     assert not (folder / "summary.json").exists()
@@ -169,7 +169,7 @@ def test_a_failed_run_resumes_to_the_same_bits(after: int, momentum: str, tmp_pa
 
 
 def test_checkpoints_are_written_at_their_interval_and_when_a_run_fails(tmp_path: Path) -> None:
-    whole = run(config_of(tmp_path / "whole"))
+    uninterrupted = run(config_of(tmp_path / "whole"))
     config = config_of(tmp_path / "run", checkpoint_every=3, keep_checkpoints=5)
     folder = run_until_failure(config, 5)
     names = sorted(path.name[:12] for path in (folder / "checkpoints").iterdir())
@@ -177,7 +177,7 @@ def test_checkpoints_are_written_at_their_interval_and_when_a_run_fails(tmp_path
     for name in ("round-000006", "round-000007"):  # back to T*, before the failed rounds
         next((folder / "checkpoints").glob(f"{name}-*")).unlink()
     run({**config, "resume": str(folder)}, 2)
-    assert_same(folder, whole)
+    assert_same(folder, uninterrupted)
 
 
 @pytest.mark.parametrize("momentum", MODES)
@@ -185,8 +185,8 @@ def test_checkpoints_are_written_at_their_interval_and_when_a_run_fails(tmp_path
 def test_a_run_resumes_after_its_disk_was_full(
     fails: int, momentum: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The clients have trained by then; the last round gets its checkpoint when the next fails."""
-    whole = run(config_of(tmp_path / "whole", momentum=momentum))
+    """The clients have trained in the failed round; the previous round has a checkpoint."""
+    uninterrupted = run(config_of(tmp_path / "whole", momentum=momentum))
     config = config_of(tmp_path / "full", momentum=momentum, checkpoint_every=3)
     append = RunFolder.append
 
@@ -203,15 +203,15 @@ def test_a_run_resumes_after_its_disk_was_full(
     newest = max((folder / "checkpoints").iterdir()).name
     assert newest.startswith(f"round-{fails - 1:06d}")
     run({**config, "resume": str(folder)}, 2)
-    assert_same(folder, whole)
+    assert_same(folder, uninterrupted)
 
 
 def test_a_run_resumes_several_times_with_the_same_config(tmp_path: Path) -> None:
     config = config_of(tmp_path, freeze_after=0.5)
     folder = run_until_failure(config, 1)
-    again = {**config, "resume": str(folder)}
-    run_until_failure(again, 4, run_id=2)
-    run(again, 3)
+    resumed_config = {**config, "resume": str(folder)}
+    run_until_failure(resumed_config, 4, run_id=2)
+    run(resumed_config, 3)
     written = json.loads((folder / "config.json").read_text())
     assert written["run_config"]["freeze-after"] == 0.5
     assert written["freeze_round"] == 4
@@ -248,12 +248,14 @@ def test_more_rounds_keep_the_earlier_results_and_t_star(tmp_path: Path) -> None
     run({**longer, "may-change": "num-server-rounds"}, 2)
     assert rounds_of(folder)[:ROUNDS] == before
     assert (folder / "final-round-8.safetensors").read_bytes() == final
-    assert [line["phase"] for line in rounds_of(folder)][4:] == ["calibration"] * 6  # not of 10
+    assert [line["phase"] for line in rounds_of(folder)][4:] == [
+        "calibration"
+    ] * 6  # T* is still half of 8 rounds
     assert_same(folder, run(config_of(tmp_path / "whole", num_server_rounds=10)))
 
 
 class Killed(BaseException):
-    """Stands for a kill of the process."""
+    """A stand-in for a kill of the process."""
 
 
 @contextmanager
@@ -320,7 +322,7 @@ def test_a_complete_run_is_not_resumed(tmp_path: Path) -> None:
     folder = run(config)
     with pytest.raises(ConfigError, match=r'all 8 rounds .* are done; .*"num-server-rounds"'):
         run({**config, "resume": str(folder)}, 2)
-    (folder / "summary.json").unlink()  # it was killed at the very end
+    (folder / "summary.json").unlink()  # as if killed right before the end
     (folder / "final.safetensors").unlink()
     run({**config, "resume": str(folder)}, 2)
     assert_same(folder, run(config_of(tmp_path / "whole")))
@@ -428,7 +430,7 @@ def test_a_damaged_checkpoint_is_detected_and_the_previous_one_gives_the_same_ru
     newest.write_bytes(newest.read_bytes()[:-1])
     run(config_of(folder.parent, resume=str(folder)), 2)
     assert f"{newest} is damaged" in caplog.text
-    # Of the two failed rounds, the second was repeated.
+    # The second of the two failed rounds is repeated.
     assert_same(folder, run(config_of(tmp_path / "whole"), lost=lost_in({4})))
 
 

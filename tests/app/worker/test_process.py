@@ -1,4 +1,4 @@
-"""Real worker processes: they stay alive between messages, give the same bits, and end in time."""
+"""Worker processes stay alive between messages, give the same bits, and end with their node."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[subprocess.Popen[bytes]]:
-    """A node whose worker lasts for all tests: a new one takes seconds to import torch."""
+    """Start a node whose worker serves all tests, since a new one imports torch for seconds."""
     process = subprocess.Popen(["sleep", "3600"])
     yield process
     end(process)
@@ -141,17 +141,17 @@ def bits(content: RecordDict) -> dict[str, bytes]:
 def test_one_worker_answers_all_messages_with_the_bits_of_this_process(
     sockets: Path, shared: subprocess.Popen[bytes]
 ) -> None:
-    there, here = context_of(), context_of()
+    worker_context, own_context = context_of(), context_of()
     workers = set()
     for server_round in (1, 2, 3):
-        reply = make_forwarder(sockets, shared).answer(train_message(server_round), there)
-        expected = app(train_message(server_round), here)
+        reply = make_forwarder(sockets, shared).answer(train_message(server_round), worker_context)
+        expected = app(train_message(server_round), own_context)
         assert reply.has_content(), reply.error
         assert len(reply.content.array_records["arrays"]) == 2  # packed, as the message was
         assert bits(reply.content) == bits(expected.content)
         assert reply.metadata.reply_to_message_id == f"round-{server_round}"
         # the momentum returns to the node's context
-        buffers, expected_buffers = (kept(c) for c in (there, here))
+        buffers, expected_buffers = (kept(c) for c in (worker_context, own_context))
         assert buffers.keys() == expected_buffers.keys() != set()
         assert all(torch.equal(buffers[name], expected_buffers[name]) for name in buffers)
         workers |= set(workers_of(shared.pid))
@@ -177,7 +177,7 @@ def test_two_nodes_have_two_workers_and_each_ends_with_its_node(
         assert reply.has_content(), reply.error
     (first,), (second,) = (workers_of(node.pid) for node in pair)
     assert first != second
-    pair[0].kill()  # it becomes a zombie, which counts as ended
+    pair[0].kill()  # becomes a zombie, which counts as ended
     wait_until(lambda: not workers_of(pair[0].pid), "the worker ended")
     assert workers_of(pair[1].pid) == [second]
     assert [path.name.split("-")[0] for path in sockets_in(tmp_path)] == [str(pair[1].pid)]
@@ -189,10 +189,10 @@ def test_a_clients_exception_gives_flowers_error_reply_and_the_worker_survives(
     context = context_of()
     del context.node_config["partition-id"]
     reply = make_forwarder(sockets, shared).answer(train_message(1), context)
-    with pytest.raises(ConfigError) as here:
+    with pytest.raises(ConfigError) as caught:
         app(train_message(1), context)
     assert reply.error.code == 2
-    assert reply.error.reason == f"{type(here.value)}:<'{here.value}'>"
+    assert reply.error.reason == f"{type(caught.value)}:<'{caught.value}'>"
     assert reply.metadata.src_node_id == 5
     assert make_forwarder(sockets, shared).answer(train_message(1), context_of()).has_content()
     assert len(workers_of(shared.pid)) == 1
@@ -343,8 +343,10 @@ def test_the_forwarding_process_imports_neither_torch_nor_scikit_learn() -> None
         "print(json.dumps([m for m in ('torch', 'sklearn', 'matplotlib', 'ray') "
         "if m in sys.modules]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == []
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert json.loads(result.stdout) == []
 
 
 def test_a_message_trains_the_model() -> None:
