@@ -25,11 +25,11 @@ def npy(array: Array, data: bytes) -> ArrayRecord:
 
 @pytest.mark.parametrize("name", ARRAYS)
 def test_arrays_survive_a_round_trip_through_a_record(name: str) -> None:
-    (back,) = arrays_of(record_of({name: ARRAYS[name]})).values()
+    (restored,) = arrays_of(record_of({name: ARRAYS[name]})).values()
     flowers = Array(ARRAYS[name]).numpy()
-    assert back.dtype == flowers.dtype == ARRAYS[name].dtype
-    assert back.shape == flowers.shape
-    np.testing.assert_array_equal(back, flowers)
+    assert restored.dtype == flowers.dtype == ARRAYS[name].dtype
+    assert restored.shape == flowers.shape
+    np.testing.assert_array_equal(restored, flowers)
 
 
 def test_arrays_keep_their_order_and_are_writable() -> None:

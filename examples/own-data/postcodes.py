@@ -5,7 +5,6 @@ The data folder has one PNG file of 8x8 gray pixels per digit:
     <data-dir>/train/<post office>/<digit>/<any name>.png      and the same in <data-dir>/test
 """
 
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.models.resnet20 import ResidualNetwork
 from fixbn_flwr.tasks import Split, Task
 from fixbn_flwr.tasks.images import decode
-from fixbn_flwr.tasks.task import accuracy
+from fixbn_flwr.tasks.metrics import Accuracy
 
 CLASSES = list("0123456789")
 
@@ -55,5 +54,5 @@ TASK = Task(
     std=(85.6,),
     augment=None,
     loss=cross_entropy,
-    metric=partial(accuracy, len(CLASSES)),
+    metric=Accuracy,
 )

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -19,14 +18,14 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from fixbn_flwr.app.config.rules import Value
+from fixbn_flwr.app.process_cleanup import end_processes, start_guard
 from fixbn_flwr.errors import FixBNError
 
 _START = 60.0  # seconds for the SuperLink to answer
-_STOP = 10.0  # seconds for its processes to end before they are killed
 _NAME = "simulation"
 
 
@@ -88,6 +87,7 @@ class SuperLink:
             # The current environment has all that the app needs.
             "--disable-runtime-dependency-installation",
         ]
+        self._guard = start_guard(self._home)
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
@@ -109,17 +109,11 @@ class SuperLink:
         if self._process is None:
             return
         self._process.terminate()
-        # SuperExec, simulation and Ray have their own sessions, and outlive an interrupted run.
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            for process in _processes_with(self._home):
-                with suppress(ProcessLookupError):
-                    os.kill(process, number)
-            end = time.monotonic() + _STOP
-            while _processes_with(self._home) and time.monotonic() < end:
-                time.sleep(0.1)
+        end_processes(self._home)
         self._process.kill()
         self._process.wait()
         self._process = None
+        self._guard.communicate()  # closes its stdin
 
     def run(
         self,
@@ -203,13 +197,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _processes_with(home: Path) -> list[int]:
-    """Return the processes whose environment has this home: those that its SuperLink started."""
-    entry, found = f"FLWR_HOME={home}".encode(), []
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):  # it has ended, or belongs to another user
-            if entry in environment.read_bytes().split(b"\0"):
-                found.append(int(environment.parent.name))
-    return found

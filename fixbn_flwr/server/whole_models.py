@@ -57,7 +57,7 @@ def put_classes_around(
     strategy.__class__ = type(own_class.__name__, (above(own_class), below(flowers)), members)
 
 
-def _new(own_class: type) -> Any:
+def _new(own_class: Any) -> Any:
     return own_class.__new__(own_class)
 
 

@@ -7,14 +7,13 @@ user's own task is named like a Flower app: `package.module:NAME`. Only the chos
 from __future__ import annotations
 
 import re
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 
 from fixbn_flwr.errors import ConfigError, FixBNError
 from fixbn_flwr.tasks.task import Split, Task, normalise
 
-__all__ = ["TASKS", "Split", "Task", "get_task", "load_splits", "normalise"]
+__all__ = ["TASKS", "Split", "Task", "get_task", "load_splits", "normalise", "use_splits"]
 
 # Each is a module of this package that defines `TASK`; its name has `_` instead of `-`.
 TASKS = (
@@ -87,11 +86,25 @@ def load_splits(task: Task, data_dir: Path | None = None) -> tuple[Split, Split]
     Raises:
         ConfigError: If the data is missing or invalid.
     """
-    return _load_once(task, None if data_dir is None else data_dir.expanduser().resolve())
+    key = (task, _resolved(data_dir))
+    if key not in _loaded:
+        _loaded[key] = _load(*key)
+    return _loaded[key]
 
 
-@cache
-def _load_once(task: Task, data_dir: Path | None) -> tuple[Split, Split]:
+def use_splits(task: Task, data_dir: Path | None, splits: tuple[Split, Split]) -> None:
+    """Let ``load_splits`` return these splits in this process, which need not load them."""
+    _loaded[task, _resolved(data_dir)] = splits
+
+
+_loaded: dict[tuple[Task, Path | None], tuple[Split, Split]] = {}
+
+
+def _resolved(data_dir: Path | None) -> Path | None:
+    return None if data_dir is None else data_dir.expanduser().resolve()
+
+
+def _load(task: Task, data_dir: Path | None) -> tuple[Split, Split]:
     try:
         loaded = task.load(data_dir)
     except FixBNError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import redirect_stderr, redirect_stdout
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +18,8 @@ from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.models.resnet20 import resnet20
 from fixbn_flwr.tasks.augmentation import crop_and_flip
 from fixbn_flwr.tasks.images import DEFAULT_FOLDER
-from fixbn_flwr.tasks.task import Split, Task, accuracy
+from fixbn_flwr.tasks.metrics import Accuracy
+from fixbn_flwr.tasks.task import Split, Task
 
 logger = logging.getLogger(__name__)
 
@@ -71,5 +71,5 @@ TASK = Task(
     std=(62.99, 62.09, 66.70),
     augment=crop_and_flip,
     loss=cross_entropy,
-    metric=partial(accuracy, 10),
+    metric=Accuracy,
 )

@@ -18,7 +18,8 @@ from torch.nn.functional import cross_entropy
 
 from fixbn_flwr.models.small_resnet import small_resnet
 from fixbn_flwr.tasks.images import find_folder, read_parquet
-from fixbn_flwr.tasks.task import Split, Task, accuracy
+from fixbn_flwr.tasks.metrics import Accuracy
+from fixbn_flwr.tasks.task import Split, Task
 
 CLASSES = 62
 
@@ -47,5 +48,5 @@ TASK = Task(
     std=(41.37,),
     augment=None,
     loss=cross_entropy,
-    metric=partial(accuracy, CLASSES),
+    metric=Accuracy,
 )

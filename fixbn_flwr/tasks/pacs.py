@@ -18,7 +18,8 @@ from torch.nn.functional import cross_entropy
 from fixbn_flwr.models.resnet20 import resnet20
 from fixbn_flwr.tasks.augmentation import crop_and_flip
 from fixbn_flwr.tasks.images import find_folder, read_parquet
-from fixbn_flwr.tasks.task import Split, Task, accuracy
+from fixbn_flwr.tasks.metrics import Accuracy
+from fixbn_flwr.tasks.task import Split, Task
 
 CLASSES = 7
 
@@ -47,5 +48,5 @@ TASK = Task(
     std=(77.15, 80.16, 87.40),
     augment=crop_and_flip,
     loss=cross_entropy,
-    metric=partial(accuracy, CLASSES),
+    metric=Accuracy,
 )

@@ -1,6 +1,7 @@
 """Partition a data set among clients: at random, unevenly by class, or by natural client.
 
-All four schemes use flwr-datasets' partitioners. The Dirichlet split by class follows
+The parts are those of flwr-datasets' partitioners, which tests compare with; importing that package
+takes longer than a small run. The Dirichlet split by class follows
 M. Yurochkin et al., "Bayesian Nonparametric Federated Learning of Neural Networks", ICML 2019,
 https://arxiv.org/abs/1905.12022. The split by classes per client follows B. McMahan et al.,
 "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017,
@@ -9,24 +10,20 @@ https://arxiv.org/abs/1602.05629.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from fixbn_flwr.errors import ConfigError
 
-if TYPE_CHECKING:
-    from flwr_datasets.partitioner import Partitioner
-
 Indices = npt.NDArray[np.int64]
 Scheme = Literal["iid", "dirichlet", "classes", "natural"]
 
 SCHEMES: tuple[Scheme, ...] = ("iid", "dirichlet", "classes", "natural")
 SMALLEST_CLIENT = 2  # images; batch normalisation cannot train on one
+DRAWS = 11  # attempts to give every client that many by "dirichlet"
 
 
 def partition(
@@ -125,34 +122,32 @@ def _partition_once(
 
 
 def _at_random(targets: Indices, clients: int, seed: int) -> list[Indices]:
-    from flwr_datasets.partitioner import IidPartitioner
-
     order = np.random.default_rng(seed).permutation(len(targets))
-    return _run(IidPartitioner(clients), targets, order)
+    return [np.sort(part) for part in np.array_split(order, clients)]
 
 
 def _by_dirichlet(targets: Indices, clients: int, alpha: float, seed: int) -> list[Indices]:
-    from flwr_datasets.partitioner import DirichletPartitioner
-
     if not 0 < alpha < np.inf:
         raise ConfigError(f"partition-alpha is {alpha}, but it must be a finite number above 0.")
-    partitioner = DirichletPartitioner(
-        clients, "label", alpha, min_partition_size=SMALLEST_CLIENT, shuffle=False, seed=seed
+    random = np.random.default_rng(seed)
+    classes = [np.flatnonzero(targets == label) for label in np.unique(targets)]
+    for _ in range(DRAWS):
+        parts: list[list[Indices]] = [[] for _ in range(clients)]
+        for images in classes:
+            shares = random.dirichlet(np.full(clients, alpha))
+            ends = (np.cumsum(shares) * len(images)).astype(int)[:-1]
+            for part, share in zip(parts, np.split(images, ends), strict=True):
+                part.append(share)
+        together = [np.sort(np.concatenate(part)) for part in parts]
+        if min(map(len, together)) >= SMALLEST_CLIENT:
+            return together
+    raise ConfigError(
+        f"With partition-alpha {alpha}, some of the {clients} clients got fewer than"
+        f" {SMALLEST_CLIENT} images in every draw: choose a larger alpha or fewer clients."
     )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # one warning for each repeated draw
-            return _run(partitioner, targets, np.arange(len(targets)))
-    except ValueError as error:
-        raise ConfigError(
-            f"With partition-alpha {alpha}, some of the {clients} clients got fewer than"
-            f" {SMALLEST_CLIENT} images in every draw: choose a larger alpha or fewer clients."
-        ) from error
 
 
 def _by_group(groups: Indices, clients: int) -> list[Indices]:
-    from flwr_datasets.partitioner import GroupedNaturalIdPartitioner
-
     names, group = np.unique(groups, return_inverse=True)
     if len(names) < clients:
         raise ConfigError(
@@ -160,38 +155,13 @@ def _by_group(groups: Indices, clients: int) -> list[Indices]:
             f" the {clients} requested: use {len(names)} clients or fewer, or another partition."
         )
     shares = [len(share) for share in np.array_split(names, clients)]
-    holder = np.repeat(np.arange(clients), shares)[group]
-    # NaturalIdPartitioner does the same but draws a progress bar. A larger group_size would not
-    # allow every number of clients: 50 writers can make 25 clients or 16, but not 20.
-    partitioner = GroupedNaturalIdPartitioner("label", group_size=1, sort_unique_ids=True)
-    return _run(partitioner, holder, np.arange(len(holder)))
-
-
-def _run(partitioner: Partitioner, targets: Indices, order: Indices) -> list[Indices]:
-    """Return the parts that a partitioner makes of the images in this order."""
-    from datasets import Dataset
-
-    class Rows(Dataset):  # type: ignore[misc]  # datasets has no types
-        # Partitioners read one whole column and select rows; only the row numbers matter here.
-        # `datasets` itself reads the column row by row and hashes every selection, which takes 9 s
-        # instead of 0.1 s for CIFAR-10.
-        def __getitem__(self, column: str) -> Indices:
-            values: Indices = self.data.column(column).to_numpy()
-            return values
-
-        def select(self, indices: Iterable[int], **_: object) -> Indices:
-            return np.asarray(indices, dtype=np.int64)
-
-    partitioner.dataset = Rows.from_dict({"label": targets[order]})
-    clients = range(partitioner.num_partitions)
-    return [np.sort(order[partitioner.load_partition(client)]) for client in clients]
+    client_of = np.repeat(np.arange(clients), shares)[group]
+    return [np.flatnonzero(client_of == client) for client in range(clients)]
 
 
 def _by_classes(
     targets: Indices, clients: int, classes_per_client: int, seed: int
 ) -> list[Indices]:
-    from flwr_datasets.partitioner import PathologicalPartitioner
-
     labels = np.unique(targets)
     if not 1 <= classes_per_client <= len(labels):
         raise ConfigError(
@@ -199,26 +169,19 @@ def _by_classes(
             f" choose a number from 1 to {len(labels)}."
         )
     random = np.random.default_rng(seed)
-    places = random.permutation(len(labels))[np.searchsorted(labels, targets)]
-    # The partitioner makes shards of one class each, with the classes in turn, and each client gets
-    # consecutive shards. Partitions of several classes would leave some classes without a client,
-    # even with the usual 5 clients and 2 of 10 classes.
-    partitioner = PathologicalPartitioner(
-        clients * classes_per_client,
-        "label",
-        num_classes_per_partition=1,
-        class_assignment_mode="deterministic",
-        shuffle=False,
-    )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about classes without a client
-            shards = _run(partitioner, places, random.permutation(len(targets)))
-    except ValueError as error:
-        raise ConfigError(
-            f"With {clients} clients of {classes_per_client} classes each, a class has more clients"
-            " than images: choose fewer clients or a smaller partition-classes."
-        ) from error
+    turn = random.permutation(len(labels))[np.searchsorted(labels, targets)]
+    order = random.permutation(len(targets))
+    # Shards of one class each, with the classes in turn. A client gets consecutive shards.
+    shards: list[Indices] = [np.empty(0, np.int64)] * (clients * classes_per_client)
+    for place in range(min(len(labels), len(shards))):
+        images, holders = order[turn[order] == place], range(place, len(shards), len(labels))
+        if len(holders) > len(images):
+            raise ConfigError(
+                f"With {clients} clients of {classes_per_client} classes each, a class has more"
+                " clients than images: choose fewer clients or a smaller partition-classes."
+            )
+        for shard, part in zip(holders, np.array_split(images, len(holders)), strict=True):
+            shards[shard] = part
     return [
         np.sort(np.concatenate(shards[client : client + classes_per_client]))
         for client in range(0, len(shards), classes_per_client)

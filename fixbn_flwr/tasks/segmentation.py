@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
 from fixbn_flwr.models.deeplab import STRIDE
-
-if TYPE_CHECKING:
-    from torchmetrics import Metric
+from fixbn_flwr.tasks.metrics import MeanIoU
 
 IGNORED = 255
 """The mask value of pixels without a class. Loss and metric ignore them."""
@@ -113,12 +110,6 @@ def pixel_cross_entropy(outputs: Tensor, masks: Tensor) -> Tensor:
     return total / (masks != IGNORED).sum().clamp(min=1)
 
 
-def mean_iou(classes: int) -> Metric:
-    """Return a new metric: mean intersection over union, in [0, 1], of the classes that occur.
-
-    It accumulates a confusion matrix, so the result does not depend on the batches.
-    """
-    from torchmetrics.classification import MulticlassJaccardIndex
-
-    # validate_args would sort all pixels of every batch. The tasks check their data on loading.
-    return MulticlassJaccardIndex(classes, ignore_index=IGNORED, validate_args=False)
+def mean_iou(classes: int) -> MeanIoU:
+    """Return a new metric: mean intersection over union without the ignored pixels."""
+    return MeanIoU(classes, IGNORED)

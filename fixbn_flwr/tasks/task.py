@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from torchmetrics import Metric
+from fixbn_flwr.tasks.metrics import Metric
 
+if TYPE_CHECKING:
     from fixbn_flwr.tasks.segmentation import Masks
 
 
@@ -109,10 +109,3 @@ def normalise(task: Task, images: Tensor, dtype: torch.dtype = torch.float32) ->
     mean = torch.tensor(task.mean, dtype=dtype, device=images.device).view(shape)
     std = torch.tensor(task.std, dtype=dtype, device=images.device).view(shape)
     return (images.to(dtype) - mean) / std
-
-
-def accuracy(classes: int) -> Metric:
-    """Return a new metric: top-1 accuracy, in [0, 1]."""
-    from torchmetrics.classification import MulticlassAccuracy
-
-    return MulticlassAccuracy(num_classes=classes, average="micro")

@@ -25,7 +25,8 @@ from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.models.resnet18 import resnet18
 from fixbn_flwr.tasks.augmentation import crop_and_flip
 from fixbn_flwr.tasks.images import decode, find_folder, read_parquet
-from fixbn_flwr.tasks.task import Split, Task, accuracy
+from fixbn_flwr.tasks.metrics import Accuracy
+from fixbn_flwr.tasks.task import Split, Task
 
 CLASSES = 200
 SIZE = 64  # pixels
@@ -117,5 +118,5 @@ TASK = Task(
     std=(70.64, 68.62, 71.94),
     augment=crop_and_flip,
     loss=cross_entropy,
-    metric=partial(accuracy, CLASSES),
+    metric=Accuracy,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from fixbn_flwr.models.resnet18 import resnet18
 from fixbn_flwr.tasks import Split, Task
-from fixbn_flwr.tasks.task import accuracy
+from fixbn_flwr.tasks.metrics import Accuracy
 
 CLASSES = 200
 
@@ -31,5 +30,5 @@ TASK = Task(
     std=(73.9,) * 3,
     augment=None,
     loss=cross_entropy,
-    metric=partial(accuracy, CLASSES),
+    metric=Accuracy,
 )

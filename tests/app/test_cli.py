@@ -14,14 +14,17 @@ from typer.testing import CliRunner
 
 from fixbn_flwr.app import cli
 from fixbn_flwr.app.config.rules import Value
+from fixbn_flwr.app.config.settings import Settings
+from fixbn_flwr.app.overrides import key_and_value
 from fixbn_flwr.errors import ConfigError, FixBNError
 from tests.support.whole_app import run_app
 
+RAY = ("--engine", "ray")
 FIXBN = [sys.executable, "-W", "ignore", "-m", "fixbn_flwr.app.cli"]
 
 
 class Link:
-    """Stands for a SuperLink: records each run, and returns a given log and failure."""
+    """A stand-in for a SuperLink: records each run, and returns a given log and failure."""
 
     def __init__(self) -> None:
         self.runs: list[tuple[Path, Mapping[str, Value], Mapping[str, Value]]] = []
@@ -49,7 +52,7 @@ def link(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Link:
     def local_superlink() -> Iterator[Link]:
         yield link
 
-    monkeypatch.setattr(cli, "local_superlink", local_superlink)
+    monkeypatch.setattr("fixbn_flwr.app.local_superlink.local_superlink", local_superlink)
     monkeypatch.chdir(tmp_path)
     return link
 
@@ -67,7 +70,7 @@ def recorded_run(link: Link) -> tuple[dict[str, Value], dict[str, Value]]:
 
 
 def test_run_passes_on_changed_values_and_the_output_folder(link: Link, tmp_path: Path) -> None:
-    invoke("run", "task=cifar10", "seed=7", "norm=bn", "--clients=3", "--workers=2")
+    invoke("run", *RAY, "task=cifar10", "seed=7", "norm=bn", "--clients=3", "--workers=2")
     run_config, federation = recorded_run(link)
     name = str(run_config.pop("run-name"))
     assert name.endswith("-cifar10-FixBN")
@@ -87,7 +90,7 @@ def test_run_passes_on_changed_values_and_the_output_folder(link: Link, tmp_path
 def test_paths_become_absolute(link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "data").mkdir()
-    invoke("run", "output-dir=out", "data-dir=data", "state-dir=~/state", "run-name=mine")
+    invoke("run", *RAY, "output-dir=out", "data-dir=data", "state-dir=~/state", "run-name=mine")
     run_config, _ = recorded_run(link)
     assert run_config["output-dir"] == str(tmp_path / "out")
     assert run_config["data-dir"] == str(tmp_path / "data")
@@ -99,7 +102,7 @@ def test_paths_become_absolute(link: Link, tmp_path: Path, monkeypatch: pytest.M
 def test_the_default_output_dir_is_runs_in_the_working_directory(
     words: list[str], link: Link, tmp_path: Path
 ) -> None:
-    invoke("run", *words)
+    invoke("run", *RAY, *words)
     run_config, _ = recorded_run(link)
     assert run_config["output-dir"] == str(tmp_path / "runs")
 
@@ -121,7 +124,7 @@ def test_the_default_output_dir_is_runs_in_the_working_directory(
     ],
 )
 def test_values_get_the_type_of_their_key(argument: str, key: str, value: object) -> None:
-    read = cli._key_and_value(argument)
+    read = key_and_value(argument, Settings().as_run_config())
     assert read == (key, value)
     assert type(read[1]) is type(value)
 
@@ -129,12 +132,12 @@ def test_values_get_the_type_of_their_key(argument: str, key: str, value: object
 @pytest.mark.parametrize("argument", ["task", "", "--clients 3"])
 def test_an_argument_without_equals_sign_is_refused(argument: str) -> None:
     with pytest.raises(ConfigError, match="is not a setting: write KEY=VALUE, such as task=cifar"):
-        cli._key_and_value(argument)
+        key_and_value(argument, Settings().as_run_config())
 
 
 def test_all_mistakes_are_in_one_message_and_nothing_starts(link: Link) -> None:
     with pytest.raises(ConfigError) as caught:
-        invoke("run", "tsak=digits", "batch-size=x", "norm=GN", "data-dir=/no/such/place")
+        invoke("run", *RAY, "tsak=digits", "batch-size=x", "norm=GN", "data-dir=/no/such/place")
     assert str(caught.value) == (
         "the run config cannot be used:\n"
         '  tsak = "digits": unknown key; did you mean task?\n'
@@ -167,7 +170,7 @@ FLOWER = [
 
 def test_the_output_is_the_apps_lines_and_real_warnings(link: Link) -> None:
     link.log = FLOWER
-    assert invoke("run").splitlines() == [
+    assert invoke("run", *RAY).splitlines() == [
         FLOWER[0],
         FLOWER[4],
         FLOWER[5],
@@ -181,7 +184,7 @@ def test_a_fixbn_error_is_printed_without_traceback(
 ) -> None:
     link.log, link.failure = FLOWER[6:10], "what is wrong"
     with pytest.raises(FixBNError) as caught:
-        invoke("run")
+        invoke("run", *RAY)
     assert str(caught.value) == "the run failed: what is wrong"
     assert capsys.readouterr().out == ""
 
@@ -189,7 +192,7 @@ def test_a_fixbn_error_is_printed_without_traceback(
 def test_another_error_is_printed_with_its_traceback(link: Link) -> None:
     link.log = [*FLOWER[6:9], "ZeroDivisionError: division by zero"]
     link.failure = "division by zero"
-    result = CliRunner().invoke(cli.cli, ["run"])
+    result = CliRunner().invoke(cli.cli, ["run", *RAY])
     assert str(result.exception) == "the run failed: division by zero"
     assert result.output.splitlines()[-4:] == link.log
 
@@ -207,7 +210,7 @@ def test_compare_runs_both_methods_and_draws_them_in_one_figure(
     (tmp_path / "runs").mkdir()
     monkeypatch.setattr(link, "run", run)
     output = invoke(
-        "compare", "num-server-rounds=3", "freeze-after=2", "run-name=mine", "--clients=2"
+        "compare", *RAY, "num-server-rounds=3", "freeze-after=2", "run-name=mine", "--clients=2"
     )
     first, second = (config for _, config, _ in link.runs)
     assert (first["freeze-after"], second["freeze-after"]) == (2, 1.0)
@@ -234,16 +237,16 @@ def test_compare_refuses_settings_that_are_not_fixbn(
     link: Link, arguments: list[str], method: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"the method of these settings is {method}, not FixBN"):
-        invoke("compare", *arguments)
+        invoke("compare", *RAY, *arguments)
     assert link.runs == []
 
 
 def test_run_outside_of_a_clone_is_refused(
     link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "APP", tmp_path)
+    monkeypatch.setattr("fixbn_flwr.app.ray_run.APP", tmp_path)
     with pytest.raises(ConfigError, match=r"is not a Flower app .*: run this command in a clone"):
-        invoke("run")
+        invoke("run", *RAY)
     assert link.runs == []
 
 
@@ -258,12 +261,12 @@ def test_help_does_not_rewrap_its_examples() -> None:
 def test_an_error_is_a_message_and_exit_code_1(tmp_path: Path) -> None:
     """Run the installed program in its own process."""
     program = Path(sys.executable).parent / "fixbn"
-    answer = subprocess.run(
+    result = subprocess.run(
         [str(program), "run", "seed=x"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert answer.returncode == 1
-    assert answer.stdout == ""
-    assert answer.stderr == (
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr == (
         "Error: the run config cannot be used:\n"
         '  seed = "x": must be a whole number; write it in digits, without quotes\n'
     )

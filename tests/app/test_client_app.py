@@ -1,4 +1,4 @@
-"""The client app: the images that a node config gives, and errors for invalid ones."""
+"""The client app: the images that a node config selects, and the errors of invalid configs."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def run(
 
 @pytest.mark.parametrize("momentum", ["reset", "local", "global"])
 @pytest.mark.parametrize("freeze_after", [1, 1.0])
-def test_under_fixbn_it_trains_like_a_client_of_the_message_api(
+def test_a_numpy_client_trains_like_a_client_of_the_message_api(
     momentum: str, freeze_after: int | float
 ) -> None:
     """Bits, names, shapes and types are the same as those of a Message API client."""
@@ -107,7 +107,7 @@ def test_under_fixbn_it_trains_like_a_client_of_the_message_api(
     assert not np.array_equal(arrays["0.weight"], network()[0].weight.detach().numpy())
 
 
-def test_it_trains_under_plain_fedavg() -> None:
+def test_a_numpy_client_trains_under_plain_fedavg() -> None:
     result, arrays = run(FedAvg(), app({"train-loss": 0.5}))
     assert list(arrays) == list(network().state_dict())
     assert arrays["1.running_mean"].any()
@@ -115,7 +115,7 @@ def test_it_trains_under_plain_fedavg() -> None:
     assert result.evaluate_metrics_clientapp[3] == {"loss": pytest.approx(1), "accuracy": 0.25}
 
 
-def test_metrics_that_are_no_numbers_are_sent_as_config() -> None:
+def test_metrics_that_are_not_numbers_are_sent_as_config() -> None:
     replies: list[RecordDict] = []
 
     def watch(message: Message, context: Context, call_next: Any) -> Message:

@@ -126,7 +126,7 @@ def length(arrays: Arrays, origin: Arrays) -> float:
     return float(np.sqrt(sum(np.sum((arrays[n] - origin[n]) ** 2) for n in moved)))
 
 
-def test_clipping_changes_parameters_and_not_statistics() -> None:
+def test_clipping_changes_only_parameters() -> None:
     without, _ = run(FixBN(fedavg(), freeze_after=2), [], rounds=1)
     of_round, wire = run(clipping(), [parameters_only(fixedclipping_mod)])
     assert same(statistics_of(of_round[1]), statistics_of(without[1]))
@@ -169,7 +169,7 @@ def test_a_client_that_clips_by_its_own_code_can_mark_its_reply() -> None:
     assert same(of_round[1], without[1])
 
 
-def test_local_noise_changes_parameters_and_not_statistics() -> None:
+def test_local_noise_changes_only_parameters() -> None:
     without, _ = run(FixBN(fedavg(), freeze_after=2), [], rounds=1)
     of_round, _ = run(FixBN(fedavg(), freeze_after=2, strict=True), [parameters_only(noise())])
     assert same(statistics_of(of_round[1]), statistics_of(without[1]))

@@ -124,7 +124,7 @@ def cross_entropy(model: nn.Module, batch: list[Tensor]) -> Tensor:
 # Plain PyTorch
 
 
-def test_several_epochs_with_validation_between_them() -> None:
+def test_several_epochs_with_validation_train_exactly() -> None:
     def loop(model: nn.Module, optimizer: Optimizer) -> None:
         for _ in range(3):
             model.train()
@@ -141,7 +141,7 @@ def test_several_epochs_with_validation_between_them() -> None:
     assert federated(loop) == [[RATE] * 9] * 3
 
 
-def test_gradient_accumulation_and_clipping() -> None:
+def test_gradient_accumulation_and_clipping_train_exactly() -> None:
     def loop(model: nn.Module, optimizer: Optimizer) -> None:
         model.train()
         for number, batch in enumerate([*loader(), *loader()]):
@@ -154,7 +154,7 @@ def test_gradient_accumulation_and_clipping() -> None:
     assert federated(loop) == [[RATE] * 2] * 3
 
 
-def test_bfloat16_autocast() -> None:
+def test_bfloat16_autocast_trains_exactly() -> None:
     def loop(model: nn.Module, optimizer: Optimizer) -> None:
         model.train()
         for batch in loader():
@@ -167,7 +167,7 @@ def test_bfloat16_autocast() -> None:
     assert federated(loop) == [[RATE] * 3] * 3
 
 
-def test_float16_with_a_gradient_scaler_that_skips_a_step() -> None:
+def test_a_gradient_scaler_may_skip_a_step() -> None:
     def loop(model: nn.Module, optimizer: Optimizer) -> None:
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
         scheduler = LambdaLR(optimizer, lambda n: 1 / (n + 1))
@@ -187,7 +187,7 @@ def test_float16_with_a_gradient_scaler_that_skips_a_step() -> None:
 
 
 @pytest.mark.parametrize("name", ["lambda", "one cycle"])
-def test_a_scheduler_inside_the_loop(name: str) -> None:
+def test_a_scheduler_may_run_inside_the_loop(name: str) -> None:
     """Both schedulers compute each rate from the initial rates or from their arguments."""
 
     def schedule(optimizer: Optimizer) -> Any:
@@ -211,7 +211,7 @@ def test_a_scheduler_inside_the_loop(name: str) -> None:
     assert rates[0][1] == (RATE / 2 if name == "lambda" else rates[0][1])
 
 
-def test_a_rate_set_by_hand_inside_the_loop() -> None:
+def test_the_loop_may_set_the_rate() -> None:
     def loop(model: nn.Module, optimizer: Optimizer) -> None:
         model.train()
         for number, batch in enumerate(loader()):
@@ -249,7 +249,7 @@ def _fresh_compiler() -> Iterator[None]:
     "ignore:The .grad attribute of a Tensor that is not a leaf",
 )
 @pytest.mark.parametrize("when", ["before", "inside"])
-def test_a_compiled_model(when: str) -> None:
+def test_a_compiled_model_trains_exactly(when: str) -> None:
     def compiled(model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
         return torch.compile(model, backend="aot_eager"), optimizer  # type: ignore[return-value]
 
@@ -272,7 +272,7 @@ def _one_process() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_one_process")
 @pytest.mark.parametrize("given", ["wrapped", "bare"])
-def test_distributed_data_parallel(given: str) -> None:
+def test_a_distributed_data_parallel_model_trains_exactly(given: str) -> None:
     def wrapped(model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
         return nn.parallel.DistributedDataParallel(model), optimizer
 
@@ -303,7 +303,7 @@ def test_distributed_data_parallel(given: str) -> None:
     ],
     ids=["plain", "accumulating", "bfloat16"],
 )
-def test_lightnings_trainer(given: str, options: dict[str, Any], steps: int) -> None:
+def test_lightnings_trainer_trains_exactly(given: str, options: dict[str, Any], steps: int) -> None:
     lightning = pytest.importorskip("lightning.pytorch")
 
     class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
@@ -365,7 +365,7 @@ def test_restoring_recorded_modes_keeps_frozen_layers_in_eval_mode() -> None:
 
 @pytest.mark.parametrize("given", ["prepared", "own"])
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_accelerate(given: str, precision: str) -> None:
+def test_accelerate_trains_exactly(given: str, precision: str) -> None:
     """local_training accepts both the prepared and the original model and optimiser."""
     accelerate = pytest.importorskip("accelerate")
     accelerator = accelerate.Accelerator(

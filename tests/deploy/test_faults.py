@@ -86,12 +86,12 @@ def test_plain_text_is_refused_at_the_tls_port(federation: Federation) -> None:
     with socket.create_connection((ADDRESS, federation.port), timeout=30) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert not connection.recv(100).startswith(b"HTTP")
-    answer = federation.link.run(
+    result = federation.link.run(
         f"deploy/start-supernode --insecure --superlink {ADDRESS}:{federation.port} --data data",
         check=False,
     )
-    assert answer.returncode == 1
-    assert answer.stdout.splitlines()[-1] == (
+    assert result.returncode == 1
+    assert result.stdout.splitlines()[-1] == (
         f"Error: the SuperLink at {ADDRESS}:{federation.port} uses TLS: set --ca and --key instead "
         "of --insecure."
     )

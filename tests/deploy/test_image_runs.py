@@ -43,7 +43,7 @@ exec chroot /mnt/root sh -euc "$1"
 def in_clean_root(script: str) -> str:
     """Run a shell script in the clean root; return its output. Its processes end with it."""
     command = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
-    answer = subprocess.run(
+    result = subprocess.run(
         [*command, "sh", "-euc", CLEAN_ROOT, "sh", script, str(ROOT), sys.prefix],
         env={"PATH": f"{sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/bin"},
         cwd="/",
@@ -54,10 +54,10 @@ def in_clean_root(script: str) -> str:
         check=False,
         timeout=TIMEOUT,
     )
-    if "unshare failed" in answer.stdout or "mount:" in answer.stdout:
-        pytest.skip(f"no clean root here: {answer.stdout}")
-    assert answer.returncode == 0, answer.stdout
-    return answer.stdout
+    if "unshare failed" in result.stdout or "mount:" in result.stdout:
+        pytest.skip(f"no clean root here: {result.stdout}")
+    assert result.returncode == 0, result.stdout
+    return result.stdout
 
 
 def steps() -> list[str]:

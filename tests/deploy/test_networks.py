@@ -46,8 +46,8 @@ def test_no_machine_can_reach_the_files_or_the_network_of_another(
     a.run(connect.format("10.0.1.1", port))
     b.run(connect.format("10.0.2.1", port))
     for machine, address in ((a, "10.0.2.1"), (a, b.address), (a, "127.0.0.1"), (b, a.address)):
-        answer = machine.run(connect.format(address, port), check=False)
-        assert "OSError" in answer.stdout or "Refused" in answer.stdout, answer.stdout
+        result = machine.run(connect.format(address, port), check=False)
+        assert "OSError" in result.stdout or "Refused" in result.stdout, result.stdout
 
 
 def test_a_run_completes_across_two_networks(federation: Federation, nodes: list[Node]) -> None:

@@ -43,7 +43,7 @@ def blocks() -> list[Block]:
     return found
 
 
-def test_every_command_of_the_page_says_where_it_runs() -> None:
+def test_every_command_of_the_page_names_its_machine() -> None:
     assert len(blocks()) == PAGE.count("```bash")
     for block in blocks():
         assert block.where in {*ADDRESSES, "everywhere", "everywhere: install"}

@@ -22,18 +22,18 @@ def test_real_processes_give_the_same_bits_as_the_in_memory_grid(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
     config: dict[str, Any] = {"fraction-train": 1.0}
-    here = run_app(tmp_path / "memory", 2, config)
-    where = {"output-dir": str(tmp_path / "real"), "run-name": "run"}
+    in_memory = run_app(tmp_path / "memory", 2, config)
+    output = {"output-dir": str(tmp_path / "real"), "run-name": "run"}
     lines: list[str] = []
     quick = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
     with real_federation(nodes=2, secure=False, of_nodes=quick) as link:
-        failure = link.run(APP, SMALL | config | where, {}, lines.append)
+        failure = link.run(APP, SMALL | config | output, {}, lines.append)
         logs = [link.node_log(number) for number in range(2)]
     assert failure is None, "\n".join([*lines, *logs])
-    there = tmp_path / "real" / "run"
+    real = tmp_path / "real" / "run"
     for model in ("final.safetensors", "best.safetensors"):
-        assert (there / model).read_bytes() == (here / model).read_bytes(), model
-    assert [line["clients"] for line in rounds_of(there)] == [2] * 3
+        assert (real / model).read_bytes() == (in_memory / model).read_bytes(), model
+    assert [line["clients"] for line in rounds_of(real)] == [2] * 3
     for log in logs:  # one process answered all four messages
         assert len(set(re.findall(r"worker (\d+) answers", log))) == 1, log
         assert len(re.findall(r"worker \d+ answers", log)) == 4, log

@@ -75,11 +75,11 @@ def mode(path: Path) -> str:
     return f"{stat.S_IMODE(path.stat().st_mode):o}"
 
 
-def refusal(answer: subprocess.CompletedProcess[str]) -> str:
+def refusal(result: subprocess.CompletedProcess[str]) -> str:
     """Return the error message of a script that fails."""
-    assert answer.returncode == 1, answer
-    assert answer.stdout == ""
-    (line,) = answer.stderr.splitlines()
+    assert result.returncode == 1, result
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
     assert line.startswith("Error: ")
     return line.removeprefix("Error: ")
 
@@ -87,10 +87,10 @@ def refusal(answer: subprocess.CompletedProcess[str]) -> str:
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_every_script_is_executable_and_prints_its_help(script: Path, run: Run) -> None:
     assert os.access(script, os.X_OK)
-    answer = run(f"{script.name} --help")
-    assert answer.returncode == 0, answer.stderr
+    result = run(f"{script.name} --help")
+    assert result.returncode == 0, result.stderr
     docstring = script.read_text().split('"""')[1]
-    output = " ".join(answer.stdout.split())
+    output = " ".join(result.stdout.split())
     for paragraph in docstring.split("\n\n"):
         assert " ".join(paragraph.split()) in output
 
@@ -122,8 +122,8 @@ def handshake(folder: Path, host: str) -> None:
 def test_a_certificate_is_valid_only_for_its_hosts_and_keys_are_private(
     run: Run, tmp_path: Path
 ) -> None:
-    answer = run("make-certificates certificates --host 10.0.0.1 --host link.example.org")
-    assert answer.returncode == 0, answer.stderr
+    result = run("make-certificates certificates --host 10.0.0.1 --host link.example.org")
+    assert result.returncode == 0, result.stderr
     folder = tmp_path / "certificates"
     assert {path.name: mode(path) for path in folder.iterdir()} == {
         "ca.key": "600", "ca.crt": "644", "superlink.key": "600", "superlink.crt": "644"
@@ -301,8 +301,8 @@ def test_two_nodes_cannot_share_a_home(run: Run, tmp_path: Path) -> None:
     node = "start-supernode --insecure --superlink 127.0.0.1:9 --partition 0/2 --home home"
     with running(node, tmp_path / "log") as first:
         wait_for_line(tmp_path / "log", "Starting SuperNode", first)
-        answer = run(node)
-    assert refusal(answer).endswith(
+        result = run(node)
+    assert refusal(result).endswith(
         "/home is already running: stop it first, or give this one its own key (without keys: its "
         "own --name), which gives it its own home."
     )

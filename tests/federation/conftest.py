@@ -1,4 +1,4 @@
-"""One SuperLink for all real federations: each run on it is a `flwr run` with Ray."""
+"""One SuperLink for all real federations; each run on it is a `flwr run` with Ray."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from fixbn_flwr.app.cli import APP
 from fixbn_flwr.app.local_superlink import SuperLink, local_superlink
+from fixbn_flwr.app.ray_run import APP
 from tests.support.real_runs import Outcome, Simulate
 from tests.support.whole_app import SMALL
 
@@ -22,18 +22,18 @@ def link() -> Iterator[SuperLink]:
 
 @pytest.fixture(scope="session")
 def simulate(link: SuperLink, tmp_path_factory: pytest.TempPathFactory) -> Simulate:
-    """Run the app with whole_app's SMALL config and what differs from it."""
+    """Run the app with whole_app's SMALL, updated by a run config."""
 
     def simulate(run_config: dict[str, Any], *, clients: int = 4, workers: int = 1) -> Outcome:
         folder: Path = tmp_path_factory.mktemp("runs") / "run"
-        where = {"output-dir": str(folder.parent), "run-name": folder.name}
+        output = {"output-dir": str(folder.parent), "run-name": folder.name}
         federation = {
             "num-supernodes": clients,
             "client-resources-num-cpus": 1,
             "init-args-num-cpus": workers,
         }
         lines: list[str] = []
-        failure = link.run(APP, SMALL | where | run_config, federation, lines.append)
+        failure = link.run(APP, SMALL | output | run_config, federation, lines.append)
         return Outcome(failure, "\n".join(lines), folder)
 
     return simulate

@@ -1,4 +1,4 @@
-"""Real runs that complete: the same bits however they are run, and every kind of method."""
+"""Real runs that complete: their bits do not depend on the backend, and every method works."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from fixbn_flwr.app.cli import APP
+from fixbn_flwr.app.ray_run import APP
 from fixbn_flwr.app.runs.reader import read_metrics
 from fixbn_flwr.method.averaging import Kind, kind_of
 from tests.support.machines import free_port
 from tests.support.real_runs import PROGRAMS, Outcome, Simulate, kill_processes_of
-from tests.support.whole_app import rounds_of, run_app, weight_of
+from tests.support.whole_app import rounds_of, run_app, size_of
 
 pytestmark = pytest.mark.slow
 
@@ -37,18 +37,16 @@ def test_the_same_seed_gives_the_same_bits_with_one_worker_or_two(
         assert first.read_bytes() == second.read_bytes(), model
 
 
-def test_the_federation_in_one_process_of_the_faster_tests_gives_the_same_bits(
+def test_the_in_memory_federation_of_the_fast_tests_gives_the_same_bits(
     one_worker: Outcome, tmp_path: Path
 ) -> None:
     torch.set_num_threads(1)
-    here = run_app(tmp_path, 4, {}, shuffle_seed=5)
+    in_memory = run_app(tmp_path, 4, {}, shuffle_seed=5)
     final = "final.safetensors"
-    assert (here / final).read_bytes() == (one_worker.folder / final).read_bytes()
+    assert (in_memory / final).read_bytes() == (one_worker.folder / final).read_bytes()
 
 
-def test_from_the_freeze_on_statistics_and_counters_keep_their_bits_and_parameters_move(
-    one_worker: Outcome, tmp_path: Path
-) -> None:
+def test_after_the_freeze_only_parameters_change(one_worker: Outcome, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     at_freeze = load_file(run_app(tmp_path, 4, {"num-server-rounds": 2}) / "final.safetensors")
     for name, array in load_file(one_worker.folder / "final.safetensors").items():
@@ -56,7 +54,7 @@ def test_from_the_freeze_on_statistics_and_counters_keep_their_bits_and_paramete
         assert moved == (kind_of(name) is Kind.PARAMETER), name
 
 
-def test_a_run_says_what_it_did(one_worker: Outcome) -> None:
+def test_a_run_logs_its_rounds_and_writes_its_files(one_worker: Outcome) -> None:
     assert one_worker.failure is None, one_worker.log
     assert f"Run folder: {one_worker.folder}" in one_worker.log
     rounds = read_metrics(one_worker.folder)
@@ -74,18 +72,20 @@ def test_a_run_says_what_it_did(one_worker: Outcome) -> None:
     }  # fmt: skip
 
 
-def test_group_normalisation_with_global_momentum(simulate: Simulate) -> None:
+def test_group_normalisation_trains_with_global_momentum(simulate: Simulate) -> None:
     run = simulate({"norm": "gn", "freeze-after": 1.0, "momentum": "global"}, workers=2)
     assert run.failure is None, run.log
     rounds = rounds_of(run.folder)
     assert [line["phase"] for line in rounds] == ["exploration"] * 3
-    model = weight_of(load_file(run.folder / "final.safetensors"))
-    # Two clients get the model, and momentum as large as it from the second round on.
+    model = size_of(load_file(run.folder / "final.safetensors"))
+    # Two clients receive the model, and from the second round on momentum of the same size.
     assert [line["bytes_sent"] for line in rounds] == [2 * model, 4 * model, 4 * model]
     assert [line["bytes_received"] for line in rounds] == [4 * model] * 3
 
 
-def test_resnet20_on_cifar10_with_momentum_reset(simulate: Simulate, shared_data: Path) -> None:
+def test_resnet20_trains_on_cifar10_with_momentum_reset(
+    simulate: Simulate, shared_data: Path
+) -> None:
     config: dict[str, Any] = {
         "task": "cifar10",
         "data-dir": str(shared_data),
@@ -104,8 +104,8 @@ def test_resnet20_on_cifar10_with_momentum_reset(simulate: Simulate, shared_data
     assert [line["test_accuracy"] for line in rounds] == pytest.approx([0.1] * 2, abs=0.05)
 
 
-def test_the_flwr_command_alone_completes_with_the_clients_that_flower_has(tmp_path: Path) -> None:
-    """A SuperLink that `flwr run` starts and leaves, with 2 SuperNodes of 2 cores each."""
+def test_the_flwr_command_completes_with_flowers_default_clients(tmp_path: Path) -> None:
+    """`flwr run` starts its own SuperLink, with 2 SuperNodes of 2 cores each."""
     home, runs = tmp_path / "home", tmp_path / "runs"
     environment = os.environ | {
         "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}",
@@ -120,11 +120,11 @@ def test_the_flwr_command_alone_completes_with_the_clients_that_flower_has(tmp_p
     command = ["flwr", "run", str(APP), "--stream", "--run-config", config]
     command += ["--federation-config", "init-args-num-cpus=2"]  # also where there is one core
     try:
-        answer = subprocess.run(
+        result = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
         )
     finally:
         kill_processes_of(home)
     (folder,) = runs.iterdir()
-    assert [line["clients"] for line in rounds_of(folder)] == [2, 2], answer.stdout
+    assert [line["clients"] for line in rounds_of(folder)] == [2, 2], result.stdout
     assert (folder / "final.safetensors").is_file()

@@ -1,4 +1,4 @@
-"""The install and run steps of the documentation, word for word, in an environment of their own."""
+"""Runs the documented install and run steps, word for word, in a separate environment."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Shell:
             [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
             capture_output=True, text=True, check=True,
         ).stdout.strip()  # fmt: skip
-        # An old one comes with the environment; torch needs the newer one.
+        # The environment has an old version; torch needs the newer one.
         subprocess.run([python, "-m", "pip", "uninstall", "-qy", "setuptools"], check=True)
         # The .pth files there are not read again, so that an editable install there has no effect.
         (Path(packages) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -95,7 +95,7 @@ def assert_trained(output: str, rounds: int) -> None:
     assert output.count(" is calibration") == rounds // 2, output
 
 
-def test_the_page_for_other_projects(shell: Shell, tmp_path: Path) -> None:
+def test_the_steps_of_the_page_for_other_projects_work(shell: Shell, tmp_path: Path) -> None:
     project = shutil.copytree(ROOT / "examples" / "message-api" / "after", tmp_path / "project")
     commands = commands_of("docs/add-to-your-project.md", "Install")
     assert "path/to/fixbn-flwr" in commands
@@ -104,7 +104,7 @@ def test_the_page_for_other_projects(shell: Shell, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_the_page_of_an_example(example: str, shell: Shell, tmp_path: Path) -> None:
+def test_the_steps_of_an_examples_readme_work(example: str, shell: Shell, tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     shutil.copytree(ROOT / "examples", checkout / "examples")
     shell.run(f"pip install --editable {shlex.quote(str(ROOT))}", tmp_path)

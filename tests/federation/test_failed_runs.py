@@ -22,7 +22,7 @@ def test_a_batch_larger_than_the_smallest_client_fails_with_one_message_and_exit
     tmp_path: Path,
 ) -> None:
     runs = tmp_path / "runs"
-    answer = subprocess.run(
+    result = subprocess.run(
         [FIXBN, "run", f"output-dir={runs}", "batch-size=500", "--clients=4", "--workers=1"],
         cwd=tmp_path,
         capture_output=True,
@@ -30,12 +30,12 @@ def test_a_batch_larger_than_the_smallest_client_fails_with_one_message_and_exit
         check=False,
         timeout=TIMEOUT,
     )
-    assert answer.returncode == 1
-    (message,) = answer.stderr.splitlines()
+    assert result.returncode == 1
+    (message,) = result.stderr.splitlines()
     assert message.startswith("Error: the run failed: batch-size = 500: client ")
     assert message.endswith("fewer than one batch; use batch-size=287 or less, or fewer clients")
     for noise in ("Traceback", "INFO", "WARNING", "ERROR", 'File "'):
-        assert noise not in answer.stdout
+        assert noise not in result.stdout
     assert not runs.exists()
 
 
@@ -68,7 +68,7 @@ def test_an_interrupted_run_leaves_no_processes(tmp_path: Path) -> None:
     assert not home.exists()
 
 
-def test_a_superlink_that_does_not_start_says_why(
+def test_the_error_of_a_superlink_that_does_not_start_contains_its_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "flower-superlink"

@@ -1,4 +1,4 @@
-"""A simulation in a Ray cluster of two nodes that was there before, as docs/ray-cluster.md says."""
+"""A simulation in an existing Ray cluster of two nodes, as docs/ray-cluster.md describes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from fixbn_flwr.app.cli import APP
 from fixbn_flwr.app.local_superlink import SuperLink
+from fixbn_flwr.app.ray_run import APP
 from tests.support import roaming
 from tests.support.machines import ROOT, free_port
 from tests.support.real_runs import PROGRAMS, kill_processes_of
@@ -39,7 +39,7 @@ CONFIG: dict[str, Any] = {
 
 
 class InCluster(SuperLink):
-    """A SuperLink whose simulations run in a cluster that is there, as with RAY_ADDRESS."""
+    """A SuperLink whose simulations run in an existing cluster, set by RAY_ADDRESS."""
 
     def __init__(self, home: Path, cluster: str) -> None:
         super().__init__(home, free_port(ADDRESS))
@@ -48,7 +48,7 @@ class InCluster(SuperLink):
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A folder whose processes end with it; short, since Ray puts sockets deep below it."""
+    """A folder with a short path, since Ray's socket paths are long; ends its processes."""
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
         kill_processes_of(Path(folder))
@@ -56,14 +56,14 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture
 def cluster(home: Path) -> Iterator[str]:
-    """The address of a cluster of two nodes of one core each; Ray's own programs, on loopback."""
+    """Start a cluster of two nodes with one core each, on loopback; return its address."""
     port = free_port(ADDRESS)
     address = f"{ADDRESS}:{port}"
     head = ["--head", f"--port={port}", f"--ray-client-server-port={free_port(ADDRESS)}"]
     head.append("--include-dashboard=false")
     with ExitStack() as nodes:
-        for name, where in (("head", head), ("worker", [f"--address={address}"])):
-            command = [str(PROGRAMS / "ray"), "start", *where, "--block", "--num-cpus=1"]
+        for name, options in (("head", head), ("worker", [f"--address={address}"])):
+            command = [str(PROGRAMS / "ray"), "start", *options, "--block", "--num-cpus=1"]
             command += ["--disable-usage-stats", f"--node-ip-address={ADDRESS}"]
             command += [f"--temp-dir={home / name}", f"--object-store-memory={200 * 10**6}"]
             command += [f"--dashboard-agent-listen-port={free_port(ADDRESS)}"]
@@ -76,7 +76,7 @@ def cluster(home: Path) -> Iterator[str]:
         yield address
 
 
-def test_clients_find_their_momentum_on_whichever_node_they_run(
+def test_clients_find_their_momentum_on_every_node(
     home: Path, cluster: str, tmp_path: Path
 ) -> None:
     places, runs = tmp_path / "places", tmp_path / "runs"
@@ -102,6 +102,6 @@ def test_clients_find_their_momentum_on_whichever_node_they_run(
     assert moves >= ROUNDS - 1  # at least one client a round
 
     torch.set_num_threads(1)
-    here = run_app(tmp_path / "here", roaming.CLIENTS, config)
+    in_memory = run_app(tmp_path / "here", roaming.CLIENTS, config)
     for model in ("final.safetensors", "best.safetensors"):
-        assert (folder / model).read_bytes() == (here / model).read_bytes(), model
+        assert (folder / model).read_bytes() == (in_memory / model).read_bytes(), model

@@ -1,4 +1,4 @@
-"""Long, with many clients of whom a fifth fails each round: memory does not grow, it learns."""
+"""A long run of many clients, a fifth of which fail in each round: it learns in constant memory."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from fixbn_flwr.app import client_app
-from fixbn_flwr.app.cli import APP
 from fixbn_flwr.app.local_superlink import local_superlink
+from fixbn_flwr.app.ray_run import APP
 from fixbn_flwr.app.runs.reader import read_metrics
 from fixbn_flwr.testing import SerializingGrid
 from simulation.benchmarks.process_monitor import descendants
@@ -23,17 +23,17 @@ from tests.support.whole_app import serve
 
 pytestmark = pytest.mark.slow
 
-CLIENTS, ROUNDS, ASKED = 200, 300, 5
+CLIENTS, ROUNDS, PER_ROUND = 200, 300, 5
 CONFIG: dict[str, Any] = {
     "partition": "iid",  # seven images each
     "batch-size": 4,
     "num-server-rounds": ROUNDS,
-    "fraction-train": ASKED / CLIENTS,
+    "fraction-train": PER_ROUND / CLIENTS,
     "evaluate-every": 50,
     "device": "cpu",
 }
 
-FAILING = '''"""The app's clients, of whom a fifth, another one in every round, fails."""
+FAILING = '''"""The app's clients; in every round, a random fifth of them fails."""
 
 import random
 
@@ -56,11 +56,11 @@ app = ClientApp(client_fn=client_fn, mods=[failing_mod, numpy_client_mod])
 
 
 def failing_app(folder: Path) -> Path:
-    """Make a Flower app of ours with such clients."""
+    """Create a Flower app with FAILING as its clients."""
     folder.mkdir()
     (folder / "failing.py").write_text(FAILING)
-    ours = tomllib.loads((APP / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    config = "\n".join(f"{key} = {json.dumps(value)}" for key, value in ours.items())
+    own = tomllib.loads((APP / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    config = "\n".join(f"{key} = {json.dumps(value)}" for key, value in own.items())
     (folder / "pyproject.toml").write_text(
         "[project]\nname = 'soak'\nversion = '1.0.0'\n"
         "[tool.flwr.app]\npublisher = 'fixbn'\nfab-include = ['failing.py']\n"
@@ -71,7 +71,7 @@ def failing_app(folder: Path) -> Path:
 
 
 class Memory(threading.Thread):
-    """Notes how many megabytes the server and the workers hold, by the rounds that are done."""
+    """Records the memory of the server and the workers in MB, with the number of rounds done."""
 
     def __init__(self, rounds_file: Path) -> None:
         super().__init__(daemon=True)
@@ -84,28 +84,28 @@ class Memory(threading.Thread):
             if not self.rounds_file.exists():
                 continue
             done = self.rounds_file.read_bytes().count(b"\n")
-            ours = descendants()
+            own = descendants()
             for role, samples in self.seen.items():
-                held = [resident(process.pid) for process in ours if process.role == role]
+                held = [resident(process.pid) for process in own if process.role == role]
                 if held:
                     samples.append((done, max(held)))
 
     def between(self, role: str, first: int, last: int) -> float:
-        """The median of what the largest process of a role held in some rounds."""
+        """Return the median memory of a role's largest process between two rounds."""
         return statistics.median(mb for done, mb in self.seen[role] if first <= done <= last)
 
 
 def resident(process: int) -> float:
-    """The megabytes of a process that are its own: shared pages of Ray's store do not count."""
+    """Return a process's own memory in MB, without the shared pages of Ray's store."""
     with suppress(OSError, ValueError, IndexError):
         pages = (Path("/proc") / str(process) / "statm").read_text().split()
         return (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE") / 1e6
     return 0.0
 
 
-def test_two_hundred_clients_three_hundred_rounds(tmp_path: Path) -> None:
+def test_memory_stays_constant_over_200_clients_and_300_rounds(tmp_path: Path) -> None:
     runs, state = tmp_path / "runs", tmp_path / "state"
-    where = {"output-dir": str(runs), "run-name": "soak", "state-dir": str(state)}
+    output = {"output-dir": str(runs), "run-name": "soak", "state-dir": str(state)}
     federation = {
         "num-supernodes": CLIENTS,
         "client-resources-num-cpus": 1,
@@ -114,13 +114,13 @@ def test_two_hundred_clients_three_hundred_rounds(tmp_path: Path) -> None:
     memory, log = Memory(runs / "soak" / "metrics.jsonl"), list[str]()
     memory.start()
     with local_superlink() as link:
-        failure = link.run(failing_app(tmp_path / "app"), CONFIG | where, federation, log.append)
+        failure = link.run(failing_app(tmp_path / "app"), CONFIG | output, federation, log.append)
     memory.over.set()
     assert failure is None, "\n".join(log[-40:])
     rounds = read_metrics(runs / "soak")
     assert len(rounds) == ROUNDS
-    assert all(line.clients + line.dropped == ASKED for line in rounds)
-    failed = sum(line.dropped for line in rounds) / (ASKED * ROUNDS)
+    assert all(line.clients + line.dropped == PER_ROUND for line in rounds)
+    failed = sum(line.dropped for line in rounds) / (PER_ROUND * ROUNDS)
     assert 0.17 < failed < 0.23
     assert "this client fails now and then" in "\n".join(log)
 
@@ -129,12 +129,12 @@ def test_two_hundred_clients_three_hundred_rounds(tmp_path: Path) -> None:
         print(f"{role}: {early:.0f} MB in rounds 30 to 90, {late:.0f} MB in rounds 240 to 300")
         assert late < 1.05 * early + 10, role
 
-    config = CONFIG | where | {"output-dir": str(tmp_path / "whole"), "state-dir": ""}
+    config = CONFIG | output | {"output-dir": str(tmp_path / "reliable"), "state-dir": ""}
     serve(SerializingGrid(client_app.app, CLIENTS, run_config=config), config)
-    whole = read_metrics(tmp_path / "whole" / "soak")
-    ours, without = rounds[-1].test_accuracy, whole[-1].test_accuracy
-    assert ours is not None
+    reliable = read_metrics(tmp_path / "reliable" / "soak")
+    own, without = rounds[-1].test_accuracy, reliable[-1].test_accuracy
+    assert own is not None
     assert without is not None
-    print(f"accuracy {ours:.1%}, without failures {without:.1%}")
+    print(f"accuracy {own:.1%}, without failures {without:.1%}")
     assert without > 0.8
-    assert abs(ours - without) < 0.05
+    assert abs(own - without) < 0.05

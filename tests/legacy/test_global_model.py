@@ -39,6 +39,6 @@ def test_a_model_for_all_clients_is_joined_only_once() -> None:
     assert [a.tolist() for a in parameters_to_ndarrays(first)] == [[7, 8], [3], [9], 5]
 
 
-def test_a_number_of_arrays_other_than_of_names_fails() -> None:
+def test_a_mismatch_of_arrays_and_names_fails() -> None:
     with pytest.raises(ConfigError, match="has 1 arrays and parameter_names has 4 names"):
         PositionedModel(NAMES, ndarrays_to_parameters([np.float32([1])]))

@@ -55,7 +55,7 @@ def test_a_freeze_that_never_happens_causes_a_warning(caplog: pytest.LogCaptureF
     assert f"freeze_after={ROUNDS} never freezes in {ROUNDS} rounds" in caplog.text
 
 
-def test_a_client_with_a_number_of_arrays_other_than_of_names_fails() -> None:
+def test_a_mismatch_of_a_clients_arrays_and_parameter_names_fails() -> None:
     strategy = fixbn(fedavg(initial_parameters=None), parameter_names=[*NAMES, "more.weight"])
     with pytest.raises(ConfigError, match="has 11 arrays and parameter_names has 12 names"):
         run_older(strategy, app(), 1)

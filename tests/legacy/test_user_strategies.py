@@ -55,7 +55,7 @@ def test_a_strategy_saves_the_complete_model(make: type[Saving], momentum: Any) 
         )
 
 
-def test_saving_changes_nothing() -> None:
+def test_saving_does_not_change_the_run() -> None:
     plain = run_older(fixbn(), app(), ROUNDS)
     saving = run_older(fixbn(Saving(initial_parameters=fedavg().initial_parameters)), app(), ROUNDS)
     for server_round in range(ROUNDS + 1):

@@ -35,7 +35,7 @@ WEIGHTS = [1, 3]
         ("head.my_running_mean", Kind.PARAMETER),
     ],
 )
-def test_kind_of(name: str, kind: Kind) -> None:
+def test_kind_of_classifies_arrays_by_name(name: str, kind: Kind) -> None:
     assert kind_of(name) is kind
 
 
@@ -49,12 +49,12 @@ def test_integers_are_not_parameters() -> None:
     assert list(of_kind(arrays, Kind.COUNTER)) == ["attention.relative_position_index", "mask"]
 
 
-def test_weighted_mean_of_the_example() -> None:
+def test_the_weighted_mean_of_the_example_is_exact() -> None:
     average = weighted_mean(EXAMPLE, WEIGHTS)
     assert average == {"bn.running_mean": 3, "bn.running_var": 1}
 
 
-def test_pooled_statistics_of_the_example() -> None:
+def test_the_pooled_statistics_of_the_example_are_exact() -> None:
     average = pooled_statistics(EXAMPLE, WEIGHTS)
     assert average == {"bn.running_mean": 3, "bn.running_var": 4}
 

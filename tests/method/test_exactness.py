@@ -1,35 +1,38 @@
-"""METHOD.md's identities, through the real strategy and real clients, and its list of mistakes.
+"""Checks METHOD.md's identities with the real strategy and clients, and its list of mistakes.
 
-One local step a round, everybody takes part, equal batches: then what the federation computes in
-calibration is, to the last digit, what one machine computes on the union of the batches. Nothing
-here reuses the code under test for the yardstick: it freezes by ``eval()`` of each BN layer, right
-before each forward pass, and steps with torch's own SGD.
+If all clients take part with one local step per round and equal batches, calibration computes, up
+to rounding, what one machine computes on the union of the batches. The reference does not use the
+code under test: it freezes each BN layer with ``eval()`` right before each forward pass, and steps
+with torch's own SGD.
 
 Each published mistake and the tests that catch it:
 
-1.  freeze undone by ``model.train()``: test_normalization.test_model_train_does_not_thaw; every
+1.  freeze undone by ``model.train()``: test_batch_norm.test_model_train_does_not_thaw; every
     identity below, whose clients call ``model.train()`` in each step
-2.  ``model.eval()`` on everything: test_normalization.test_dropout_still_drops; the identities of
+2.  ``model.eval()`` on everything: test_batch_norm.test_dropout_stays_active; the identities of
     the small model below, which has dropout
-3.  affine parameters frozen too: test_normalization.test_affine_parameters_get_gradients;
-    test_strategy.test_statistics_are_bit_identical_from_the_switch_on
-4.  own instead of aggregated statistics frozen (FedBN): the same test of test_strategy, which looks
-    at what every client trains with
-5.  statistics never aggregated: test_strategy.test_exploration_averages_the_statistics and
-    test_a_client_that_sends_parameters_only_is_told_what_to_do
-6.  BN found by ``"bn" in name``: test_normalization.test_names_miss_layers_that_the_class_finds
-7.  no BN and nobody notices: test_normalization.test_a_model_without_statistics_is_an_error,
-    test_strategy.test_a_model_without_statistics_is_refused
-8.  counters averaged to float64, integers zeroed: test_averaging.test_counters_...,
-    test_strategy.test_counters_stay_integers and test_other_integers_survive
-9.  server optimisers step the statistics: test_strategy.test_server_optimisers_...
-10. optimiser new each round or shared by clients: the momentum modes below (their optimiser *is*
-    new each round), test_local.test_a_shared_optimizer_leaks_nothing, and
+3.  affine parameters frozen too: test_batch_norm.test_affine_parameters_get_gradients;
+    server/test_strategy.test_statistics_are_bit_identical_after_the_freeze
+4.  own instead of aggregated statistics frozen (FedBN): the same test of test_strategy, which
+    checks the statistics that every client trains with
+5.  statistics never aggregated: server/test_strategy.test_exploration_averages_the_statistics and
+    server/test_strategy_input.test_a_client_that_returns_only_parameters_fails_with_the_remedy
+6.  BN found by ``"bn" in name``:
+    test_batch_norm_zoo.test_a_search_by_name_misses_layers_that_a_search_by_class_finds
+7.  no BN and no error: test_batch_norm.test_a_model_without_statistics_fails and
+    server/test_strategy_input.test_a_model_without_statistics_is_refused
+8.  counters averaged to float64, integers set to zero: test_averaging.test_merged_counters_...,
+    server/test_strategy.test_counters_stay_integers and test_other_integers_keep_their_values
+9.  server optimisers change the statistics:
+    server/test_wrapped_strategy.test_server_optimisers_change_only_parameters
+10. optimiser new in each round or shared by clients: the momentum modes below (their optimiser is
+    new in each round),
+    client/test_local_training.test_a_shared_optimizer_leaks_no_momentum_between_clients, and
     test_the_apps_client_leaks_no_momentum below
 11. clients smaller than a batch skipped: test_a_client_smaller_than_a_batch_trains below
-12. the best accuracy reported, 13. one learning rate for all: not in this scope; a strategy and a
-    context manager report nothing and choose no rate (13: learning_rate_factor is tested in
-    test_local and test_strategy).
+12. the best accuracy reported and 13. one learning rate for all: out of scope, because a strategy
+    and a context manager report nothing and choose no rate. client/test_local_training and
+    server/test_momentum_modes test learning_rate_factor.
 """
 
 from __future__ import annotations
@@ -59,7 +62,7 @@ from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.legacy import FixBN as LegacyFixBN
 from fixbn_flwr.models.resnet20 import ResidualNetwork, resnet20
 from fixbn_flwr.tasks import Split, Task
-from fixbn_flwr.tasks.task import accuracy
+from fixbn_flwr.tasks.metrics import Accuracy
 from fixbn_flwr.testing import SerializingGrid
 from tests.support.clients import (
     Batch,
@@ -70,7 +73,7 @@ from tests.support.clients import (
     training_app,
 )
 from tests.support.older_generation import arrays_of, numpy_app, run_older
-from tests.support.rounds import kept_buffers
+from tests.support.rounds import saved_buffers
 
 CLIENTS, BATCH, CLASSES = 3, 4, 3
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 0.01
@@ -82,7 +85,7 @@ Data = Callable[[int, int], list[Batch]]
 
 
 def _small(norm: str = "bn") -> nn.Module:
-    """BatchNorm1d and dropout, which draws from torch's global generator."""
+    """A model with BatchNorm1d and dropout, which draws from torch's global generator."""
     layer = nn.BatchNorm1d(16) if norm == "bn" else nn.GroupNorm(2, 16)
     return nn.Sequential(
         nn.Linear(6, 16), layer, nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, CLASSES)
@@ -93,13 +96,13 @@ def _resnet20(norm: str = "bn") -> nn.Module:
     return resnet20(norm, classes=CLASSES)
 
 
-# Small images: the fewer activations, the less likely is one so close to ReLU's kink that float32
-# rounding moves it across, which no implementation could help.
+# Images are small. With fewer activations it is less likely that one is so close to zero that
+# float32 rounding changes its sign before ReLU, which no implementation can avoid.
 ARCHITECTURES = {"small": (_small, (6,)), "resnet20": (_resnet20, (3, 8, 8))}
 
 
 def _data(shape: tuple[int, ...], dtype: torch.dtype) -> Data:
-    """One batch a client and round, from another distribution for each client."""
+    """Return one batch per client and round, from a different distribution for each client."""
 
     def batches(partition: int, server_round: int) -> list[Batch]:
         generator = torch.Generator().manual_seed(100 * server_round + partition)
@@ -116,7 +119,7 @@ def _model(build: Callable[[str], nn.Module], norm: str, dtype: torch.dtype) -> 
 
 
 def _measure_statistics(model: nn.Module, data: Data) -> None:
-    """Give the model the statistics of the data, as a pretrained model has them."""
+    """Set the model's statistics to those of the data, as in a pretrained model."""
     for layer in model.modules():
         if isinstance(layer, _NormBase):
             layer.momentum = None  # a plain mean over all batches
@@ -145,11 +148,11 @@ def _centralised(
     frozen: bool,
     buffers: Mapping[str, Tensor] | None = None,
 ) -> State:
-    """SGD on one machine; a round is one step on the union of the clients' batches.
+    """Train by SGD on one machine; a round is one step on the union of the clients' batches.
 
-    The mean gradient over the union is the mean of the gradients over its equal parts, so a model
-    with dropout goes through it in the clients' parts, each with the client's own masks. A model
-    without takes the union in one forward pass.
+    The mean gradient over the union is the mean of the gradients over its equal parts. So a model
+    with dropout processes each client's part with that client's masks. A model without dropout
+    processes the union in one forward pass.
     """
     optimizer = SGD(model.parameters(), LEARNING_RATE, momentum, weight_decay=WEIGHT_DECAY)
     for name, parameter in model.named_parameters():
@@ -177,7 +180,7 @@ def _federated(
     strategy: Strategy, model: nn.Module, data: Data, rounds: int
 ) -> tuple[State, dict[int, ArrayRecord]]:
     """Run a federation; return its parameters and the global arrays of each round."""
-    clients_model = copy.deepcopy(model)  # one for all clients, the optimiser is new each time
+    clients_model = copy.deepcopy(model)  # shared by all clients; each has a new optimiser
     app = training_app(
         lambda: clients_model,
         data,
@@ -197,7 +200,7 @@ def _federated(
 
 
 def _difference(got: State, expected: State) -> float:
-    """The largest deviation of an array, in units of its own largest value."""
+    """Return the largest deviation of any array, relative to its largest value."""
     assert got.keys() == expected.keys()
     return max(
         float((got[name] - expected[name]).abs().max() / expected[name].abs().max())
@@ -213,7 +216,9 @@ def _difference(got: State, expected: State) -> float:
         ("resnet20", "local", torch.float32),
     ],
 )
-def test_calibration_is_centralised_sgd(architecture: str, mode: str, dtype: torch.dtype) -> None:
+def test_calibration_equals_centralised_sgd(
+    architecture: str, mode: str, dtype: torch.dtype
+) -> None:
     build, shape = ARCHITECTURES[architecture]
     data, rounds = _data(shape, dtype), 3
     model = _model(build, "bn", dtype)
@@ -235,7 +240,9 @@ def test_calibration_is_centralised_sgd(architecture: str, mode: str, dtype: tor
         ("resnet20", "local", "bn"),
     ],
 )
-def test_the_older_generation_is_centralised_sgd(architecture: str, mode: str, norm: str) -> None:
+def test_the_older_generation_equals_centralised_sgd(
+    architecture: str, mode: str, norm: str
+) -> None:
     """NumPyClients under an older strategy: frozen statistics, or group norm in every round."""
     build, shape = ARCHITECTURES[architecture]
     dtype, rounds, frozen = torch.float64, 3, norm == "bn"
@@ -271,25 +278,25 @@ def test_the_older_generation_is_centralised_sgd(architecture: str, mode: str, n
 
 @pytest.mark.parametrize("mode", ["local", "global"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_calibration_after_exploration_is_centralised_sgd(architecture: str, mode: str) -> None:
-    """From the model, S* and the clients' mean momentum at the end of round T* on."""
+def test_calibration_after_exploration_equals_centralised_sgd(architecture: str, mode: str) -> None:
+    """The reference starts with the model, S* and the mean momentum at the end of round T*."""
     build, shape = ARCHITECTURES[architecture]
     dtype, explored, rounds = torch.float64, 2, 4
     data = _data(shape, dtype)
     model = _model(build, "bn", dtype)
-    kept: dict[str, Tensor] = {}
+    mean_momentum: dict[str, Tensor] = {}
 
     class Watched(FixBN):
-        """Notes the momentum at the end of round T*."""
+        """Records the momentum at the end of round T*."""
 
         def configure_train(self, server_round, arrays, config, grid):  # type: ignore[no-untyped-def]
             messages = list(super().configure_train(server_round, arrays, config, grid))
             if server_round == explored + 1 and mode == "local":
-                own = kept_buffers(grid)
-                kept.update({name: sum(b[name] for b in own) / CLIENTS for name in own[0]})
+                own = saved_buffers(grid)
+                mean_momentum.update({name: sum(b[name] for b in own) / CLIENTS for name in own[0]})
             elif server_round == explored + 1:
                 record = messages[0].content["fixbn-momentum"]
-                kept.update(record.to_torch_state_dict())
+                mean_momentum.update(record.to_torch_state_dict())
             return messages
 
     strategy = Watched(FedAvg(fraction_evaluate=0.0), freeze_after=explored, momentum=mode)
@@ -297,15 +304,15 @@ def test_calibration_after_exploration_is_centralised_sgd(architecture: str, mod
     model.load_state_dict(of_round[explored].to_torch_state_dict())
     expected = _centralised(
         model, data, range(explored + 1, rounds + 1),
-        momentum=MOMENTUM, frozen=True, buffers=kept,
+        momentum=MOMENTUM, frozen=True, buffers=mean_momentum,
     )  # fmt: skip
     assert _difference(got, expected) < 1e-12
-    assert any(buffer.abs().max() > 0 for buffer in kept.values())
+    assert any(buffer.abs().max() > 0 for buffer in mean_momentum.values())
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_group_norm_is_centralised_sgd_from_the_first_round_on(
+def test_group_norm_equals_centralised_sgd_from_the_first_round_on(
     architecture: str, mode: str
 ) -> None:
     build, shape = ARCHITECTURES[architecture]
@@ -320,7 +327,7 @@ def test_group_norm_is_centralised_sgd_from_the_first_round_on(
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_exploration_deviates_from_centralised_sgd(architecture: str) -> None:
-    """Mini-batch statistics of a part are not those of the union: the paper's deviation."""
+    """The batch statistics of a part differ from those of the union, as the paper says."""
     build, shape = ARCHITECTURES[architecture]
     dtype, rounds = torch.float64, 3
     data, model = _data(shape, dtype), _model(build, "bn", dtype)
@@ -328,7 +335,7 @@ def test_exploration_deviates_from_centralised_sgd(architecture: str) -> None:
     got, _ = _federated(strategy, model, data, rounds)
     for layer in model.modules():
         if isinstance(layer, nn.Dropout):
-            layer.p = 0.0  # and in one pass over the union: its batch statistics are meant
+            layer.p = 0.0  # the reference uses one pass over the union, for its batch statistics
     optimizer = SGD(model.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
     for server_round in range(1, rounds + 1):
         sgd_step(model, optimizer, _union(data, server_round))
@@ -342,7 +349,7 @@ def test_exploration_deviates_from_centralised_sgd(architecture: str) -> None:
 def _tiny_task(images: int, *, classes: int = CLASSES) -> Task:
     random_ = np.random.default_rng(3)
     pixels = torch.from_numpy(random_.integers(0, 256, (images, 3, 8, 8), dtype=np.uint8))
-    for client in range(CLIENTS):  # clients unlike each other
+    for client in range(CLIENTS):  # each client has a different distribution
         pixels[client::CLIENTS] //= client + 1
     split = Split(pixels, torch.from_numpy(random_.integers(0, classes, images)))
 
@@ -362,7 +369,7 @@ def _tiny_task(images: int, *, classes: int = CLASSES) -> Task:
         std=(70.0,) * 3,
         augment=None,
         loss=cross_entropy,
-        metric=lambda: accuracy(classes),
+        metric=Accuracy,
     )
 
 
@@ -394,8 +401,8 @@ def _settings(**choices: object) -> Settings:
         ("resnet20", "gn", "local"),
     ],
 )
-def test_the_apps_client_is_centralised_sgd(model_name: str, norm: str, mode: str) -> None:
-    """Float32. A client's batch is all its images, so the union is the data set in any order."""
+def test_the_apps_client_equals_centralised_sgd(model_name: str, norm: str, mode: str) -> None:
+    """A client's batch is all of its images, so the union is the data set in any order."""
     task, rounds = _tiny_task(CLIENTS * BATCH), 3
     settings = _settings(model=model_name, norm=norm, local_steps=1)
     partitions = [np.arange(client, CLIENTS * BATCH, CLIENTS) for client in range(CLIENTS)]
@@ -424,7 +431,7 @@ def test_the_apps_client_is_centralised_sgd(model_name: str, norm: str, mode: st
 
 @pytest.mark.parametrize("wrapped", [True, False], ids=["FixBN", "plain FedAvg"])
 def test_the_apps_client_leaks_no_momentum(wrapped: bool) -> None:
-    """Clients of a process share one optimiser; what one leaves in it must not move another."""
+    """Clients of a process share one optimiser; the state of one must not affect another."""
     task = _tiny_task(CLIENTS * BATCH)
     partitions = [np.arange(client, CLIENTS * BATCH, CLIENTS) for client in range(CLIENTS)]
     settings = _settings(model="tiny", norm="gn", local_steps=1)
@@ -433,7 +440,7 @@ def test_the_apps_client_leaks_no_momentum(wrapped: bool) -> None:
         fed = FedAvg(fraction_evaluate=0.0)
         strategy = FixBN(fed, freeze_after=1.0, momentum="reset") if wrapped else fed
         grid = SerializingGrid(_app(task, settings, partitions), CLIENTS)
-        random.seed(order)  # FedAvg asks the clients in an order drawn from it
+        random.seed(order)  # determines the order of FedAvg's clients
         model = task.models["tiny"]("gn")
         result = strategy.start(grid, initial_arrays(model), num_rounds=2)
         results.append(result.arrays.to_torch_state_dict())

@@ -22,7 +22,9 @@ from fixbn_flwr.method.schedule import freeze_round, phase_of
         (1.0, 1, 1),
     ],
 )
-def test_freeze_round(freeze_after: int | float, num_rounds: int, expected: int) -> None:
+def test_freeze_round_accepts_integers_and_fractions(
+    freeze_after: int | float, num_rounds: int, expected: int
+) -> None:
     assert freeze_round(freeze_after, num_rounds) == expected
 
 

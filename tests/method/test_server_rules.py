@@ -32,7 +32,7 @@ def update(mean: float, weight: float, *, count: int = 0, momentum: float | None
     return Update(rest(mean, count=count), buffers, weight)
 
 
-def test_a_run_of_two_phases() -> None:
+def test_a_run_explores_and_then_calibrates() -> None:
     server = state()
     server.start(3, NAMES)
     arrays = rest(0)

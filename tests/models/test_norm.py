@@ -19,7 +19,7 @@ def in_groups(x: Tensor, groups: int) -> Tensor:
     return standardise(x.view(3, groups, 4 // groups, 2, 5), (2, 3, 4)).view_as(x)
 
 
-def test_the_names_of_the_normalisations() -> None:
+def test_norms_lists_all_normalisations() -> None:
     assert NORMS == ("bn", "gn", "ln", "in", "none")
 
 

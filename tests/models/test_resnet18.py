@@ -26,7 +26,7 @@ def parameters(model: nn.Module) -> int:
         ("none", 11_271_432 - 172_032 - 9_600 + 42),  # 5 scalars in each of 8 blocks, 2 outside
     ],
 )
-def test_the_number_of_parameters(norm: str, expected: int) -> None:
+def test_resnet18_has_the_expected_number_of_parameters(norm: str, expected: int) -> None:
     assert parameters(resnet18(norm)) == expected
 
 

@@ -24,7 +24,7 @@ def parameters(model: nn.Module) -> int:
     ("norm", "expected"),
     [("bn", 269_722), ("gn", 269_722), ("ln", 269_722), ("in", 269_722), ("none", 268_393)],
 )
-def test_the_number_of_parameters_of_resnet20(norm: str, expected: int) -> None:
+def test_resnet20_has_the_expected_number_of_parameters(norm: str, expected: int) -> None:
     assert parameters(resnet20(norm)) == expected
 
 
@@ -57,7 +57,7 @@ def test_groups_that_do_not_divide_the_widths_are_refused(
 
 
 @pytest.mark.parametrize(("norm", "expected"), [("bn", 19_130), ("gn8", 19_130), ("none", 18_918)])
-def test_the_number_of_parameters_of_small_resnet(norm: str, expected: int) -> None:
+def test_small_resnet_has_the_expected_number_of_parameters(norm: str, expected: int) -> None:
     model = small_resnet(norm)
     assert parameters(model) == expected
     assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)

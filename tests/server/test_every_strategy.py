@@ -51,11 +51,11 @@ Arrays = dict[str, np.ndarray]
 Rule = Callable[[Sequence[np.ndarray]], list[np.ndarray]]  # all valid results
 
 
-def weighted(values: Sequence[np.ndarray], who: Sequence[int] = range(CLIENTS)) -> np.ndarray:
-    weights = np.float64([EXAMPLES[client] for client in who])
+def weighted(values: Sequence[np.ndarray], clients: Sequence[int] = range(CLIENTS)) -> np.ndarray:
+    weights = np.float64([EXAMPLES[client] for client in clients])
     shares = weights / weights.sum()
     return np.sum(
-        [share * np.float64(values[client]) for share, client in zip(shares, who, strict=True)],
+        [share * np.float64(values[client]) for share, client in zip(shares, clients, strict=True)],
         axis=0,
     )
 
@@ -80,7 +80,9 @@ def unweighted(values: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 def chosen(count: int) -> Rule:
     def rule(values: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return [weighted(values, who) for who in itertools.combinations(range(CLIENTS), count)]
+        return [
+            weighted(values, clients) for clients in itertools.combinations(range(CLIENTS), count)
+        ]
 
     return rule
 

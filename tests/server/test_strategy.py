@@ -96,7 +96,7 @@ def test_statistics_are_bit_identical_after_the_freeze(momentum: str, statistics
     assert same({n: a.numpy() for n, a in result.arrays.items()}, of_round[4])
 
 
-def test_phase_and_frozen_statistics_by_round() -> None:
+def test_phase_and_frozen_statistics_change_after_the_freeze_round() -> None:
     seen: list[tuple[Phase, bool]] = []
     strategy = FixBN(fedavg(), freeze_after=0.5)
 

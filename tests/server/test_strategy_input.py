@@ -77,7 +77,7 @@ def test_a_client_without_local_training_fails_with_the_remedy() -> None:
         (0.5, None),
     ],
 )
-def test_warnings_at_the_start(
+def test_unusual_values_of_freeze_after_cause_a_warning(
     freeze_after: int | float, warning: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     federation(FixBN(fedavg(), freeze_after=freeze_after))

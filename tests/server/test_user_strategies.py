@@ -161,7 +161,7 @@ def test_inside_differential_privacy_a_strategy_saves_the_complete_model_without
         assert np.array_equal(saved["norm.running_var"], of_round[server_round]["norm.running_var"])
 
 
-def test_saving_changes_nothing() -> None:
+def test_saving_does_not_change_the_run() -> None:
     _, plain = federation(FixBN(fedavg(), freeze_after=2))
     _, saving = federation(FixBN(Saving(), freeze_after=2))
     assert all(same(plain[r], saving[r]) for r in plain)

@@ -59,7 +59,7 @@ class Machine:
         self, command: str, *, check: bool = True, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """Run a shell command to its end; its stdout includes its stderr."""
-        answer = subprocess.run(
+        result = subprocess.run(
             [*self.within, "bash", "-euo", "pipefail", "-c", command],
             cwd=self.home,
             env=self.environment | environment,
@@ -70,8 +70,8 @@ class Machine:
             check=False,
             timeout=TIMEOUT,
         )
-        assert not check or answer.returncode == 0, f"{command}\n{answer.stdout}"
-        return answer
+        assert not check or result.returncode == 0, f"{command}\n{result.stdout}"
+        return result
 
     def start(self, command: str, log: str, **environment: str) -> Service:
         """Start a command in the background, with its output in a file of the machine's home."""

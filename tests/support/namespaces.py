@@ -31,9 +31,9 @@ class NamespaceError(Exception):
 
 
 def ip(command: str) -> None:
-    answer = subprocess.run(["ip", *command.split()], capture_output=True, text=True, check=False)
-    if answer.returncode:
-        raise NamespaceError(f"ip {command}: {answer.stderr.strip()}")
+    result = subprocess.run(["ip", *command.split()], capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise NamespaceError(f"ip {command}: {result.stderr.strip()}")
 
 
 @contextmanager

@@ -1,15 +1,20 @@
-"""A task whose nodes train at the test's word: one order, one local step.
+"""A task whose nodes train when a test orders it: each order is one local step.
 
-In each step a node touches `~/waiting` and waits for the file `~/order`, which holds what it is to
-do: "train"; "nothing", a step with a gradient of zero; "fail", to raise; "flood", to reply with 20
-MB that nobody has asked for. The digits are
-scikit-learn's, a node's own those that the file `part` of its data folder says, as in "0/3".
+In each step a node creates the file `~/waiting` and waits for the file `~/order`. That file holds
+one of these orders:
+
+- "train": an ordinary step
+- "nothing": a step with a gradient of zero
+- "fail": raise an error
+- "flood": add 20 MB to the reply
+
+The images are scikit-learn's digits. The file `part` in a node's data folder says which of them the
+node has, for example "0/3".
 """
 
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fixbn_flwr.tasks import Split, Task, get_task, load_splits
-from fixbn_flwr.tasks.task import accuracy
+from fixbn_flwr.tasks.metrics import Accuracy
 from fixbn_flwr.transport.packing import Packer
 
 
@@ -31,32 +36,32 @@ def load(data_dir: Path | None) -> tuple[Split, Split]:
 
 
 def network(norm: str) -> nn.Module:
-    """Eight arrays, since every array of a message takes its time."""
+    """Return a model of only eight arrays, since each array of a message takes time."""
     return nn.Sequential(
         nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)
     )
 
 
-def at_the_tests_word(outputs: Tensor, targets: Tensor) -> Tensor:
+def ordered_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     loss = cross_entropy(outputs, targets)
     if torch.is_inference_mode_enabled():  # the server's evaluation
         return loss
-    waiting, order = Path.home() / "waiting", Path.home() / "order"
+    waiting, file = Path.home() / "waiting", Path.home() / "order"
     waiting.touch()
-    while not order.exists():
+    while not file.exists():
         time.sleep(0.05)
-    word = order.read_text()
-    order.unlink()
+    order = file.read_text()
+    file.unlink()
     waiting.unlink()
-    if word == "fail":
+    if order == "fail":
         raise RuntimeError("the disk is full")
-    if word == "flood":
+    if order == "flood":
         flood()
-    return loss * (0.0 if word == "nothing" else 1.0)
+    return loss * (0.0 if order == "nothing" else 1.0)
 
 
 def flood() -> None:
-    """Let all replies of this process carry more than a server should take."""
+    """Make all later replies of this process larger than a server accepts."""
     honest = Packer.pack
 
     def pack(packer: Packer, content: RecordDict) -> RecordDict:
@@ -75,6 +80,6 @@ TASK = Task(
     mean=(4.9,),
     std=(6.0,),
     augment=None,
-    loss=at_the_tests_word,
-    metric=partial(accuracy, 10),
+    loss=ordered_loss,
+    metric=Accuracy,
 )

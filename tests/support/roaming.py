@@ -1,14 +1,13 @@
-"""A task whose clients, in a Ray cluster of two nodes, do not stay where they are.
+"""A task whose clients move between the nodes of a Ray cluster of two nodes.
 
-There are three, each with digits of its own, two nodes with room for one each, and one local step a
-round. In odd rounds client 1 holds its node until client 2 has trained, in even ones client 0: so
-client 2 follows now one, now the other. Each writes down where it trained. Without a cluster they
-train as clients ever do.
+There are three clients, each with its own digits, and one local step per round. Each node has room
+for one client. In odd rounds client 1 occupies its node until client 2 has trained, and in even
+rounds client 0 does. So client 2 runs on changing nodes. Each client records the node of each
+round. Without a cluster the clients train as usual.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import ray
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fixbn_flwr.tasks import Split, Task, get_task, load_splits
-from fixbn_flwr.tasks.task import accuracy
+from fixbn_flwr.tasks.metrics import Accuracy
 from tests.support.waiting import wait_until
 
 CLIENTS = 3
@@ -25,7 +24,7 @@ _DIGITS = get_task("digits")
 
 
 class Places:
-    """Where clients have trained: a file for each, a line a round with the node of that round."""
+    """Records where clients train: one file per client, with one line, its node, per round."""
 
     def __init__(self) -> None:
         self._folder: Path | None = None
@@ -55,12 +54,12 @@ class Places:
 
 
 def clients_of(targets: Tensor) -> Tensor:
-    """Which client has a digit: 0 to 2, 3 to 5, and 6 to 9."""
+    """Return which client has a digit: 0 to 2, 3 to 5, or 6 to 9."""
     return (targets // 3).clamp(max=CLIENTS - 1)
 
 
 def read(folder: Path, client: int) -> list[str]:
-    """The nodes on which a client has trained so far, in the order of its rounds."""
+    """Return the nodes on which a client has trained so far, in the order of rounds."""
     file = folder / str(client)
     return file.read_text().splitlines() if file.exists() else []
 
@@ -76,5 +75,5 @@ TASK = Task(
     std=_DIGITS.std,
     augment=None,
     loss=_PLACES.loss,
-    metric=partial(accuracy, _DIGITS.classes),
+    metric=Accuracy,
 )

@@ -56,15 +56,15 @@ class SuperLink:
         self.objects[name] = content
 
     def PullMessages(self, request: PullAppMessagesRequest) -> PullAppMessagesResponse:
-        again = {*request.message_ids} & self.announced
-        assert not again, f"a SuperLink announces each reply once; pulled again: {again}"
+        repeated = {*request.message_ids} & self.announced
+        assert not repeated, f"a SuperLink announces each reply once; pulled again: {repeated}"
         assert request.message_ids
         self.announced |= {envelope.metadata.reply_to_message_id for envelope in self.envelopes}
-        answer = PullAppMessagesResponse(
+        response = PullAppMessagesResponse(
             messages_list=self.envelopes, message_object_trees=self.trees
         )
         self.envelopes, self.trees = [], []
-        return answer
+        return response
 
     def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:
         if self.broken is not None:

@@ -21,7 +21,7 @@ from fixbn_flwr.tasks.segmentation import IGNORED
 SHARES = [0.168, 0.232, 0.010, 0.318, 0.045, 0.097, 0.012, 0.011, 0.059, 0.006, 0.003, 0.040]
 
 
-def test_the_splits_of_camvid(shared_data: Path) -> None:
+def test_camvid_has_the_expected_splits(shared_data: Path) -> None:
     task = get_task("camvid")
     train, test = load_splits(task, shared_data)
     for split, number in ((train, 367), (test, 233)):

@@ -11,7 +11,9 @@ from fixbn_flwr.tasks import get_task, load_splits, normalise
 from fixbn_flwr.tasks.cifar10 import load
 
 
-def test_the_splits_of_cifar10(shared_data: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_cifar10_has_the_expected_splits(
+    shared_data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     task = get_task("cifar10")
     train, test = load_splits(task, shared_data)
     assert train.images.shape == (50_000, 3, 32, 32)

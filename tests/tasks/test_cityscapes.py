@@ -79,7 +79,7 @@ def test_train_ids_are_those_of_torchvision() -> None:
     assert (TRAIN_IDS[34:] == IGNORED).all()
 
 
-def test_the_splits_of_handmade_files(tmp_path: Path) -> None:
+def test_small_files_have_the_expected_splits(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (4, 2, 3, 3), dtype=np.uint8)
     masks = np.array([[[0, 7, 8], [33, 34, 255]]] * 4, dtype=np.uint8)

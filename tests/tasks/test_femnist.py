@@ -13,7 +13,7 @@ from fixbn_flwr.tasks.partition import partition
 from tests.support.whole_app import rounds_of, run_app
 
 
-def test_the_splits_of_femnist(shared_data: Path) -> None:
+def test_femnist_has_the_expected_splits(shared_data: Path) -> None:
     task = get_task("femnist")
     train, test = load_splits(task, shared_data)
     assert train.images.shape == (7_482, 1, 28, 28)

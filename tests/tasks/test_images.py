@@ -55,16 +55,16 @@ def test_decode_reads_files_and_converts_between_colour_and_grey(tmp_path: Path)
 
 
 def test_decode_names_an_unreadable_image_or_a_wrong_size(tmp_path: Path) -> None:
-    whole = png(COLOURS)
-    for broken in (b"", b"text", whole[:40], whole[:-30]):
+    valid = png(COLOURS)
+    for damaged in (b"", b"text", valid[:40], valid[:-30]):
         with pytest.raises(
             ConfigError, match=r"^photo 2 cannot be read as an image \(.*download the data again"
         ):
-            decode([BytesIO(whole), BytesIO(broken)], ["photo 1", "photo 2"], "RGB", (2, 2))
+            decode([BytesIO(valid), BytesIO(damaged)], ["photo 1", "photo 2"], "RGB", (2, 2))
     with pytest.raises(ConfigError, match=r"^photo 1 cannot be read as an image \(.*No such file"):
         decode([tmp_path / "none.png"], ["photo 1"], "RGB", (2, 2))
     with pytest.raises(ConfigError, match=r"^photo 1 has 2x2 pixels, not 4x2"):
-        decode([BytesIO(whole)], ["photo 1"], "RGB", (4, 2))
+        decode([BytesIO(valid)], ["photo 1"], "RGB", (4, 2))
 
 
 def test_parquet_returns_images_targets_and_groups_in_the_order_of_the_file(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from fixbn_flwr.tasks import get_task, load_splits, normalise
 from tests.support.whole_app import rounds_of, run_app
 
 
-def test_the_splits_of_pacs(shared_data: Path) -> None:
+def test_pacs_has_the_expected_splits(shared_data: Path) -> None:
     task = get_task("pacs")
     train, test = load_splits(task, shared_data)
     assert train.images.shape == (1_400, 3, 64, 64)

@@ -1,4 +1,4 @@
-"""How images are divided: who holds what, that nothing is lost or shared, and repeatability."""
+"""Partitions of images: the images of each client, completeness, disjointness, reproducibility."""
 
 import hashlib
 import os
@@ -36,7 +36,7 @@ def test_every_image_belongs_to_one_client(scheme: Scheme, clients: int) -> None
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(1_000))
 
 
-def test_iid() -> None:
+def test_iid_partitions_have_exact_counts() -> None:
     parts = divide("iid", 3)
     assert [len(part) for part in parts] == [334, 333, 333]
     assert counts(parts) == [
@@ -46,7 +46,7 @@ def test_iid() -> None:
     ]
 
 
-def test_dirichlet() -> None:
+def test_dirichlet_partitions_have_exact_counts() -> None:
     assert counts(divide("dirichlet", 3)) == [
         [30, 22, 39, 15, 26, 3, 39, 5, 81, 23],
         [0, 18, 20, 0, 37, 52, 42, 1, 7, 73],
@@ -54,13 +54,13 @@ def test_dirichlet() -> None:
     ]
 
 
-def test_dirichlet_evens_out_with_a_large_alpha() -> None:
+def test_dirichlet_with_a_large_alpha_is_nearly_even() -> None:
     table = np.array(counts(divide("dirichlet", 5, alpha=1e6)))
     assert table.min() >= 19
     assert table.max() <= 21
 
 
-def test_classes() -> None:
+def test_classes_partitions_hold_the_expected_classes() -> None:
     table = np.array(counts(divide("classes")))
     held = [np.flatnonzero(row).tolist() for row in table]
     assert held == 2 * [[7, 9], [2, 4], [0, 5], [1, 3], [6, 8]]
@@ -75,7 +75,7 @@ def test_fewer_clients_than_classes_still_hold_every_class() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize(("clients", "classes_per_client"), [(7, 3), (10, 2), (13, 7)])
-def test_holders_of_a_class_are_as_many_as_of_another(
+def test_every_class_has_equally_many_holders(
     clients: int, classes_per_client: int, seed: int
 ) -> None:
     parts = divide("classes", clients, classes_per_client=classes_per_client, seed=seed)
@@ -88,13 +88,13 @@ def test_holders_of_a_class_are_as_many_as_of_another(
         assert shards.max() - shards.min() <= 1
 
 
-def test_classes_that_nobody_holds_are_left_out() -> None:
+def test_classes_without_a_holder_are_omitted() -> None:
     table = np.array(counts(divide("classes", 2, classes_per_client=2)))
     assert sorted(table.sum(0).tolist()) == [0] * 6 + [100] * 4
 
 
 @pytest.mark.parametrize("scheme", RANDOM)
-def test_another_seed_divides_otherwise(scheme: Scheme) -> None:
+def test_another_seed_gives_other_partitions(scheme: Scheme) -> None:
     first, second = divide(scheme), divide(scheme, seed=1)
     assert not all(map(np.array_equal, first, second))
 
@@ -113,39 +113,39 @@ def natural(groups: list[int], clients: int) -> list[list[int]]:
     return [part.tolist() for part in parts]
 
 
-def test_natural_gives_a_client_the_images_of_one_group() -> None:
+def test_natural_assigns_one_group_to_each_client() -> None:
     assert natural([9, 4, 4, 7, 9, -1], 4) == [[5], [1, 2], [3], [0, 4]]
 
 
-def test_natural_gives_neighbouring_groups_to_fewer_clients_and_leaves_no_image_out() -> None:
+def test_natural_assigns_neighbouring_groups_and_all_images_to_fewer_clients() -> None:
     assert natural([9, 4, 4, 7, 9, -1, 5], 2) == [[1, 2, 5, 6], [0, 3, 4]]
     assert natural([9, 4, 4, 7, 9, -1, 5], 1) == [[0, 1, 2, 3, 4, 5, 6]]
     writers = [np.unique(WRITERS[part]).size for part in divide("natural", 7)]
     assert writers == [5, 5, 5, 4, 4, 4, 4]
 
 
-def test_natural_draws_nothing() -> None:
+def test_natural_does_not_depend_on_the_seed() -> None:
     assert all(map(np.array_equal, divide("natural"), divide("natural", seed=1)))
 
 
-def test_other_groups_divide_otherwise() -> None:
+def test_other_groups_give_other_partitions() -> None:
     first, second = divide("natural"), divide("natural", groups=WRITERS[::-1])
     assert not all(map(np.array_equal, first, second))
 
 
 @pytest.mark.parametrize("scheme", ["iid", "natural"])
-def test_masks_divide_as_classes_do(scheme: Scheme) -> None:
+def test_masks_give_the_same_partitions_as_classes(scheme: Scheme) -> None:
     masks = np.zeros((1_000, 2, 3), dtype=np.int64)
     parts = partition(masks, 3, scheme, alpha=0.5, classes_per_client=2, seed=0, groups=WRITERS)
     assert all(map(np.array_equal, parts, divide(scheme, 3)))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_what_a_caller_does_to_a_result_stays_there(scheme: Scheme) -> None:
+def test_changing_a_result_does_not_change_later_ones(scheme: Scheme) -> None:
     first = divide(scheme)
-    kept = first[0].copy()
+    copied = first[0].copy()
     first[0][:] = 0
-    assert np.array_equal(divide(scheme)[0], kept)
+    assert np.array_equal(divide(scheme)[0], copied)
 
 
 PROGRAM = """
@@ -161,8 +161,8 @@ for scheme in SCHEMES:
 """
 
 
-def test_another_process_divides_alike_and_leaves_no_trace(tmp_path: Path) -> None:
-    here = "".join(
+def test_another_process_gives_the_same_partitions_and_writes_no_files(tmp_path: Path) -> None:
+    expected = "".join(
         hashlib.sha256(b"|".join(part.tobytes() for part in divide(scheme))).hexdigest() + "\n"
         for scheme in SCHEMES
     )
@@ -180,29 +180,29 @@ def test_another_process_divides_alike_and_leaves_no_trace(tmp_path: Path) -> No
         text=True,
         check=True,
     )
-    assert (run.stdout, run.stderr) == (here, "")
+    assert (run.stdout, run.stderr) == (expected, "")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unknown_scheme() -> None:
+def test_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(ConfigError, match="choose one of iid, dirichlet, classes, natural"):
         divide("shards")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("clients", [0, 1_001])
-def test_impossible_number_of_clients(scheme: Scheme, clients: int) -> None:
+def test_an_invalid_number_of_clients_is_refused(scheme: Scheme, clients: int) -> None:
     with pytest.raises(ConfigError, match=rf"clients is {clients}.*choose 1 to 1000"):
         divide(scheme, clients)
 
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf")])
-def test_impossible_alpha(alpha: float) -> None:
+def test_an_invalid_alpha_is_refused(alpha: float) -> None:
     with pytest.raises(ConfigError, match=r"partition-alpha is .* above 0"):
         divide("dirichlet", alpha=alpha)
 
 
-def test_alpha_too_small_for_so_many_clients() -> None:
+def test_an_alpha_too_small_for_the_number_of_clients_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"partition-alpha 0.01, .* 500 clients .* fewer than 2 images"
     ):
@@ -210,31 +210,31 @@ def test_alpha_too_small_for_so_many_clients() -> None:
 
 
 @pytest.mark.parametrize("classes_per_client", [0, 11])
-def test_impossible_classes_per_client(classes_per_client: int) -> None:
+def test_an_invalid_number_of_classes_per_client_is_refused(classes_per_client: int) -> None:
     with pytest.raises(ConfigError, match=r"partition-classes .* from 1 to 10"):
         divide("classes", classes_per_client=classes_per_client)
 
 
-def test_more_holders_of_a_class_than_images() -> None:
+def test_more_holders_of_a_class_than_images_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"more clients than images: choose fewer"):
         divide("classes", 600, classes_per_client=2)
 
 
-def test_natural_without_groups() -> None:
+def test_natural_without_groups_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"does not name .*: choose iid or dirichlet or classes\."
     ):
         divide("natural", groups=None)
 
 
-def test_fewer_groups_than_clients() -> None:
+def test_fewer_groups_than_clients_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"31 natural clients, fewer than the 32 .*: use 31 "):
         divide("natural", 32)
 
 
 @pytest.mark.parametrize("scheme", ["dirichlet", "classes"])
 @pytest.mark.parametrize(("groups", "possible"), [(None, "iid"), (WRITERS, "iid or natural")])
-def test_masks_do_not_divide_by_class(
+def test_a_partition_of_masks_by_class_is_refused(
     scheme: Scheme, groups: np.ndarray | None, possible: str
 ) -> None:
     masks = np.zeros((1_000, 2, 3), dtype=np.int64)
@@ -242,3 +242,51 @@ def test_masks_do_not_divide_by_class(
         ConfigError, match=rf"does not have one class per image: choose {possible}\."
     ):
         partition(masks, 3, scheme, alpha=0.5, classes_per_client=2, seed=0, groups=groups)
+
+
+def parts_of(partitioner: Any, targets: Any) -> list[list[int]]:
+    """Return the rows that a partitioner of flwr-datasets gives each client."""
+    from datasets import Dataset
+
+    rows = {"label": targets, "row": np.arange(len(targets))}
+    partitioner.dataset = Dataset.from_dict(rows)
+    loaded = map(partitioner.load_partition, range(partitioner.num_partitions))
+    return [sorted(part["row"]) for part in loaded]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("clients", "alpha"), [(3, 0.1), (10, 0.3), (7, 100.0)])
+def test_partitions_equal_those_of_flwr_datasets(clients: int, alpha: float, seed: int) -> None:
+    from flwr_datasets.partitioner import (
+        DirichletPartitioner,
+        IidPartitioner,
+        PathologicalPartitioner,
+    )
+
+    random = np.random.default_rng(seed)
+    targets = random.integers(6, size=500)
+    options: Any = {"alpha": alpha, "classes_per_client": 2, "seed": seed}
+
+    def ours(scheme: Any, **more: Any) -> list[list[int]]:
+        return [p.tolist() for p in partition(targets, clients, scheme, **options, **more)]
+
+    dirichlet = DirichletPartitioner(
+        clients, "label", alpha, min_partition_size=2, shuffle=False, seed=seed
+    )
+    assert ours("dirichlet") == parts_of(dirichlet, targets)
+    groups = random.permutation(500) % clients
+    natural = [np.flatnonzero(groups == client).tolist() for client in range(clients)]
+    assert ours("natural", groups=groups) == natural
+
+    order = np.random.default_rng(seed).permutation(500)
+    iid = parts_of(IidPartitioner(clients), targets[order])
+    assert ours("iid") == [sorted(order[part].tolist()) for part in iid]
+
+    random = np.random.default_rng(seed)
+    places, order = random.permutation(6)[targets], random.permutation(500)
+    shards = parts_of(
+        PathologicalPartitioner(2 * clients, "label", 1, "deterministic", shuffle=False),
+        places[order],
+    )
+    pairs = [[*one, *other] for one, other in zip(shards[::2], shards[1::2], strict=True)]
+    assert ours("classes") == [sorted(order[pair].tolist()) for pair in pairs]

@@ -1,4 +1,4 @@
-"""Finding tasks by name, reading their data once, normalising."""
+"""Finding tasks by name, loading their data only once, and normalising images."""
 
 import importlib
 import subprocess
@@ -11,17 +11,17 @@ import torch
 
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.tasks import TASKS, Split, Task, get_task, load_splits, normalise
-from fixbn_flwr.tasks.task import accuracy
+from fixbn_flwr.tasks.metrics import Accuracy
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_get_task(name: str) -> None:
+def test_get_task_returns_the_task_of_a_name(name: str) -> None:
     task = get_task(name)
     assert task.name == name
     assert get_task(name) is task
 
 
-def test_unknown_task() -> None:
+def test_an_unknown_task_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"task is 'mnist'.*digits, cifar10, .*, or package.module:NAME"
     ):
@@ -35,7 +35,7 @@ names = import_module("fixbn_flwr.tasks").TASKS
 files = {f"fixbn_flwr.tasks.{name.replace('-', '_')}" for name in names}
 for name in names:
     for module in [module for module in sys.modules if module.startswith("fixbn_flwr")]:
-        del sys.modules[module]  # torch stays: importing it anew takes seconds
+        del sys.modules[module]  # torch stays: importing it again takes seconds
     import_module("fixbn_flwr.tasks").get_task(name)
     print(*sorted(files.intersection(sys.modules)))
 heavy = (
@@ -46,7 +46,7 @@ print([module for module in heavy if module in sys.modules])
 """
 
 
-def test_importing_a_task_imports_no_other_and_none_imports_anything_heavy() -> None:
+def test_importing_a_task_imports_no_other_task_and_no_heavy_dependency() -> None:
     run = subprocess.run(
         [sys.executable, "-c", IMPORTS],
         cwd=Path(__file__).parents[2],
@@ -61,7 +61,7 @@ def test_importing_a_task_imports_no_other_and_none_imports_anything_heavy() -> 
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Writes a user's module `own_module`, importable during the test."""
+    """Return a function that writes a user's module `own_module`, importable during the test."""
     monkeypatch.syspath_prepend(tmp_path)
 
     def write(code: str) -> None:
@@ -72,7 +72,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[s
     sys.modules.pop("own_module", None)
 
 
-def test_a_task_of_ones_own(own: Callable[[str], None]) -> None:
+def test_get_task_imports_a_users_own_task(own: Callable[[str], None]) -> None:
     own(
         "from dataclasses import replace; from fixbn_flwr.tasks import get_task\n"
         "MINE = replace(get_task('digits'), name='mine-2')"
@@ -107,7 +107,7 @@ def test_a_task_of_ones_own(own: Callable[[str], None]) -> None:
         ),
     ],
 )
-def test_a_task_of_ones_own_that_cannot_be_used(
+def test_an_invalid_task_of_a_user_is_refused(
     own: Callable[[str], None], code: str, name: str, message: str
 ) -> None:
     own(code)
@@ -130,7 +130,7 @@ def toy_task(reads: list[Path | None]) -> Task:
         std=(2.0, 5.0),
         augment=None,
         loss=torch.nn.functional.cross_entropy,
-        metric=lambda: accuracy(2),
+        metric=Accuracy,
     )
 
 
@@ -146,15 +146,9 @@ def test_splits_are_read_once_per_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_normalise(dtype: torch.dtype) -> None:
+def test_normalise_subtracts_the_mean_and_divides_by_the_deviation(dtype: torch.dtype) -> None:
     images = torch.tensor([[[[5]], [[0]]], [[[0]], [[255]]]], dtype=torch.uint8)
     expected = torch.tensor([[[[2.0]], [[-2.0]]], [[[-0.5]], [[49.0]]]], dtype=dtype)
     result = normalise(toy_task([]), images, dtype)
     assert result.dtype == dtype
     assert torch.equal(result, expected)
-
-
-def test_accuracy_counts_images_not_classes() -> None:
-    metric = accuracy(3)
-    metric.update(torch.eye(3)[[0, 0, 0, 2]], torch.tensor([0, 0, 0, 1]))
-    assert metric.compute().item() == 0.75

@@ -13,7 +13,7 @@ from fixbn_flwr.tasks import get_task, load_splits, normalise
 from fixbn_flwr.tasks.tiny_imagenet import load
 
 
-def test_the_splits_of_the_parquet_files(shared_data: Path) -> None:
+def test_the_parquet_files_have_the_expected_splits(shared_data: Path) -> None:
     task = get_task("tiny-imagenet")
     train, test = load_splits(task, shared_data)
     assert train.images.shape == (10_000, 3, 64, 64)

@@ -112,7 +112,9 @@ def test_a_client_without_the_mod_that_does_not_fail_is_dropped_with_the_remedy(
     assert str(failure.value).count(message) == CLIENTS
 
 
-def test_a_client_with_the_mod_is_not_told_to_add_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_client_with_the_mod_is_not_asked_to_add_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def fails(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         if message.content.config_records["config"]["server-round"] == 2:
             raise RuntimeError("the disk is full")

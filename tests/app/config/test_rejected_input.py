@@ -1,6 +1,6 @@
-"""Invalid run configs, command lines, node configs and output folders, row by row.
+"""Invalid run configs, command lines, node configs and output folders are refused.
 
-No row ends in a traceback, hangs or leaves files behind: a command prints one message and exits
+No case ends in a traceback, hangs or leaves files: a command prints one message and exits
 with code 1 (2 if the command line itself is not valid).
 """
 
@@ -26,7 +26,7 @@ from tests.support.whole_app import SMALL, serve
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
-# Run configs, through `fixbn run`: refused before anything starts.
+# Run configs of `fixbn run`, which are refused before anything starts
 
 CONFIG = [
     # Types
@@ -59,7 +59,7 @@ CONFIG = [
     ("momentum-coefficient=1", "momentum-coefficient = 1: out of bounds; .* below 1"),
     ("seed=4294967296", "seed = 4294967296: out of bounds"),
     ("freeze-after=0", r"freeze-after = 0: T\* = 0 would freeze .* untrained"),
-    # Together
+    # Combinations
     ("freeze-after=41", r"freeze-after = 41: T\* is beyond the last of 40 rounds; use at most 40"),
     ("norm=gn", "freeze-after = 0.5: norm gn has no running statistics to freeze; write freeze-"),
     ("local-epochs=2", "local-steps = 5: local-epochs = 2 is set as well; set one of the two to 0"),
@@ -85,7 +85,7 @@ CONFIG = [
 ]
 
 
-def fail_if_called() -> None:
+def fail_if_called(*_: object) -> None:
     pytest.fail("a federation was started")
 
 
@@ -98,7 +98,7 @@ def test_an_invalid_run_config_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (elsewhere / "a-file").touch()
-    monkeypatch.setattr("fixbn_flwr.app.cli.local_superlink", fail_if_called)
+    monkeypatch.setattr("fixbn_flwr.app.local_run.run_locally", fail_if_called)
     code, stderr = failing_command(capsys, "run", setting)
     assert code == 1
     assert stderr.startswith("Error: ")
@@ -107,7 +107,7 @@ def test_an_invalid_run_config_is_refused(
     assert everything_in(elsewhere) == ["a-file"]
 
 
-def test_several_mistakes_are_named_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_mistakes_are_reported_together(capsys: pytest.CaptureFixture[str]) -> None:
     _, stderr = failing_command(capsys, "run", "seed=-1", "norm=batch", "epoch=3")
     assert [stderr.count(word) for word in ("seed = -1", "norm =", "epoch = 3")] == [1, 1, 1]
 
@@ -213,7 +213,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
 
-def test_a_full_disk_at_the_start_leaves_nothing(
+def test_a_full_disk_at_the_start_leaves_no_files(
     elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with files_of_at_most(100):
@@ -271,10 +271,10 @@ def test_an_invalid_federation_is_refused_before_it_starts(
 ) -> None:
     (elsewhere / "a-file").touch()
     config = {k: v.format(here=elsewhere) if isinstance(v, str) else v for k, v in config.items()}
-    whole = {**SMALL, "output-dir": str(elsewhere / "runs"), **config}
-    grid = SerializingGrid(client_app.app, 4, run_config=whole)
+    run_config = {**SMALL, "output-dir": str(elsewhere / "runs"), **config}
+    grid = SerializingGrid(client_app.app, 4, run_config=run_config)
     with pytest.raises(ConfigError, match=message):
-        serve(grid, whole)
+        serve(grid, run_config)
     assert everything_in(elsewhere) == ["a-file"]
 
 

@@ -196,7 +196,7 @@ def test_an_int_becomes_a_float_except_in_freeze_after() -> None:
         ({"freeze-after": 1.0, "norm": "none"}, 40, "no norm"),
     ],
 )
-def test_freeze_round_and_method(
+def test_the_config_determines_freeze_round_and_method(
     run_config: dict[str, Any], freeze_round: int, method: str
 ) -> None:
     settings = made(run_config)
@@ -212,7 +212,7 @@ def test_freeze_round_and_method(
         ("cosine", [0.8, 0.7695518, 0.6828427, 0.5530734, 0.4, 0.2469266, 0.1171573, 0.0304482]),
     ],
 )
-def test_the_learning_rate_of_each_round(schedule: str, rates: list[float]) -> None:
+def test_each_round_has_the_scheduled_learning_rate(schedule: str, rates: list[float]) -> None:
     settings = made(
         {"learning-rate": 0.8, "learning-rate-schedule": schedule, "num-server-rounds": 8}
     )
@@ -315,10 +315,10 @@ def test_reading_a_config_imports_neither_ray_nor_matplotlib_nor_sklearn() -> No
         "Settings.from_run_config({});"
         "print([name for name in ('ray', 'matplotlib', 'sklearn') if name in sys.modules])"
     )
-    answer = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    assert answer.stdout == "[]\n"
+    assert result.stdout == "[]\n"
 
 
 def test_the_defaults_of_flwr_run_are_those_of_the_code_in_value_and_type() -> None:

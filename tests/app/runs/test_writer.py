@@ -230,7 +230,7 @@ def test_finish_writes_the_summary_and_the_figure(tmp_path: Path) -> None:
     assert (folder.path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_summary_without_freeze_or_without_evaluation(tmp_path: Path) -> None:
+def test_a_summary_omits_values_without_freeze_or_evaluation(tmp_path: Path) -> None:
     bn = settings(tmp_path, freeze_after=1.0)
     accuracies = [0.5, 0.7, 0.7, 0.6]
     summary = summarize([metrics(t, a) for t, a in enumerate(accuracies, start=1)], bn)
@@ -239,7 +239,7 @@ def test_a_summary_without_freeze_or_without_evaluation(tmp_path: Path) -> None:
     assert summarize([], bn) == Summary(None, None, None, None, 0, 0.0, 0.0)
 
 
-def test_the_table_of_two_runs_side_by_side() -> None:
+def test_the_summary_table_lists_two_runs() -> None:
     text = summary_table(
         {
             "FixBN": Summary(0.901, 0.9694, 0.98, 7, 31.26, 160.0, 80.04),

@@ -118,14 +118,14 @@ def test_a_cause_that_stops_all_clients_is_reported_once(nodes: Nodes) -> None:
     assert nodes.queried == ids(0)
 
 
-def test_a_second_client_that_cannot_start_is_named(nodes: Nodes) -> None:
+def test_the_error_names_a_later_client_that_cannot_start(nodes: Nodes) -> None:
     nodes.node_config(2)["broken"] = True
     with pytest.raises(ConfigError, match="client 1002 cannot start: no data here"):
         ClientRegistryGrid(nodes).assemble()
 
 
 @pytest.mark.parametrize(("connected", "count"), [([], "0 of 1"), ([0, 2], "2 of 3")])
-def test_missing_clients_end_the_wait(nodes: Nodes, connected: list[int], count: str) -> None:
+def test_the_wait_for_missing_clients_ends(nodes: Nodes, connected: list[int], count: str) -> None:
     nodes.connected = ids(*connected)
     started = time.monotonic()
     with pytest.raises(ClientsMissingError) as caught:
@@ -242,7 +242,9 @@ def test_the_registry_waits_for_min_clients_with_their_own_data(nodes: Nodes) ->
         with_own_data(nodes, "a", "b", "c").assemble(3)
 
 
-def test_a_disconnected_node_is_named_when_the_superlink_replies_for_it(nodes: Nodes) -> None:
+def test_the_error_names_a_disconnected_node_when_the_superlink_replies_for_it(
+    nodes: Nodes,
+) -> None:
     registry = with_own_data(nodes, "a", "b", "c")
     registry.assemble(3)
     nodes.gone = {FIRST_NODE_ID + 1}
@@ -314,7 +316,9 @@ def test_a_restarted_node_replaces_its_old_id_that_is_still_listed(nodes: Nodes)
 
 
 @pytest.mark.parametrize("examples", ["many", None])
-def test_a_client_with_invalid_properties_is_named(nodes: Nodes, examples: str | None) -> None:
+def test_the_error_names_a_client_with_invalid_properties(
+    nodes: Nodes, examples: str | None
+) -> None:
     for node in nodes.contexts.values():
         node.node_config["examples"] = examples or ""  # overrides its number of examples
     with pytest.raises(ConfigError, match=r"client 1000 cannot start: .*the same version"):

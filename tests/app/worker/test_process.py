@@ -127,7 +127,7 @@ def train_message(server_round: int, *, packed: bool = True) -> Message:
     return message
 
 
-def kept(context: Context) -> dict[str, torch.Tensor]:
+def saved_buffers(context: Context) -> dict[str, torch.Tensor]:
     content = context.state.config_records[KEY][KEY]
     assert isinstance(content, bytes)
     return safetensors.torch.load(content)
@@ -151,7 +151,7 @@ def test_one_worker_answers_all_messages_with_the_bits_of_this_process(
         assert bits(reply.content) == bits(expected.content)
         assert reply.metadata.reply_to_message_id == f"round-{server_round}"
         # the momentum returns to the node's context
-        buffers, expected_buffers = (kept(c) for c in (worker_context, own_context))
+        buffers, expected_buffers = (saved_buffers(c) for c in (worker_context, own_context))
         assert buffers.keys() == expected_buffers.keys() != set()
         assert all(torch.equal(buffers[name], expected_buffers[name]) for name in buffers)
         workers |= set(workers_of(shared.pid))
@@ -203,7 +203,7 @@ def test_a_worker_that_is_killed_gives_an_error_and_the_next_message_starts_anot
 ) -> None:
     context = context_of()
     make_forwarder(tmp_path, node).answer(train_message(1), context)
-    kept = context.state.config_records["fixbn-momentum"]
+    saved_buffers = context.state.config_records["fixbn-momentum"]
     (worker,) = workers_of(node.pid)
     before = processor_time(worker)
     long = subprocess.Popen(
@@ -219,7 +219,7 @@ def test_a_worker_that_is_killed_gives_an_error_and_the_next_message_starts_anot
     reply = make_forwarder(tmp_path, node).answer(train_message(2), context)
     assert reply.has_content()
     assert workers_of(node.pid) != [worker]
-    assert context.state.config_records["fixbn-momentum"] != kept
+    assert context.state.config_records["fixbn-momentum"] != saved_buffers
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from simulation.benchmarks.process_monitor import Process, descendants, merge_peaks
+from tests.support.waiting import wait_until
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,12 @@ def test_a_role_follows_from_the_command(command: str, role: str) -> None:
     assert Process(1, command, 1.0, 0.0).role == role
 
 
+def with_commands(expected: list[int]) -> dict[int, Process] | None:
+    """Return the descendants by their id, once the expected ones have a command line."""
+    found = {one.pid: one for one in descendants()}
+    return found if all(pid in found and found[pid].command for pid in expected) else None
+
+
 def test_descendants_are_children_and_grandchildren_with_their_peak_memory() -> None:
     child = (
         "import subprocess, sys; b = bytearray(100_000_000); sum(range(10**6)); del b;"
@@ -34,9 +41,11 @@ def test_descendants_are_children_and_grandchildren_with_their_peak_memory() -> 
     ) as process:
         assert process.stdout is not None
         grandchild = int(process.stdout.readline())
-        found = {one.pid: one for one in descendants()}
+        # The kernel shows a new program's command line a moment after it has started.
+        found = wait_until(
+            lambda: with_commands([process.pid, grandchild]), "both processes have a command line"
+        )
         process.communicate()
-    assert {process.pid, grandchild} <= found.keys()
     assert os.getpid() not in found
     assert found[process.pid].peak_megabytes > 100  # though it is freed
     assert found[process.pid].seconds > 0

@@ -1,0 +1,83 @@
+"""Run a federation of the app in worker processes of this machine."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fixbn_flwr.app import server_app
+from fixbn_flwr.app.config.settings import Settings
+from fixbn_flwr.app.routine_messages import is_routine
+from fixbn_flwr.app.shared_data import share_data
+from fixbn_flwr.engine.local_grid import LocalGrid
+from fixbn_flwr.engine.simulation import new_run_id, run_server
+from fixbn_flwr.errors import FixBNError
+
+
+def run_locally(settings: Settings, clients: int, workers: int | None) -> Path:
+    """Run a federation; return its run folder.
+
+    Args:
+        settings: The run config.
+        clients: The number of simulated clients.
+        workers: The number of clients that train at a time. Default: one per core.
+
+    Raises:
+        FixBNError: If the run fails.
+    """
+    config: dict[str, Any] = settings.as_run_config()
+    log = _quiet_log()
+    grid = LocalGrid(
+        _client_app,
+        clients,
+        workers=workers,
+        run_id=new_run_id(),
+        run_config=config,
+        prepare=lambda: partial(_prepare_worker, share_data(settings)),
+    )
+    try:
+        with grid:
+            run_server(server_app.app, grid, config)
+    except FixBNError:
+        raise
+    except Exception:
+        print(*log.errors, sep="\n")  # not a FixBNError, whose message is enough
+        raise
+    return Path(settings.resume or f"{settings.output_dir}/{settings.run_name}")
+
+
+def _client_app() -> Any:
+    from fixbn_flwr.app.client_app import app
+
+    return app
+
+
+def _prepare_worker(use_data: Callable[[], None]) -> None:
+    _quiet_log()
+    use_data()
+
+
+class _QuietLog(logging.Filter):
+    """Hides Flower's routine output, since the app prints its own lines; keeps errors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: deque[str] = deque(maxlen=60)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR:
+            self.errors.append(record.getMessage())
+        return record.levelno == logging.WARNING and not is_routine(record.getMessage())
+
+
+def _quiet_log() -> _QuietLog:
+    quiet = _QuietLog()
+    for handler in logging.getLogger("flwr").handlers:
+        for other in [f for f in handler.filters if isinstance(f, _QuietLog)]:
+            handler.removeFilter(other)
+        handler.addFilter(quiet)
+    return quiet

@@ -1,0 +1,46 @@
+"""The process that worker processes are forked from.
+
+It imports everything once, while this process does its own imports, and never starts an OpenMP
+thread, which a fork would break. So it and its workers have one thread each, like the clients of
+Flower's simulation. This module imports nothing heavy, to be called first.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import forkserver
+
+WORKER = "fixbn_flwr.engine.worker"
+OF_THE_APP = ("fixbn_flwr.app.client_app", "fixbn_flwr.app.client.numpy_client", "torch._dynamo")
+"""What the app's clients import. The first step of an optimizer imports torch._dynamo."""
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def start_fork_server(preload: Sequence[str] = ()) -> None:
+    """Start the process if it is not running, and return at once.
+
+    Args:
+        preload: Modules that it imports besides Flower's. Only the first call's are imported.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([WORKER, *preload])
+    with _one_thread():
+        forkserver.ensure_running()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,59 @@
+"""A killed or interrupted `fixbn run` leaves no process, with either engine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.real_runs import PROGRAMS, processes_of
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+ENGINES = ["local", "ray"]
+
+
+@contextmanager
+def training(engine: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run `fixbn run` with a mark in its environment; yield it after its first round."""
+    with subprocess.Popen(
+        [PROGRAMS / "fixbn", "run", "num-server-rounds=5000", "--engine", engine],
+        cwd=folder, env=os.environ | {"TEST_OF_ORPHANS": str(folder)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, process_group=0,
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None
+            output = []
+            for line in process.stdout:
+                output.append(line)
+                if line.startswith("round "):
+                    break
+            else:
+                pytest.fail("".join(output))
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_nothing_survives_a_kill(engine: str, tmp_path: Path) -> None:
+    with training(engine, tmp_path) as process:
+        assert len(processes_of(tmp_path)) > 2
+        process.kill()
+    wait_until(lambda: not processes_of(tmp_path), "all its processes have ended")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_nothing_survives_ctrl_c(engine: str, tmp_path: Path) -> None:
+    with training(engine, tmp_path) as process:
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate()
+        assert process.returncode not in (0, None)
+        # The guard of a SuperLink ends a moment later.
+        wait_until(lambda: not processes_of(tmp_path), "all its processes have ended")
