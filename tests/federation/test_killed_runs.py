@@ -20,24 +20,35 @@ FIXBN = str(PROGRAMS / "fixbn")
 CONFIG = {"num-server-rounds": 12, "freeze-after": 6, "local-steps": 2, "batch-size": 8}
 
 
-def test_a_run_with_a_killed_server_resumes_to_the_same_bits(tmp_path: Path) -> None:
+def kill_server(run: subprocess.Popen[str], engine: str) -> None:
+    """Kill the process with the ServerApp after four rounds."""
+    if engine == "ray":
+        home = home_until(run, "round  4/")
+        processes = [p for p, c in processes_of(home).items() if "flwr-simulation" in c]
+        assert processes
+    else:
+        assert any(line.startswith("round  4/") for line in run.stdout or ())
+        processes = [run.pid]
+    for process in processes:
+        os.kill(process, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_a_run_with_a_killed_server_resumes_to_the_same_bits(engine: str, tmp_path: Path) -> None:
     state, runs = tmp_path / "state", tmp_path / "runs"
     words = [f"{key}={value}" for key, value in CONFIG.items()]
     words += [f"state-dir={state}", f"output-dir={runs}", "run-name=killed", "fraction-train=0.5"]
-    with running_fixbn("run", *words, "--clients=4", "--workers=1", folder=tmp_path) as run:
-        home = home_until(run, "round  4/")
-        simulations = [p for p, c in processes_of(home).items() if "flwr-simulation" in c]
-        assert simulations
-        for process in simulations:
-            os.kill(process, signal.SIGKILL)
+    options = ["--clients=4", "--workers=1", f"--engine={engine}"]
+    with running_fixbn("run", *words, *options, folder=tmp_path) as run:
+        kill_server(run, engine)
         run.communicate()
-    assert run.returncode == 1
+    assert run.returncode == {"local": -signal.SIGKILL, "ray": 1}[engine]
     folder = runs / "killed"
     assert 4 <= len(read_metrics(folder)) < 12
     assert not (folder / "summary.json").exists()
 
     resumed = subprocess.run(
-        [FIXBN, "run", f"resume={folder}", "--workers=1"],
+        [FIXBN, "run", f"resume={folder}", "--workers=1", f"--engine={engine}"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
