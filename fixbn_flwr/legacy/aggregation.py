@@ -30,7 +30,7 @@ def aggregate(
     Args:
         server_round: The round, counted from 1.
         accepted: The usable results, at least one.
-        rejected: The failures that the inner strategy is told.
+        rejected: The failures to pass to the inner strategy.
         selection: The usable results by client.
         view: The global model at the start of the round.
         inner: The inner strategy. Without a new model its attributes stay as they were.
