@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from functools import lru_cache
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord
 
-from fixbn_flwr.flower_compat import SType
+from fixbn_flwr.flower_compat import SType, make_array
 from fixbn_flwr.method.averaging import Array, Arrays
 
 if TYPE_CHECKING:
@@ -33,8 +33,29 @@ def arrays_of(record: ArrayRecord) -> dict[str, Array]:
 
 
 def record_of(arrays: Arrays) -> ArrayRecord:
-    """Return a record of numpy arrays."""
-    return ArrayRecord({name: FlowerArray(array) for name, array in arrays.items()})
+    """Return a record of numpy arrays, in the format that ``np.save`` writes."""
+    record = ArrayRecord()  # its constructor would copy each Array
+    for name, array in arrays.items():
+        record[name] = _flower_array(array)
+    return record
+
+
+def _flower_array(array: Array) -> FlowerArray:
+    """Return what ``FlowerArray(array)`` does, several times faster: headers are cached."""
+    if array.dtype.kind not in _NUMBERS:
+        return FlowerArray(array)
+    order: Literal["C", "F"] = "F" if array.flags.fnc else "C"
+    header = _npy_header(array.dtype.str, array.shape, order == "F")
+    return make_array(str(array.dtype), array.shape, header + array.tobytes(order))
+
+
+@lru_cache(maxsize=4096)
+def _npy_header(dtype: str, shape: tuple[int, ...], fortran_order: bool) -> bytes:
+    """Return what ``np.save`` writes before the values."""
+    file = BytesIO()
+    description = {"descr": dtype, "fortran_order": fortran_order, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, description)
+    return file.getvalue()
 
 
 def view_of(array: FlowerArray) -> Array:

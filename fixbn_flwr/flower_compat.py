@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeGuard
 
-from flwr.app import Context, Error, Message, Metadata
+from flwr.app import Array, Context, Error, Message, Metadata
 from flwr.app.message.message import make_message
 from flwr.app.typing import MetricRecordValues
 from flwr.clientapp.typing import ClientAppCallable, Mod
@@ -62,6 +62,7 @@ __all__ = [
     "inflate_object_from_contents",
     "is_http_grid",
     "iterate_object_tree",
+    "make_array",
     "make_message",
     "make_pull_object_fn_protobuf",
     "message_from_bytes",
@@ -79,6 +80,13 @@ def is_http_grid(grid: object) -> TypeGuard[HttpGrid]:
     from flwr.superlink.grid import HttpGrid
 
     return isinstance(grid, HttpGrid)
+
+
+def make_array(dtype: str, shape: tuple[int, ...], data: bytes) -> Array:
+    """Return an Array of numpy's format without the checks of its constructor, which are slow."""
+    array = Array.__new__(Array)
+    vars(array).update(dtype=dtype, shape=shape, stype=SType.NUMPY, data=data)
+    return array
 
 
 def set_task_identity(run_id: int) -> None:

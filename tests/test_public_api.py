@@ -53,7 +53,7 @@ def test_the_older_generation_and_testing_export_one_name_each() -> None:
 
 def test_an_unknown_name_raises_an_attribute_error() -> None:
     assert not hasattr(fixbn_flwr, "FixBNClient")
-    assert hasattr(import_module("fixbn_flwr.app.client.numpy_client"), "FixBNClient")
+    assert hasattr(import_module("fixbn_flwr.app.client.image_client"), "FixBNClient")
 
 
 def test_importing_the_package_loads_no_heavy_dependency() -> None:

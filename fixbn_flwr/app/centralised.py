@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from fixbn_flwr.app.batches import batches_by_steps
-from fixbn_flwr.app.client.numpy_client import workbench_of
+from fixbn_flwr.app.client.image_client import workbench_of
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.runs.creation import create_run_folder
 from fixbn_flwr.app.runs.summary import RoundMetrics, round_line, summary_table

@@ -8,7 +8,7 @@ once (see :class:`Workbench`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, lru_cache
 from typing import Literal
@@ -57,15 +57,33 @@ class Workbench:
             weight_decay=self._weight_decay,
         )
 
-    def load(self, arrays: dict[str, Array]) -> None:
-        """Load a whole state dict of numpy arrays."""
-        self.model.load_state_dict({name: torch.from_numpy(a) for name, a in arrays.items()})
+    @cached_property
+    def _state(self) -> dict[str, Tensor]:
+        """The model's state dict. Its tensors are the model's own."""
+        return dict(self.model.state_dict())
+
+    @torch.no_grad()
+    def load(self, arrays: Mapping[str, Array]) -> None:
+        """Copy a whole state dict of numpy arrays into the model.
+
+        Raises:
+            RuntimeError: If a name or a shape differs from the model's.
+        """
+        if arrays.keys() != self._state.keys():
+            differing = sorted(arrays.keys() ^ self._state.keys())
+            raise RuntimeError(f"these arrays are not the model's: {', '.join(differing)}")
+        for name, tensor in self._state.items():
+            if arrays[name].shape != tensor.shape:
+                raise RuntimeError(
+                    f"{name} has the shape {arrays[name].shape}, not {tuple(tensor.shape)}"
+                )
+            tensor.copy_(torch.from_numpy(arrays[name]))
 
     def arrays(self) -> dict[str, Array]:
         """Return a copy of the state dict as contiguous numpy arrays."""
         return {
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format).numpy()
-            for name, tensor in self.model.state_dict().items()
+            for name, tensor in self._state.items()
         }
 
     def set_learning_rate(self, learning_rate: float) -> None:

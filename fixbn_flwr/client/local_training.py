@@ -141,7 +141,8 @@ def local_training(
     optimizer = _unwrapped(optimizer)
     if config.momentum is not Momentum.RESET:
         check_optimizer(optimizer, averaged=config.momentum is Momentum.GLOBAL)
-    _start_from(config, received, context, model, optimizer)
+    model_hash = fingerprint(model) if config.momentum is Momentum.LOCAL else ""
+    _start_from(config, received, context, model, optimizer, model_hash)
     with ExitStack() as stack:
         if config.phase is Phase.CALIBRATION:
             stack.enter_context(freeze_statistics(model))
@@ -149,7 +150,7 @@ def local_training(
         yield local
     if config.momentum is Momentum.LOCAL:
         buffers = _momentum_alone(model, optimizer)
-        save_buffers(context, config, buffers, fingerprint(model))
+        save_buffers(context, config, buffers, model_hash)
     elif config.momentum is Momentum.GLOBAL:
         buffers = {n: _as_numpy_type(b) for n, b in read_momentum(model, optimizer).items()}
         if isinstance(received, RecordDict):
@@ -164,6 +165,7 @@ def _start_from(
     context: Context,
     model: nn.Module,
     optimizer: Optimizer,
+    model_hash: str,
 ) -> None:
     """Give the optimizer the momentum buffers that the server's momentum mode selects."""
     match config.momentum:
@@ -172,7 +174,7 @@ def _start_from(
         case Momentum.GLOBAL:
             write_buffers(model, optimizer, _received_momentum(received))
         case Momentum.LOCAL:
-            saved = load_buffers(context, config, fingerprint(model))
+            saved = load_buffers(context, config, model_hash)
             try:
                 write_buffers(model, optimizer, saved)
             except MomentumError as error:

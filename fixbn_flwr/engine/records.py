@@ -13,6 +13,8 @@ from typing import Any
 
 from flwr.app import Array, ConfigRecord
 
+from fixbn_flwr.flower_compat import SType, make_array
+
 LARGE = 4096  # bytes; a shorter value of a ConfigRecord stays in the header
 
 
@@ -44,6 +46,8 @@ class _Pickler(pickle.Pickler):
 
 
 def _array(dtype: str, shape: tuple[int, ...], stype: str, data: memoryview) -> Array:
+    if stype == SType.NUMPY:
+        return make_array(dtype, shape, bytes(data))
     return Array(dtype, shape, stype, bytes(data))
 
 

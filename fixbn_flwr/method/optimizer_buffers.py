@@ -137,7 +137,8 @@ def write_buffers(model: nn.Module, optimizer: Optimizer, buffers: Mapping[str, 
         MomentumError: If a buffer's name or shape matches no parameter of the model. The optimizer
             is then unchanged.
     """
-    parameters, of_model = _trained_parameters(model, optimizer), named_parameters(model)
+    of_model = named_parameters(model)
+    parameters = _trained_parameters(model, optimizer, of_model)
     steps_on_device = {
         parameter
         for group in optimizer.param_groups
@@ -205,9 +206,8 @@ def _state_when_built(optimizer: Optimizer) -> dict[Tensor, dict[str, Any]]:
     """Return the state of a newly built optimizer of this kind: empty except for Adagrad."""
     if not isinstance(optimizer, Adagrad):
         return {}
-    groups = [dict(group) for group in optimizer.param_groups]
-    first_sum = optimizer.defaults["initial_accumulator_value"]
-    return dict(Adagrad(groups, initial_accumulator_value=first_sum).state)
+    first_sum, groups = optimizer.defaults["initial_accumulator_value"], optimizer.param_groups
+    return dict(Adagrad(map(dict, groups), initial_accumulator_value=first_sum).state)
 
 
 def _only_momentum(optimizer: Optimizer, what: str) -> MomentumError:
@@ -224,10 +224,13 @@ def fingerprint(model: nn.Module) -> str:
     return hashlib.sha256(json.dumps(parameters).encode()).hexdigest()[:16]
 
 
-def _trained_parameters(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+def _trained_parameters(
+    model: nn.Module, optimizer: Optimizer, of_model: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """Return the optimizer's parameters by name, in the model's order."""
     trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-    named = {name: p for name, p in named_parameters(model).items() if p in trained}
+    of_model = named_parameters(model) if of_model is None else of_model
+    named = {name: p for name, p in of_model.items() if p in trained}
     if len(named) < len(trained):
         raise MomentumError(
             f"the optimizer trains {len(trained)} parameters, but only {len(named)} of them belong "

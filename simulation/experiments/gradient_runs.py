@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from fixbn_flwr.app.client.numpy_client import partitions_of
+from fixbn_flwr.app.client.image_client import partitions_of
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.tasks import get_task, load_splits

@@ -10,9 +10,9 @@ import pytest
 import torch
 from flwr.app import Context, RecordDict
 
+from fixbn_flwr.app.client.image_client import FixBNClient
 from fixbn_flwr.app.client.node_config import Node
-from fixbn_flwr.app.client.numpy_client import FixBNClient
-from fixbn_flwr.app.client_app import client_fn
+from fixbn_flwr.app.client_app import client_of
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.tasks import get_task, load_splits
 from tests.support.whole_app import SMALL
@@ -24,10 +24,7 @@ def context(node_config: dict[str, Any], **run_config: Any) -> Context:
 
 def client(own: int, partitions: int, **run_config: Any) -> FixBNClient:
     node_config = {"partition-id": own, "num-partitions": partitions}
-    made = client_fn(context(node_config, **run_config))
-    numpy_client = made.numpy_client  # type: ignore[attr-defined]
-    assert isinstance(numpy_client, FixBNClient)
-    return numpy_client
+    return client_of(context(node_config, **run_config))
 
 
 def test_each_image_belongs_to_exactly_one_client() -> None:
@@ -70,7 +67,7 @@ def test_data_without_groups_has_no_natural_partition() -> None:
 )
 def test_a_node_config_without_data_is_refused(node_config: dict[str, Any], found: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        client_fn(context(node_config))
+        client_of(context(node_config))
     assert str(caught.value) == (
         f"the node config has {found}: start the SuperNode with --node-config "
         "'data-dir=\"/its/own/data\"' to train on its own data, or 'partition-id=0 "
@@ -81,17 +78,17 @@ def test_a_node_config_without_data_is_refused(node_config: dict[str, Any], foun
 def own_data(data_dir: Path | str, **node_config: Any) -> FixBNClient:
     """Return the client of a node with its own data; the run config's data-dir is the server's."""
     node_config = {"data-dir": str(data_dir), **node_config}
-    made = client_fn(context(node_config, **{"data-dir": "/only/at/the/server"}))
-    numpy_client = made.numpy_client  # type: ignore[attr-defined]
-    assert isinstance(numpy_client, FixBNClient)
-    return numpy_client
+    return client_of(context(node_config, **{"data-dir": "/only/at/the/server"}))
 
 
 def test_a_node_with_its_own_data_trains_on_all_of_it(tmp_path: Path) -> None:
     one = own_data(tmp_path, name="hospital-a")
     assert one.partition.tolist() == list(range(1437))
     assert one.settings.data_dir == str(tmp_path)
-    assert one.get_properties({}) == {"examples": 1437, "name": "hospital-a"}
+    assert dict(one.properties().config_records["properties"]) == {
+        "examples": 1437,
+        "name": "hospital-a",
+    }
 
 
 def test_each_node_may_have_the_shared_data_in_another_directory(tmp_path: Path) -> None:
@@ -131,7 +128,7 @@ def test_missing_data_are_reported_with_the_nodes_name(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=f"^hospital-a: {tmp_path} contains no folder femnist-small"
     ):
-        client_fn(context(node_config, task="femnist", partition="iid"))
+        client_of(context(node_config, task="femnist", partition="iid"))
 
 
 @pytest.mark.parametrize("own", [-1, 2])

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Message
+from flwr.app import Array, Message, RecordDict
 from safetensors.numpy import load_file
 
 from fixbn_flwr.app import client_app
-from fixbn_flwr.app.client.numpy_client import FixBNClient
+from fixbn_flwr.app.client.image_client import FixBNClient
 from fixbn_flwr.app.training import evaluate, workbench
 from fixbn_flwr.errors import ClientsMissingError, ConfigError, RoundsFailedError
 from fixbn_flwr.method.averaging import Kind, kind_of
@@ -55,15 +55,17 @@ def test_each_round_is_a_line_of_metrics(tmp_path: Path) -> None:
 def test_both_saved_models_have_the_accuracy_of_their_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit = FixBNClient.fit
+    train = FixBNClient.train
 
-    def fit_and_invert_in_round_3(self: Any, parameters: Any, config: Any) -> Any:
-        arrays, examples, metrics = fit(self, parameters, config)
-        if config["server-round"] == 3:  # the most likely class becomes the least likely
-            arrays[-2:] = [-array for array in arrays[-2:]]
-        return arrays, examples, metrics
+    def train_and_invert_in_round_3(self: Any, received: RecordDict) -> RecordDict:
+        reply = train(self, received)
+        if received["config"]["server-round"] == 3:  # the likeliest class becomes the least likely
+            arrays = reply.array_records["arrays"]
+            for name in list(arrays)[-2:]:
+                arrays[name] = Array(-arrays[name].numpy())
+        return reply
 
-    monkeypatch.setattr(FixBNClient, "fit", fit_and_invert_in_round_3)
+    monkeypatch.setattr(FixBNClient, "train", train_and_invert_in_round_3)
     folder = run_app(tmp_path, 2, {"partition": "iid", "local-steps": 30})
     rounds = rounds_of(folder)
     summary = json.loads((folder / "summary.json").read_text())
@@ -192,15 +194,18 @@ def test_a_seed_samples_the_same_partitions_and_each_round_different_ones(tmp_pa
 def test_a_client_that_diverges_is_dropped_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit = FixBNClient.fit
+    train = FixBNClient.train
 
-    def fit_to_nan(self: Any, parameters: Any, config: Any) -> Any:
-        arrays, examples, metrics = fit(self, parameters, config)
-        if self.context.node_config["partition-id"] == 1 and config["server-round"] == 2:
-            arrays[0] = np.full_like(arrays[0], np.nan)
-        return arrays, examples, metrics
+    def train_to_nan(self: Any, received: RecordDict) -> RecordDict:
+        reply = train(self, received)
+        of_round = received["config"]["server-round"]
+        if self.context.node_config["partition-id"] == 1 and of_round == 2:
+            arrays = reply.array_records["arrays"]
+            name = next(iter(arrays))
+            arrays[name] = Array(np.full_like(arrays[name].numpy(), np.nan))
+        return reply
 
-    monkeypatch.setattr(FixBNClient, "fit", fit_to_nan)
+    monkeypatch.setattr(FixBNClient, "train", train_to_nan)
     rounds = rounds_of(run_app(tmp_path, 3, {"fraction-train": 1.0}))
     assert [(line["clients"], line["dropped"]) for line in rounds] == [(3, 0), (2, 1), (3, 0)]
 

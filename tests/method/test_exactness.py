@@ -46,7 +46,6 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
-from flwr.client import Client
 from flwr.clientapp import ClientApp
 from flwr.common import ndarrays_to_parameters
 from flwr.server.strategy import FedAvg as OlderFedAvg
@@ -56,8 +55,9 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import SGD
 
-from fixbn_flwr import FixBN, numpy_client_mod
-from fixbn_flwr.app.client.numpy_client import FixBNClient
+from fixbn_flwr import FixBN
+from fixbn_flwr.app.client.image_client import FixBNClient
+from fixbn_flwr.app.client_app import client_app_of
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.legacy import FixBN as LegacyFixBN
 from fixbn_flwr.models.resnet20 import ResidualNetwork, resnet20
@@ -374,11 +374,10 @@ def _tiny_task(images: int, *, classes: int = CLASSES) -> Task:
 
 
 def _app(task: Task, settings: Settings, partitions: list[np.ndarray]) -> ClientApp:
-    def client_fn(context: Context) -> Client:
-        partition = partitions[partition_of(context)]
-        return FixBNClient(task, partition, settings, context).to_client()
+    def client_of(context: Context) -> FixBNClient:
+        return FixBNClient(task, partitions[partition_of(context)], settings, context)
 
-    return ClientApp(client_fn=client_fn, mods=[numpy_client_mod])
+    return client_app_of(client_of, [])
 
 
 def _settings(**choices: object) -> Settings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 
 from fixbn_flwr.errors import ConfigError
 
@@ -39,7 +39,7 @@ class ClientProperties:
         if reply.has_error():
             raise ConfigError(reply.error.reason)
         try:
-            reported = reply.content.config_records["getpropertiesres.properties"]
+            reported = reply.content.config_records["properties"]
             properties = cls(
                 partition=int(str(reported.get("partition-id", -1))),
                 partitions=int(str(reported.get("num-partitions", 0))),
@@ -53,12 +53,11 @@ class ClientProperties:
             return properties
         except (KeyError, ValueError) as error:
             raise ConfigError(
-                f"its get_properties reply is not valid ({error!r}): install the same version of "
+                f"its properties are not valid ({error!r}): install the same version of "
                 "fixbn-flwr on server and clients."
             ) from error
 
 
 def properties_request(node_id: int) -> Message:
     """Return the message that asks a client for its properties."""
-    content = RecordDict({"getpropertiesins.config": ConfigRecord()})
-    return Message(content, dst_node_id=node_id, message_type="get_properties")
+    return Message(RecordDict(), dst_node_id=node_id, message_type="query")

@@ -8,7 +8,7 @@ from typing import cast
 
 from flwr.app import ArrayRecord, Message, MetricRecord
 
-from fixbn_flwr.app.client.numpy_client import workbench_of
+from fixbn_flwr.app.client.image_client import workbench_of
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.runs.momentum_files import folder_of, warn_of_full_disk
 from fixbn_flwr.app.runs.reader import CHECKPOINTS

@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
-from flwr.client import Client, NumPyClient
 from flwr.clientapp import ClientApp
 
-from fixbn_flwr import numpy_client_mod
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.server.client_registry_grid import ClientRegistryGrid
 from fixbn_flwr.app.server.reproducible_fedavg import ReproducibleFedAvg
@@ -22,29 +20,31 @@ from fixbn_flwr.testing import FIRST_NODE_ID, SerializingGrid
 from tests.support.whole_app import size_of
 
 
-class Echo(NumPyClient):
-    """Has as many images as its partition's number plus ten; returns the received parameters."""
+def echo() -> ClientApp:
+    """An app with as many images as its partition's number plus ten; it returns the arrays."""
+    app = ClientApp()
 
-    def __init__(self, context: Context) -> None:
-        self.node = context.node_config
-
-    def get_properties(self, config: Any) -> dict[str, Any]:
-        if self.node.get("broken"):
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        node = context.node_config
+        if node.get("broken"):
             raise ValueError("no data here: copy them to /data")
-        return {"examples": 10 + int(self.node.get("partition-id", 0)), **self.node}
+        properties = ConfigRecord({"examples": 10 + int(node.get("partition-id", 0)), **node})
+        return Message(RecordDict({"properties": properties}), reply_to=message)
 
-    def fit(self, parameters: Any, config: Any) -> Any:
-        return parameters, 1, {}
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        content = RecordDict({"arrays": message.content["arrays"]})
+        return Message(content, reply_to=message)
+
+    return app
 
 
 class Nodes(SerializingGrid):
     """A grid whose nodes connect and disconnect."""
 
     def __init__(self, nodes: int) -> None:
-        def client_fn(context: Context) -> Client:
-            return Echo(context).to_client()
-
-        super().__init__(ClientApp(client_fn=client_fn, mods=[numpy_client_mod]), nodes)
+        super().__init__(echo(), nodes)
         self.connected = list(self.contexts)
         self.queried: list[int] = []
         self.gone: set[int] = set()

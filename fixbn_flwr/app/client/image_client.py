@@ -1,6 +1,6 @@
-"""The app's client: a NumPyClient with FixBN.
+"""The app's client, which trains a task's model on its images.
 
-It is also an example: the ``local_training`` block in ``FixBNClient.fit`` is all that FixBN needs
+It is also an example: the ``local_training`` block in ``FixBNClient.train`` is all that FixBN needs
 in a client.
 """
 
@@ -11,9 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from flwr.app import Context
-from flwr.client import Client, NumPyClient
-from flwr.common import Config, NDArrays, Scalar
+from flwr.app import ConfigRecord, Context, MetricRecord, RecordDict
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,6 +26,7 @@ from fixbn_flwr.app.training import (
     train,
     workbench,
 )
+from fixbn_flwr.array_records import arrays_of, record_of
 from fixbn_flwr.client.local_training import local_training
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method.round_config import ROUND
@@ -35,7 +34,7 @@ from fixbn_flwr.tasks import Split, Task, get_task, load_splits
 from fixbn_flwr.tasks.partition import partition
 
 
-def make_client(context: Context) -> Client:
+def make_client(context: Context) -> FixBNClient:
     """Return the client of a node. A process loads data, model and partition once.
 
     Raises:
@@ -53,7 +52,7 @@ def make_client(context: Context) -> Client:
     except ConfigError as error:
         name = context.node_config.get("name")
         raise ConfigError(f"{name}: {error}" if name else str(error)) from error
-    return FixBNClient(task, images, settings, context).to_client()
+    return FixBNClient(task, images, settings, context)
 
 
 def workbench_of(task: Task, settings: Settings) -> Workbench:
@@ -81,7 +80,7 @@ def partitions_of(settings: Settings, train: Split, clients: int) -> list[NDArra
     )
 
 
-class FixBNClient(NumPyClient):
+class FixBNClient:
     """A client that trains a task's model on its own images.
 
     Args:
@@ -100,18 +99,27 @@ class FixBNClient(NumPyClient):
         self.context = context
         self.node = Node.of(context)
 
-    def get_properties(self, config: Config) -> dict[str, Scalar]:
+    def properties(self) -> RecordDict:
         """Return the client's partition, number of images and name."""
-        properties: dict[str, Scalar] = {"examples": len(self.partition), "name": self.node.name}
+        properties = ConfigRecord({"name": self.node.name})
+        properties["examples"] = len(self.partition)
         if self.node.partition is not None:
             properties["partition-id"] = self.node.partition
             properties["num-partitions"] = self.node.partitions
-        return properties
+        return RecordDict({"properties": properties})
 
-    def fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, dict[str, Scalar]]:
-        """Train for a round; return all arrays, the number of images, and loss and seconds."""
-        settings, server_round = self.settings, int(config[ROUND])
-        bench = self._bench(parameters)
+    def train(self, received: RecordDict) -> RecordDict:
+        """Train for a round.
+
+        Args:
+            received: The content of the server's message: "arrays" and "config".
+
+        Returns:
+            The content of the reply: all arrays, the number of images, the loss and the seconds.
+        """
+        settings = self.settings
+        server_round = int(str(received.config_records["config"][ROUND]))
+        bench = self._bench(received)
         # The buffers are those of the process's last client; local_training loads this client's.
         bench.optimizer.state.clear()
         bench.set_learning_rate(settings.learning_rate_at(server_round))
@@ -119,34 +127,40 @@ class FixBNClient(NumPyClient):
         seed = seed_of(settings.seed, server_round, self.node.number)
         torch.manual_seed(seed)  # dropout draws from the global generator
         random = torch.Generator().manual_seed(seed)
-        with local_training(bench.model, bench.optimizer, config, self.context) as local:
+        with local_training(bench.model, bench.optimizer, received, self.context) as local:
             started = time.monotonic()
             loss = train(
                 bench, self.task, self._data, self._batches(random), random, settings.precision
             )
             seconds = time.monotonic() - started
-        metrics: dict[str, Scalar] = {
-            "train-loss": loss,
-            "train-seconds": seconds,
-            **local.metrics,
-        }
-        return list(bench.arrays().values()), len(self.partition), metrics
+        metrics = MetricRecord()
+        metrics["num-examples"] = len(self.partition)
+        metrics["train-loss"], metrics["train-seconds"] = loss, seconds
+        arrays = record_of(bench.arrays())
+        return RecordDict({"arrays": arrays, "metrics": metrics, **local.records})
 
-    def evaluate(
-        self, parameters: NDArrays, config: Config
-    ) -> tuple[float, int, dict[str, Scalar]]:
-        """Evaluate the global model on this client's images."""
+    def evaluate(self, received: RecordDict) -> RecordDict:
+        """Evaluate the global model on this client's images.
+
+        Args:
+            received: The content of the server's message: "arrays" and "config".
+
+        Returns:
+            The content of the reply: the number of images, the loss and the accuracy.
+        """
         own = torch.from_numpy(self.partition)
-        loss, accuracy = evaluate(self._bench(parameters), self.task, self._data, own)
-        return loss, len(own), {"accuracy": accuracy}
+        loss, accuracy = evaluate(self._bench(received), self.task, self._data, own)
+        metrics = MetricRecord({"loss": loss, "accuracy": accuracy})
+        metrics["num-examples"] = len(own)
+        return RecordDict({"metrics": metrics})
 
     @property
     def _data(self) -> Split:
         return load_splits(self.task, self.settings.data_path)[0]
 
-    def _bench(self, parameters: NDArrays) -> Workbench:
+    def _bench(self, received: RecordDict) -> Workbench:
         bench = workbench_of(self.task, self.settings)
-        bench.load(dict(zip(bench.model.state_dict(), parameters, strict=True)))
+        bench.load(arrays_of(received.array_records["arrays"]))
         return bench
 
     def _batches(self, random: torch.Generator) -> Iterator[Tensor]:

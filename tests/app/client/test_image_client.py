@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Context, RecordDict
+from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.common import NDArrays
 from torch import nn
 
-from fixbn_flwr.app.client.numpy_client import FixBNClient
+from fixbn_flwr.app.client.image_client import FixBNClient
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.training import evaluate, workbench
+from fixbn_flwr.array_records import record_of
 from fixbn_flwr.tasks import get_task, load_splits
 
 DIGITS = get_task("digits")
+NAMES = list(DIGITS.models["small-resnet"]("bn").state_dict())
 
 
 @pytest.fixture(autouse=True)
@@ -60,12 +62,28 @@ def initial() -> NDArrays:
     return [t.numpy().copy() for t in DIGITS.models["small-resnet"]("bn").state_dict().values()]
 
 
+def content(parameters: NDArrays, received: dict[str, Any]) -> RecordDict:
+    """Return the content of the server's message."""
+    arrays = dict(zip(NAMES, parameters, strict=True))
+    return RecordDict({"arrays": record_of(arrays), "config": ConfigRecord(received)})
+
+
+def fit(
+    one: FixBNClient, parameters: NDArrays, received: dict[str, Any]
+) -> tuple[NDArrays, int, dict[str, Any]]:
+    """Train a client; return its arrays, number of images and metrics."""
+    reply = one.train(content(parameters, received))
+    metrics: dict[str, Any] = dict(reply.metric_records["metrics"])
+    arrays = [array.numpy() for array in reply.array_records["arrays"].values()]
+    return arrays, metrics.pop("num-examples"), metrics
+
+
 def bits(arrays: NDArrays) -> bytes:
     return b"".join(array.tobytes() for array in arrays)
 
 
 def test_fit_returns_arrays_examples_and_metrics() -> None:
-    arrays, examples, metrics = client().fit(initial(), config())
+    arrays, examples, metrics = fit(client(), initial(), config())
     assert [(a.shape, a.dtype) for a in arrays] == [(a.shape, a.dtype) for a in initial()]
     assert bits(arrays) != bits(initial())
     assert examples == 40
@@ -80,37 +98,37 @@ def test_fit_returns_arrays_examples_and_metrics() -> None:
     ids=["reset", "local", "a server without FixBN"],
 )
 def test_earlier_clients_of_the_process_do_not_change_the_result(received: dict[str, Any]) -> None:
-    alone = bits(client(0).fit(initial(), received)[0])
+    alone = bits(fit(client(0), initial(), received)[0])
     workbench.cache_clear()
     # Another client leaves weights, momentum, a learning rate, frozen layers and a random state.
-    client(1, learning_rate_schedule="cosine").fit(initial(), config(9, "calibration", factor=0.5))
-    client(2).evaluate(initial(), config())
-    assert bits(client(0).fit(initial(), received)[0]) == alone
+    fit(client(1, learning_rate_schedule="cosine"), initial(), config(9, "calibration", factor=0.5))
+    client(2).evaluate(content(initial(), config()))
+    assert bits(fit(client(0), initial(), received)[0]) == alone
 
 
 def test_a_failed_training_does_not_affect_the_next_client() -> None:
-    alone = bits(client(0).fit(initial(), config())[0])
+    alone = bits(fit(client(0), initial(), config())[0])
     failing = client(1)
     failing.partition = np.array([10**6])  # there is no such image
     with pytest.raises(IndexError):
-        failing.fit(initial(), config(2, "calibration"))
-    assert bits(client(0).fit(initial(), config())[0]) == alone
+        fit(failing, initial(), config(2, "calibration"))
+    assert bits(fit(client(0), initial(), config())[0]) == alone
 
 
 def test_a_client_continues_with_its_own_momentum() -> None:
     one = client(0)
-    one.fit(initial(), config(1))
-    second = bits(one.fit(initial(), config(2))[0])
-    assert second != bits(client(0).fit(initial(), config(2))[0])  # this client has no momentum yet
+    fit(one, initial(), config(1))
+    second = bits(fit(one, initial(), config(2))[0])
+    assert second != bits(fit(client(0), initial(), config(2))[0])  # it has no momentum yet
     other = client(0)
-    other.fit(initial(), config(1))
-    client(1).fit(initial(), config(1))
-    assert bits(other.fit(initial(), config(2))[0]) == second
+    fit(other, initial(), config(1))
+    fit(client(1), initial(), config(1))
+    assert bits(fit(other, initial(), config(2))[0]) == second
 
 
 def test_seed_round_and_partition_each_change_the_batches() -> None:
     def loss(one: FixBNClient, server_round: int) -> str:
-        return str(one.fit(initial(), config(server_round))[2]["train-loss"])
+        return str(fit(one, initial(), config(server_round))[2]["train-loss"])
 
     same = [loss(client(0), 1), loss(client(0), 1)]
     assert same[0] == same[1]
@@ -125,7 +143,7 @@ def test_calibration_keeps_the_statistics_and_applies_the_factor() -> None:
 
     def trained(factor: float) -> dict[str, Any]:
         received = config(2, "calibration", factor=factor)
-        return dict(zip(names, client(local_steps=1).fit(initial(), received)[0], strict=True))
+        return dict(zip(names, fit(client(local_steps=1), initial(), received)[0], strict=True))
 
     before = dict(zip(names, initial(), strict=True))
     full, tenth = trained(1.0), trained(0.1)
@@ -148,20 +166,20 @@ def test_an_epoch_uses_each_image_of_the_client_once(monkeypatch: pytest.MonkeyP
         return forward(self, images)
 
     monkeypatch.setattr(nn.Module, "__call__", record)
-    client(local_steps=0, local_epochs=2, batch_size=16).fit(initial(), config())
+    fit(client(local_steps=0, local_epochs=2, batch_size=16), initial(), config())
     assert seen == [14, 13, 13] * 2
 
 
 def test_the_properties_are_partition_examples_and_name() -> None:
-    assert client(3).get_properties({}) == {
+    assert dict(client(3).properties().config_records["properties"]) == {
         "partition-id": 3, "num-partitions": 4, "examples": 40, "name": ""
     }  # fmt: skip
 
 
 def test_evaluation_uses_the_clients_own_images() -> None:
-    loss, examples, metrics = client(2).evaluate(initial(), config())
+    metrics = client(2).evaluate(content(initial(), config())).metric_records["metrics"]
     train_split = load_splits(DIGITS)[0]
     bench = workbench(DIGITS, "small-resnet", "bn", 0.9, settings().weight_decay, "cpu")
     own = type(train_split)(train_split.images[80:120], train_split.targets[80:120])
-    assert (loss, metrics["accuracy"]) == evaluate(bench, DIGITS, own)
-    assert examples == 40
+    assert (metrics["loss"], metrics["accuracy"]) == evaluate(bench, DIGITS, own)
+    assert metrics["num-examples"] == 40
