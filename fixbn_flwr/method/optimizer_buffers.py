@@ -23,7 +23,6 @@ from torch.optim import LBFGS, SGD, Adagrad, Muon, Optimizer
 from fixbn_flwr.errors import MomentumError
 
 Buffers = dict[str, Tensor]
-
 _SGD_SLOT = "momentum_buffer"
 _STEP_SLOT = "step"
 # Slots that hold one number per parameter. A shape does not tell: parameters can be 0-d too.
@@ -219,9 +218,9 @@ def _only_momentum(optimizer: Optimizer, what: str) -> MomentumError:
 
 def fingerprint(model: nn.Module) -> str:
     """Return a hash of the names, shapes and types of a model's parameters, 16 hex digits."""
-    named = named_parameters(model).items()
-    parameters = [(name, list(value.shape), str(value.dtype)) for name, value in named]
-    return hashlib.sha256(json.dumps(parameters).encode()).hexdigest()[:16]
+    parameters = named_parameters(model).items()
+    described = [(name, list(value.shape), str(value.dtype)) for name, value in parameters]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
 
 
 def _trained_parameters(

@@ -15,6 +15,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fixbn_flwr import FixBN
+from fixbn_flwr.engine.client_states import ClientStates
 from fixbn_flwr.engine.local_grid import FIRST_NODE_ID, LocalGrid
 from fixbn_flwr.engine.worker_pool import WorkerError
 from fixbn_flwr.testing import SerializingGrid
@@ -183,6 +184,17 @@ def test_a_worker_that_ends_while_it_starts_ends_the_run() -> None:
         LocalGrid(app, 2, workers=1, prepare=lambda: fall_over) as grid,
         pytest.raises(WorkerError, match=r"ended while it started \(exit code 7\)"),
     ):
+        exchange(grid)
+
+
+def test_a_full_disk_ends_the_run_with_the_remedy(
+    grid: LocalGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def put(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ClientStates, "put", put)
+    with pytest.raises(WorkerError, match="No space left on device.*set TMPDIR to a larger disk"):
         exchange(grid)
 
 
