@@ -194,7 +194,7 @@ def test_a_full_disk_ends_the_run_with_the_remedy(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(ClientStates, "put", put)
-    with pytest.raises(WorkerError, match="No space left on device.*set TMPDIR to a larger disk"):
+    with pytest.raises(WorkerError, match=r"No space left on device.*set TMPDIR to a larger disk"):
         exchange(grid)
 
 
