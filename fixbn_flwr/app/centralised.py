@@ -82,7 +82,7 @@ def train_centrally(settings: Settings, clients: int) -> Path:
             clients=together,
             dropped=0,
         )
-        print(round_line(metrics, settings.num_server_rounds))
+        print(round_line(metrics, settings))
         if folder.append(metrics):
             folder.save_model("best", bench.arrays())
         best = folder.best_round
@@ -90,5 +90,4 @@ def train_centrally(settings: Settings, clients: int) -> Path:
             break
     folder.save_model("final", bench.arrays())
     print(summary_table({METHOD: folder.finish()}))
-    print(f"Run folder: {folder.path}")
     return folder.path

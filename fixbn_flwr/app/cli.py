@@ -72,6 +72,26 @@ EngineOption = Annotated[
 ]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"fixbn-flwr {version('fixbn-flwr')}")
+        raise typer.Exit
+
+
+@cli.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """The options of the program itself."""
+
+
 @cli.command()
 def run(
     overrides: Overrides = None,
@@ -158,8 +178,10 @@ def delete(
     """Delete a run, and its clients' momentum files on this machine."""
     from fixbn_flwr.app.overrides import absolute
     from fixbn_flwr.app.runs.momentum_files import delete_run
+    from fixbn_flwr.app.runs.reader import read_config
 
     path = Path(absolute("folder", str(folder)))
+    read_config(path)
     if yes or typer.confirm(f"Delete {path} and its clients' momentum files?"):
         for deleted in delete_run(path):
             print(f"Deleted {deleted}")

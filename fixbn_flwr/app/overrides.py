@@ -13,6 +13,7 @@ from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.runs.reader import read_config
 from fixbn_flwr.errors import ConfigError
 
+_OPTIONS = ("clients", "workers", "engine")  # of the command line
 _PATHS = ("resume", "data-dir", "state-dir", "output-dir")
 
 
@@ -79,6 +80,8 @@ def key_and_value(argument: str, defaults: Mapping[str, object]) -> tuple[str, V
     key, equals, text = argument.partition("=")
     if not equals:
         raise ConfigError(f"{argument!r} is not a setting: write KEY=VALUE, such as task=cifar10.")
+    if key in _OPTIONS:
+        raise ConfigError(f"{key} is an option, not a key of the run config: write --{key} {text}.")
     value: Value = text
     with suppress(ValueError):
         value = float(text)  # also .5, which is not TOML

@@ -32,7 +32,6 @@ def main(grid: Grid, context: Context) -> None:
     print(summary_table({run.settings.method: run.folder.finish()}))
     if state := folder_of(run.settings, run.folder.run):
         print(report(state))
-    print(f"Run folder: {run.folder.path}")
 
 
 def train(run: PreparedRun) -> ArrayRecord:

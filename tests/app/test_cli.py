@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -226,7 +227,7 @@ def test_centralized_training_needs_no_superlink(link: Link, tmp_path: Path) -> 
     assert link.runs == []
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.endswith("-digits-centralised")
-    assert output.splitlines()[-1] == f"Run folder: {folder}"
+    assert output.splitlines()[0] == f"Run folder: {folder}"
 
 
 @pytest.mark.parametrize(
@@ -271,3 +272,18 @@ def test_an_error_is_a_message_and_exit_code_1(tmp_path: Path) -> None:
         '  seed = "x": must be a whole number; write it in digits, without quotes\n'
     )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["clients=5", "workers=2", "engine=ray"])
+def test_an_option_written_as_a_key_is_named(option: str) -> None:
+    with pytest.raises(ConfigError, match=rf"write --{option.replace('=', ' ')}\."):
+        invoke("run", option)
+
+
+def test_the_version_is_printed() -> None:
+    assert re.fullmatch(r"fixbn-flwr \d+\.\d+\.\d+\n", invoke("--version"))
+
+
+def test_delete_checks_the_folder_before_it_asks(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        invoke("delete", str(tmp_path / "nothing"))

@@ -85,6 +85,20 @@ def test_both_saved_models_have_the_accuracy_of_their_round(
     )
 
 
+@pytest.mark.parametrize(
+    ("config", "warned"),
+    [({}, True), ({"partition-classes": 5}, False), ({"partition": "iid"}, False)],
+)
+def test_classes_without_a_client_are_a_warning_with_the_remedy(
+    config: dict[str, Any], warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_app(tmp_path, 2, {"num-server-rounds": 1, "freeze-after": 1.0, **config})
+    found = [r.getMessage() for r in caplog.records if "no client trains on" in r.getMessage()]
+    assert len(found) == warned
+    assert all("hold at most 4 of the 10 classes" in text for text in found)
+    assert all("`fixbn run --clients 5`" in text for text in found)
+
+
 def test_evaluate_every_skips_rounds_but_not_t_star_or_the_last(tmp_path: Path) -> None:
     config = {"num-server-rounds": 7, "freeze-after": 3, "evaluate-every": 2, "local-steps": 1}
     rounds = rounds_of(run_app(tmp_path, 2, config))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.method.schedule import Phase
+from fixbn_flwr.tasks import get_task
 
 
 @dataclass(frozen=True)
@@ -87,18 +88,20 @@ def best_round(metrics: Sequence[RoundMetrics]) -> RoundMetrics | None:
     return max(tested, key=lambda m: m.test_accuracy or 0.0, default=None)
 
 
-def round_line(metrics: RoundMetrics, rounds: int) -> str:
-    """Return a round as a line for the console."""
-    parts = [
-        f"round {metrics.round:>{len(str(rounds))}}/{rounds}",
-        f"{metrics.phase:<11}",
-        f"lr {metrics.learning_rate:<7.4g}",
-        "no client" if metrics.train_loss is None else f"train loss {metrics.train_loss:7.4f}",
-    ]
+def round_line(metrics: RoundMetrics, settings: Settings) -> str:
+    """Return a round as a line for the console, at most 80 columns wide in most runs."""
+    rounds = settings.num_server_rounds
+    parts = [f"round {metrics.round:>{len(str(rounds))}}/{rounds}"]
+    if settings.freeze_round < rounds:  # plain BN has no phases
+        parts.append(f"{metrics.phase:<11}")
+    parts.append(f"lr {metrics.learning_rate:<7.4g}")
+    train = metrics.train_loss
+    parts.append("no client  " if train is None else f"train {train:.3f}")
     if metrics.test_accuracy is not None:
-        parts += [f"test loss {metrics.test_loss:7.4f}", f"accuracy {metrics.test_accuracy:6.1%}"]
+        name = "accuracy" if get_task(settings.task).masks is None else "mean IoU"
+        parts.append(f"test {metrics.test_loss:.3f} {name} {metrics.test_accuracy:.1%}")
     parts.append(f"{metrics.seconds:.1f} s")
-    return "  ".join(parts)
+    return " ".join(parts)
 
 
 def summary_table(summaries: Mapping[str, Summary]) -> str:
@@ -117,8 +120,8 @@ def summary_table(summaries: Mapping[str, Summary]) -> str:
         "at T*\n%",
         "final\n%",
         "best\n%",
-        "in\nround",
-        "time\ns",
+        "best at\nround",
+        "rounds\ns",
         "sent\nMB",
         "received\nMB",
     )

@@ -101,10 +101,25 @@ def _assemble(
         [client.examples for client in clients], [client.name for client in clients]
     )
     own_data = not any(client.partitions for client in clients)
+    if not own_data:
+        _warn_of_unused_classes(settings, len(clients))
     registry.needed = settings.clients_per_round(len(clients))
     if own_data:  # the others continue while a client is away
         registry.needed = min(registry.needed, settings.min_clients)
     return len(clients), own_data
+
+
+def _warn_of_unused_classes(settings: Settings, clients: int) -> None:
+    """Warn if some classes have no client, so that nobody trains on their images."""
+    classes, held = get_task(settings.task).classes, clients * settings.partition_classes
+    if settings.partition == "classes" and held < classes:
+        needed = -(-classes // settings.partition_classes)
+        logger.warning(
+            "%s clients with %s classes each hold at most %s of the %s classes: no client trains "
+            "on the others. Use %s clients or more (`fixbn run --clients %s`, or num-supernodes=%s "
+            "in `flwr run --federation-config`), a larger partition-classes, or another partition.",
+            clients, settings.partition_classes, held, classes, needed, needed, needed,
+        )  # fmt: skip
 
 
 def _strategy(settings: Settings, needed: int) -> RecordedFixBN:

@@ -118,7 +118,7 @@ class Recorder:
         evaluated = self._settings.evaluates(server_round)
         loss, accuracy = self._evaluate(arrays) if evaluated else (None, None)
         metrics = self._metrics(server_round, loss, accuracy)
-        print(round_line(metrics, self._settings.num_server_rounds))
+        print(round_line(metrics, self._settings))
         self._warn_of_divergence(metrics)
         is_best = self._folder.append(metrics)
         if is_best:

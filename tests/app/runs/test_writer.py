@@ -17,7 +17,13 @@ import safetensors.numpy
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.runs.creation import create_run_folder
 from fixbn_flwr.app.runs.reader import read_metrics
-from fixbn_flwr.app.runs.summary import RoundMetrics, Summary, summarize, summary_table
+from fixbn_flwr.app.runs.summary import (
+    RoundMetrics,
+    Summary,
+    round_line,
+    summarize,
+    summary_table,
+)
 from fixbn_flwr.errors import CheckpointError, ConfigError
 from fixbn_flwr.method.schedule import Phase
 
@@ -247,13 +253,13 @@ def test_the_summary_table_lists_two_runs() -> None:
         }
     )
     assert text.splitlines() == [
-        "+-----------------------------------------------------------------------+",
-        "|             | at T* | final | best |    in | time |   sent | received |",
-        "| run         |     % |     % |    % | round |    s |     MB |       MB |",
-        "|-------------+-------+-------+------+-------+------+--------+----------|",
-        "| FixBN       |  90.1 |  96.9 | 98.0 |     7 | 31.3 |  160.0 |     80.0 |",
-        "| BN [seed 1] |     - |  50.0 | 61.2 |    40 | 30.0 | 1234.5 |      0.0 |",
-        "+-----------------------------------------------------------------------+",
+        "+---------------------------------------------------------------------------+",
+        "|             | at T* | final | best | best at | rounds |   sent | received |",
+        "| run         |     % |     % |    % |   round |      s |     MB |       MB |",
+        "|-------------+-------+-------+------+---------+--------+--------+----------|",
+        "| FixBN       |  90.1 |  96.9 | 98.0 |       7 |   31.3 |  160.0 |     80.0 |",
+        "| BN [seed 1] |     - |  50.0 | 61.2 |      40 |   30.0 | 1234.5 |      0.0 |",
+        "+---------------------------------------------------------------------------+",
     ]
 
 
@@ -267,3 +273,24 @@ def test_the_table_stays_plain_and_80_columns_wide(monkeypatch: pytest.MonkeyPat
     assert "".join(line.split("|")[1].strip() for line in text.splitlines()[4:-1]) == (
         "a-long-label-" * 9
     )
+
+
+def line_of_round(line: RoundMetrics, **config: Any) -> str:
+    return round_line(line, Settings.from_run_config({"num-server-rounds": 999, **config}))
+
+
+def test_a_round_is_a_line_of_at_most_80_columns() -> None:
+    line = RoundMetrics(900, Phase.CALIBRATION, 0.005, 1.5, 2.25, 0.928, 1, 1, 2.0, 10, 0)
+    text = line_of_round(line)
+    assert len(text) <= 80
+    assert text == (
+        "round 900/999 calibration lr 0.005   train 1.500 test 2.250 accuracy 92.8% 2.0 s"
+    )
+
+
+def test_a_round_of_plain_bn_has_no_phase_and_segmentation_has_its_metric() -> None:
+    line = RoundMetrics(2, Phase.EXPLORATION, 0.05, None, 2.25, 0.5, 1, 1, 1.0, 0, 2)
+    assert line_of_round(line, **{"freeze-after": 1.0}) == (
+        "round   2/999 lr 0.05    no client   test 2.250 accuracy 50.0% 1.0 s"
+    )
+    assert "mean IoU 50.0%" in line_of_round(line, task="camvid", partition="iid")
