@@ -16,22 +16,18 @@ from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
 
+from fixbn_flwr.engine.simulated_grid import FIRST_NODE_ID, SimulatedGrid
 from fixbn_flwr.flower_compat import (
     ErrorCode,
-    Run,
     message_from_bytes,
     message_to_bytes,
-    set_task_identity,
 )
 
-__all__ = ["SerializingGrid"]
-
-FIRST_NODE_ID = 1000
+__all__ = ["FIRST_NODE_ID", "SerializingGrid"]
 
 
-class SerializingGrid(Grid):
+class SerializingGrid(SimulatedGrid):
     """A Grid that calls a ClientApp for each message, one node after the other.
 
     Each node keeps one ``Context`` for the life of the grid. The grid sets Flower's process-wide
@@ -73,18 +69,18 @@ class SerializingGrid(Grid):
         run_id: int = 1,
         run_config: Mapping[str, Any] | None = None,
     ) -> None:
-        set_task_identity(run_id)
+        super().__init__(nodes, run_id)
         self.client_app = client_app
         self.lost = lost
         self.contexts = {
-            FIRST_NODE_ID + partition: Context(
+            node_id: Context(
                 run_id=run_id,
-                node_id=FIRST_NODE_ID + partition,
-                node_config={"partition-id": partition, "num-partitions": nodes},
+                node_id=node_id,
+                node_config={**self.node_config(node_id)},
                 state=RecordDict(),
                 run_config=dict(run_config or {}),
             )
-            for partition in range(nodes)
+            for node_id in super().get_node_ids()
         }
         self._order = None if shuffle_seed is None else random.Random(shuffle_seed)
         self._sent = 0
@@ -92,27 +88,6 @@ class SerializingGrid(Grid):
         # The older generation's server asks each client from its own thread. Clients that draw
         # from torch's global generator must not be interleaved.
         self._one_at_a_time = threading.Lock()
-        self._run = Run.create_empty(run_id)
-
-    def set_run(self, run: Run) -> None:
-        """See ``Grid.set_run``."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """See ``Grid.run``."""
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """See ``Grid.create_message``."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """See ``Grid.get_node_ids``."""

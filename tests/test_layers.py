@@ -20,7 +20,8 @@ LAYERS = [
     {"persistence"},
     {"client", "server", "models"},
     {"legacy", "tasks"},
-    {"transport", "testing", "engine"},
+    {"engine"},
+    {"transport", "testing"},
     {"app"},
 ]
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     Run = Callable[[Settings, int, int | None], Path]
 
 CLIENTS = 10
+JUDGED = 10  # rounds after T* below which a comparison says nothing
 
 
 class Engine(StrEnum):
@@ -145,6 +146,12 @@ def compare(
     draw_curves(runs, fixbn.freeze_round, figure, title=figure_title(fixbn, clients))
     print(f"\nFixBN beside plain BN, the same config and seed:\n{summary_table(summaries)}")
     print(f"Figure: {figure}")
+    calibration = fixbn.num_server_rounds - fixbn.freeze_round
+    if calibration < JUDGED:
+        print(
+            f"Too short to judge: {calibration} rounds after T*, in which FixBN has a smaller "
+            f"learning rate. Use {JUDGED} or more."
+        )
 
 
 @cli.command()

@@ -57,6 +57,7 @@ class SuperLink:
         self._port = port
         self._log = home / "superlink.log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
         programs = str(Path(sys.executable).parent)
         self._environment = os.environ | {
             "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -100,8 +101,9 @@ class SuperLink:
         end = time.monotonic() + _START
         while not self._responds():
             if self._process.poll() is not None or time.monotonic() > end:
-                self.stop()
-                raise SuperLinkError(f"the SuperLink did not start:\n{self._log.read_text()}")
+                log = self._log.read_text()
+                self.stop()  # removes the home
+                raise SuperLinkError(f"the SuperLink did not start:\n{log}")
             time.sleep(0.1)
 
     def stop(self) -> None:
@@ -113,7 +115,8 @@ class SuperLink:
         self._process.kill()
         self._process.wait()
         self._process = None
-        self._guard.communicate()  # closes its stdin
+        if self._guard is not None:
+            self._guard.communicate()  # closes its stdin
 
     def run(
         self,

@@ -41,7 +41,7 @@ class Dispatcher:
         setup: WorkerSetup,
         workers: int,
         *,
-        node_config: Callable[[int], dict[str, Any]],
+        node_config: Callable[[int], dict[str, int]],
         on_reply: Callable[[Message, Message], None],
         on_failure: Callable[[WorkerError], None],
     ) -> None:

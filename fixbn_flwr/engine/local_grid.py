@@ -16,19 +16,16 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import cloudpickle
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
 
 from fixbn_flwr.engine.dispatcher import Dispatcher
+from fixbn_flwr.engine.simulated_grid import SimulatedGrid
 from fixbn_flwr.engine.worker import WorkerSetup
 from fixbn_flwr.engine.worker_pool import WorkerError
-from fixbn_flwr.flower_compat import Run, set_task_identity
-
-FIRST_NODE_ID = 1000
 
 
-class LocalGrid(Grid):
+class LocalGrid(SimulatedGrid):
     """A Grid over worker processes. Use it in a ``with`` block, which ends them.
 
     Args:
@@ -51,13 +48,11 @@ class LocalGrid(Grid):
         run_config: Mapping[str, Any] | None = None,
         prepare: Callable[[], Callable[[], None]] | None = None,
     ) -> None:
-        set_task_identity(run_id)
+        super().__init__(nodes, run_id)
         self._load_app = load_app
-        self._nodes = nodes
         self._workers = min(workers or len(os.sched_getaffinity(0)), nodes)
         self._run_config = dict(run_config or {})
         self._prepare = prepare or (lambda: _nothing)
-        self._run = Run.create_empty(run_id)
         self._ids = itertools.count(1)
         self._replies: dict[str, Message] = {}
         self._failure: WorkerError | None = None
@@ -69,30 +64,6 @@ class LocalGrid(Grid):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def set_run(self, run: Run) -> None:
-        """See ``Grid.set_run``."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """See ``Grid.run``."""
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """See ``Grid.create_message``."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """See ``Grid.get_node_ids``."""
-        return range(FIRST_NODE_ID, FIRST_NODE_ID + self._nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue messages. The first ones start the workers."""
@@ -139,13 +110,10 @@ class LocalGrid(Grid):
         return Dispatcher(
             WorkerSetup(app, self._prepare(), run, self._run_config),
             self._workers,
-            node_config=self._node_config,
+            node_config=self.node_config,
             on_reply=self._on_reply,
             on_failure=self._on_failure,
         )
-
-    def _node_config(self, node_id: int) -> dict[str, Any]:
-        return {"partition-id": node_id - FIRST_NODE_ID, "num-partitions": self._nodes}
 
     def _on_reply(self, message: Message, reply: Message) -> None:
         reply.metadata.__dict__["_message_id"] = f"reply-to-{message.metadata.message_id}"

@@ -13,6 +13,7 @@ from flwr.serverapp import ServerApp
 
 from fixbn_flwr.engine.fork_server import start_fork_server
 from fixbn_flwr.engine.local_grid import LocalGrid
+from fixbn_flwr.engine.simulated_grid import SimulatedGrid
 from fixbn_flwr.errors import ConfigError
 
 
@@ -68,7 +69,9 @@ def run_simulation(
         return run_server(server_app, grid, run_config or {})
 
 
-def run_server(server_app: ServerApp, grid: LocalGrid, run_config: Mapping[str, Any]) -> Context:
+def run_server(
+    server_app: ServerApp, grid: SimulatedGrid, run_config: Mapping[str, Any]
+) -> Context:
     """Run a ServerApp in this process, and return its context."""
     context = Context(
         run_id=grid.run.run_id,

@@ -53,7 +53,7 @@ class Task:
     message: Packed
     state: Packed | None
     node_id: int
-    node_config: dict[str, Any]
+    node_config: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class _Worker:
         context = Context(
             run_id=self._setup.run_id,
             node_id=task.node_id,
-            node_config=dict(task.node_config),
+            node_config={**task.node_config},
             state=state,
             run_config=dict(self._setup.run_config),
         )

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fixbn_flwr.app.local_superlink import SuperLink, SuperLinkError, free_port
+from fixbn_flwr.app.process_cleanup import start_guard
 
 _NAME = "simulation"  # of the connection in Flower's config.toml
 _START = 180.0  # seconds for the SuperLink to respond, and for every node to connect
@@ -81,6 +82,7 @@ class RealFederation(SuperLink):
         (self._home / "config.toml").write_text(
             f'[superlink]\ndefault = "{_NAME}"\n\n[superlink.{_NAME}]\n{where}'
         )
+        self._guard = start_guard(self._home)
         command = ["flower-superlink", "--isolation=subprocess", "--host=127.0.0.1"]
         command += [f"--port={self._port}", "--disable-runtime-dependency-installation"]
         if self._secure:

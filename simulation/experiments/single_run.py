@@ -16,12 +16,11 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, RecordDict
-
 from fixbn_flwr.app import client_app, server_app
 from fixbn_flwr.app.centralised import train_centrally
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.runs.reader import read_metrics
+from fixbn_flwr.engine.simulation import run_server
 from fixbn_flwr.errors import RoundsFailedError
 from fixbn_flwr.testing import SerializingGrid
 from simulation.experiments.gradient_runs import measure_run
@@ -84,10 +83,7 @@ def execute(
 def _federate(config: Mapping[str, Any], clients: int) -> float:
     """Run the app, and return the mean size of a client's state, over clients that have one."""
     grid = SerializingGrid(client_app.app, clients, run_config=config)
-    context = Context(
-        run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(config)
-    )
-    server_app.app(grid, context)
+    run_server(server_app.app, grid, config)
     kept = [
         sum(record.count_bytes() for record in client.state.values())
         for client in grid.contexts.values()

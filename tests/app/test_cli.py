@@ -219,7 +219,8 @@ def test_compare_runs_both_methods_and_draws_them_in_one_figure(
     assert differing == {"freeze-after", "run-name"}
     assert (tmp_path / "runs" / "mine" / "beside-BN.png").is_file()
     table = output.partition("FixBN beside plain BN, the same config and seed:")[2]
-    assert [line.split()[1] for line in table.splitlines()[-4:-2]] == ["FixBN", "BN"]
+    assert [line.split()[1] for line in table.splitlines()[-5:-3]] == ["FixBN", "BN"]
+    assert output.splitlines()[-1].startswith("Too short to judge: 1 rounds after T*")
 
 
 def test_centralized_training_needs_no_superlink(link: Link, tmp_path: Path) -> None:

@@ -76,6 +76,9 @@ def test_the_error_of_a_superlink_that_does_not_start_contains_its_output(
     program = tmp_path / "flower-superlink"
     program.write_text("#!/bin/sh\necho no room for me\nexit 3\n")
     program.chmod(0o755)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
     # Programs are looked up in the folder of the Python executable.
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(SuperLinkError, match="did not start:\nno room for me"), local_superlink():

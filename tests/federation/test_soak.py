@@ -37,10 +37,7 @@ FAILING = '''"""The app's clients; in every round, a random fifth of them fails.
 
 import random
 
-from flwr.clientapp import ClientApp
-
-from fixbn_flwr.app.client_app import client_fn
-from fixbn_flwr import numpy_client_mod
+from fixbn_flwr.app.client_app import client_app_of, client_of
 
 
 def failing_mod(message, context, call_next):
@@ -51,7 +48,7 @@ def failing_mod(message, context, call_next):
     return call_next(message, context)
 
 
-app = ClientApp(client_fn=client_fn, mods=[failing_mod, numpy_client_mod])
+app = client_app_of(client_of, [failing_mod])
 '''
 
 

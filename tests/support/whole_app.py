@@ -11,9 +11,9 @@ from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Context, RecordDict
 
 from fixbn_flwr.app import client_app, server_app
+from fixbn_flwr.engine.simulation import run_server
 from fixbn_flwr.testing import SerializingGrid
 
 # Two rounds of exploration and one of calibration; the model learns something.
@@ -45,16 +45,9 @@ def run_app(
 
 def serve(grid: SerializingGrid, config: Mapping[str, Any]) -> None:
     """Run the server app on a grid."""
-    context = Context(
-        run_id=grid.run.run_id,
-        node_id=1,
-        node_config={},
-        state=RecordDict(),
-        run_config=dict(config),
-    )
     # Drawing the figure takes longest, and has its own tests.
     with patch("fixbn_flwr.app.runs.writer.draw_curves"):
-        server_app.app(grid, context)
+        run_server(server_app.app, grid, config)
 
 
 def size_of(arrays: Mapping[str, npt.NDArray[Any]]) -> int:
