@@ -101,9 +101,9 @@ class SuperLink:
         end = time.monotonic() + _START
         while not self._responds():
             if self._process.poll() is not None or time.monotonic() > end:
-                log = self._log.read_text()
+                output = self._log.read_text()
                 self.stop()  # removes the home
-                raise SuperLinkError(f"the SuperLink did not start:\n{log}")
+                raise SuperLinkError(f"the SuperLink did not start:\n{output}")
             time.sleep(0.1)
 
     def stop(self) -> None:
