@@ -24,7 +24,7 @@ from fixbn_flwr.flower_compat import (
     message_to_bytes,
 )
 
-__all__ = ["FIRST_NODE_ID", "SerializingGrid"]
+__all__ = ["SerializingGrid"]
 
 
 class SerializingGrid(SimulatedGrid):
@@ -76,7 +76,7 @@ class SerializingGrid(SimulatedGrid):
             node_id: Context(
                 run_id=run_id,
                 node_id=node_id,
-                node_config={**self.node_config(node_id)},
+                node_config={**self._config_of(node_id)},
                 state=RecordDict(),
                 run_config=dict(run_config or {}),
             )

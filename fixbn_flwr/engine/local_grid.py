@@ -110,7 +110,7 @@ class LocalGrid(SimulatedGrid):
         return Dispatcher(
             WorkerSetup(app, self._prepare(), run, self._run_config),
             self._workers,
-            node_config=self.node_config,
+            node_config=self._config_of,
             on_reply=self._on_reply,
             on_failure=self._on_failure,
         )

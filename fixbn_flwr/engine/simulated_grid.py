@@ -51,6 +51,6 @@ class SimulatedGrid(Grid):
         """See ``Grid.get_node_ids``."""
         return list(range(FIRST_NODE_ID, FIRST_NODE_ID + self._nodes))
 
-    def node_config(self, node_id: int) -> dict[str, int]:
+    def _config_of(self, node_id: int) -> dict[str, int]:
         """Return a node's config: its partition and the number of partitions."""
         return {"partition-id": node_id - FIRST_NODE_ID, "num-partitions": self._nodes}
