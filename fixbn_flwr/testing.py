@@ -17,14 +17,14 @@ from typing import Any
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fixbn_flwr.engine.simulated_grid import SimulatedGrid
+from fixbn_flwr.engine.simulated_grid import FIRST_NODE_ID, SimulatedGrid
 from fixbn_flwr.flower_compat import (
     ErrorCode,
     message_from_bytes,
     message_to_bytes,
 )
 
-__all__ = ["SerializingGrid"]
+__all__ = ["FIRST_NODE_ID", "SerializingGrid"]
 
 
 class SerializingGrid(SimulatedGrid):

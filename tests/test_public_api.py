@@ -46,9 +46,9 @@ def test_the_namespace_holds_nothing_else() -> None:
     assert public - modules <= {*dir(fixbn_flwr)}
 
 
-def test_the_older_generation_and_testing_export_one_name_each() -> None:
+def test_the_older_generation_and_testing_export_their_names() -> None:
     assert legacy.__all__ == ["FixBN"]
-    assert testing.__all__ == ["SerializingGrid"]
+    assert testing.__all__ == ["FIRST_NODE_ID", "SerializingGrid"]
 
 
 def test_an_unknown_name_raises_an_attribute_error() -> None:
