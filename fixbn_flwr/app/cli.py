@@ -11,6 +11,7 @@ fixbn delete runs/20260101-120000-digits-FixBN
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -197,6 +198,8 @@ def delete(
 def main() -> None:
     """Run the command line."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: stop all processes
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # each round at once, in a log file too
     run_commands(cli)
 
 
