@@ -88,10 +88,11 @@ class LocalGrid(SimulatedGrid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Send messages and wait for their replies."""
-        expected = set(self.push_messages(messages))
+        # In the order of the messages: a strategy may sum in the order of the replies.
+        expected = list(self.push_messages(messages))
         end = None if timeout is None else time.monotonic() + timeout
         with self._changed:
-            while expected - self._replies.keys():
+            while any(message_id not in self._replies for message_id in expected):
                 self._check()
                 left = None if end is None else end - time.monotonic()
                 if left is not None and left <= 0:
@@ -123,7 +124,7 @@ class LocalGrid(SimulatedGrid):
 
     def _on_failure(self, error: WorkerError) -> None:
         with self._changed:
-            self._failure = error
+            self._failure = self._failure or error  # the first one is the cause
             self._changed.notify_all()
 
     def _check(self) -> None:

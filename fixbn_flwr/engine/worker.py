@@ -17,6 +17,7 @@ import signal
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -100,6 +101,7 @@ def serve(
         memory: Board, inbox and outbox.
         parent: The process that forks workers. If it ends, so does this one, at once.
     """
+    _close_alive_pipe()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the server process, which ends us
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -118,6 +120,17 @@ def serve(
             connection.send_bytes(pickle.dumps(worker.run(task)))
         except (EOFError, OSError):  # the server process has ended
             return
+
+
+def _close_alive_pipe() -> None:
+    """Close this process's copy of the pipe that tells the fork server that its parent lives.
+
+    With it open, the fork server would outlive a killed parent for as long as a worker is busy.
+    """
+    copy = getattr(forkserver._forkserver, "_forkserver_alive_fd", None)  # type: ignore[attr-defined]
+    if copy is not None:
+        os.close(copy)
+        forkserver._forkserver._forkserver_alive_fd = None  # type: ignore[attr-defined]
 
 
 class _Worker:

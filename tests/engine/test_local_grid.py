@@ -210,3 +210,10 @@ def test_the_end_of_the_block_ends_the_workers() -> None:
         assert len(processes) in (1, 2)
         assert os.getpid() not in processes
     assert not any(Path(f"/proc/{process}").exists() for process in processes)
+
+
+def test_replies_come_in_the_order_of_the_messages(grid: LocalGrid) -> None:
+    """A strategy that does not sort them must sum in the same order in each process."""
+    exchange(grid)
+    for _ in range(3):
+        assert list(exchange(grid)) == [0, 1, 2, 3]

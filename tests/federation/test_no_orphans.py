@@ -57,3 +57,35 @@ def test_nothing_survives_ctrl_c(engine: str, tmp_path: Path) -> None:
         assert process.returncode not in (0, None)
         # The guard of a SuperLink ends a moment later.
         wait_until(lambda: not processes_of(tmp_path), "all its processes have ended")
+
+
+def test_a_busy_worker_does_not_survive_a_kill(tmp_path: Path) -> None:
+    """Its fork server must notice the kill although the worker never reads."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import time
+from flwr.app import Message, RecordDict
+from flwr.clientapp import ClientApp
+from fixbn_flwr.engine.local_grid import LocalGrid
+
+def app():
+    client = ClientApp()
+    @client.train()
+    def train(message, context):
+        print("training", flush=True)
+        time.sleep(3600)
+    return client
+
+with LocalGrid(app, 2, workers=2) as grid:
+    grid.send_and_receive([Message(RecordDict(), n, "train") for n in grid.get_node_ids()])
+"""
+    )
+    with subprocess.Popen(
+        [PROGRAMS / "python", script], stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"TEST_OF_ORPHANS": str(tmp_path)},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["training\n"] * 2
+        process.kill()
+    wait_until(lambda: not processes_of(tmp_path), "all its processes have ended", timeout=60)
