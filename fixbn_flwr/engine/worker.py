@@ -127,7 +127,7 @@ def _close_alive_pipe() -> None:
 
     With it open, the fork server would outlive a killed parent for as long as a worker is busy.
     """
-    copy = getattr(forkserver._forkserver, "_forkserver_alive_fd", None)  # type: ignore[attr-defined]
+    copy = getattr(forkserver._forkserver, "_forkserver_alive_fd", None)
     if copy is not None:
         os.close(copy)
         forkserver._forkserver._forkserver_alive_fd = None  # type: ignore[attr-defined]
