@@ -8,14 +8,16 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fixbn_flwr.app.overrides import key_and_value
-from fixbn_flwr.engine.local_grid import LocalGrid
-from fixbn_flwr.engine.simulation import new_run_id, run_server
+from fixbn_flwr.engine.simulation import run_federation
 from fixbn_flwr.errors import ConfigError
+
+App = TypeVar("App", ServerApp, ClientApp)
 
 
 class AppFolder:
@@ -62,34 +64,52 @@ class AppFolder:
                 f"{', '.join(unknown)}: not in the app's [tool.flwr.app.config]; it has "
                 f"{', '.join(sorted(self._config)) or 'no keys'}."
             )
-        config = {**self._config, **changes}
-        server = load(self._folder, self._components["serverapp"])
-        if not isinstance(server, ServerApp):
-            raise ConfigError(f"{self._components['serverapp']} is not a ServerApp.")
-        load_client = partial(load, self._folder, self._components["clientapp"])
-        run_id = new_run_id()
-        with LocalGrid(
-            load_client, clients, workers=workers, run_id=run_id, run_config=config
-        ) as grid:
-            run_server(server, grid, config)
+        for key, value in changes.items():
+            _check_type(key, value, self._config[key])
+        server, client = (self._components[name] for name in ("serverapp", "clientapp"))
+        run_federation(
+            load(self._folder, server, ServerApp),
+            partial(load, self._folder, client, ClientApp),
+            clients,
+            workers=workers,
+            run_config={**self._config, **changes},
+        )
 
 
-def load(folder: Path, reference: str) -> Any:
-    """Return the object that `package.module:name` names, with a folder on the path.
+def _check_type(key: str, value: object, default: object) -> None:
+    """Check that a value has the type of the key's default; Flower's apps rely on it."""
+    whole_for_float = isinstance(default, float) and type(value) is int
+    if type(value) is not type(default) and not whole_for_float:
+        raise ConfigError(
+            f"{key} = {value!r} has the type {type(value).__name__}, but the app's default "
+            f"{default!r} has the type {type(default).__name__}: write a value of that type as in "
+            "TOML, such as true, 3, 0.5 or text."
+        )
+
+
+def load(folder: Path, reference: str, kind: type[App]) -> App:
+    """Return the app that `package.module:name` names, with a folder on the path.
 
     Raises:
-        ConfigError: If it cannot be imported.
+        ConfigError: If it cannot be imported, or is no app of this kind.
     """
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     module, _, name = reference.partition(":")
     try:
-        return getattr(import_module(module), name)
+        app = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"{reference} of {folder} cannot be imported ({type(error).__name__}: {error}): "
-            "install what the app needs in this environment."
+            "check [tool.flwr.app.components] in its pyproject.toml, which names "
+            "package.module:app, and install what the app needs in this environment."
         ) from error
+    if not isinstance(app, kind):
+        raise ConfigError(
+            f"{reference} of {folder} has the type {type(app).__name__}, not {kind.__name__}: correct "
+            "[tool.flwr.app.components] in its pyproject.toml."
+        )
+    return app
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

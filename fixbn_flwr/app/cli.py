@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fixbn_flwr.engine.fork_server import OF_THE_APP, start_fork_server
+from fixbn_flwr.engine.fork_server import start_fork_server
 from fixbn_flwr.errors import ConfigError, FixBNError
 
 # Everything else is imported where it is used: the help must not wait for torch, and the workers'
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     Run = Callable[[Settings, int, int | None], Path]
 
 CLIENTS = 10
+# What workers import beforehand. The first step of an optimizer imports torch._dynamo.
+CLIENT_MODULES = (
+    "fixbn_flwr.app.client_app", "fixbn_flwr.app.client.image_client", "torch._dynamo"
+)  # fmt: skip
 JUDGED = 10  # rounds after T* below which a comparison says nothing
 
 
@@ -220,7 +224,7 @@ def run_commands(commands: typer.Typer, words: Sequence[str] | None = None) -> N
 def _start_imports(engine: Engine) -> None:
     """Let the workers import while this process does."""
     if engine is Engine.LOCAL:
-        start_fork_server(OF_THE_APP)
+        start_fork_server(CLIENT_MODULES)
 
 
 @contextmanager

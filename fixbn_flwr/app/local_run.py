@@ -13,8 +13,7 @@ from fixbn_flwr.app import server_app
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.routine_messages import is_routine
 from fixbn_flwr.app.shared_data import share_data
-from fixbn_flwr.engine.local_grid import LocalGrid
-from fixbn_flwr.engine.simulation import new_run_id, run_server
+from fixbn_flwr.engine.simulation import run_federation
 from fixbn_flwr.errors import FixBNError
 
 
@@ -29,25 +28,22 @@ def run_locally(settings: Settings, clients: int, workers: int | None) -> Path:
     Raises:
         FixBNError: If the run fails.
     """
-    config: dict[str, Any] = settings.as_run_config()
     log = _quiet_log()
-    grid = LocalGrid(
-        _client_app,
-        clients,
-        workers=workers,
-        run_id=new_run_id(),
-        run_config=config,
-        prepare=lambda: partial(_prepare_worker, share_data(settings)),
-    )
     try:
-        with grid:
-            run_server(server_app.app, grid, config)
+        run_federation(
+            server_app.app,
+            _client_app,
+            clients,
+            workers=workers,
+            run_config=settings.as_run_config(),
+            prepare=lambda: partial(_prepare_worker, share_data(settings)),
+        )
     except FixBNError:
         raise
     except Exception:
         print(*log.errors, sep="\n")  # not a FixBNError, whose message is enough
         raise
-    return Path(settings.resume or f"{settings.output_dir}/{settings.run_name}")
+    return settings.run_folder
 
 
 def _client_app() -> Any:

@@ -80,7 +80,7 @@ def key_and_value(argument: str, defaults: Mapping[str, object]) -> tuple[str, V
     key, equals, text = argument.partition("=")
     if not equals:
         raise ConfigError(f"{argument!r} is not a setting: write KEY=VALUE, such as task=cifar10.")
-    if key in _OPTIONS:
+    if key in _OPTIONS and key not in defaults:
         raise ConfigError(f"{key} is an option, not a key of the run config: write --{key} {text}.")
     value: Value = text
     with suppress(ValueError):

@@ -57,7 +57,7 @@ def run_with_ray(link: SuperLink, settings: Settings, clients: int, workers: int
         if not any(line.startswith("fixbn_flwr.") for line in log.errors):
             print(*log.errors, sep="\n")  # not a FixBNError, whose message is enough
         raise FixBNError(f"the run failed: {failure}")
-    return Path(settings.resume or f"{settings.output_dir}/{settings.run_name}")
+    return settings.run_folder
 
 
 class _Log:

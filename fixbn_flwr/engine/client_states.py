@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 
@@ -76,4 +77,5 @@ class ClientStates:
 
     def close(self) -> None:
         """Free the disk."""
-        self._file.close()
+        with suppress(OSError):  # the disk is full: what was not written is not needed
+            self._file.close()

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -90,9 +90,8 @@ class Dispatcher:
         """Serve, and report an error to the run, which would wait for its replies."""
         try:
             self._serve()
-        except OSError as error:
-            text = f"the clients' states cannot be kept ({error}): set TMPDIR to a larger disk."
-            self._on_failure(WorkerError(text))
+        except WorkerError as error:
+            self._on_failure(error)
         except Exception as error:
             logger.exception("the thread that serves the workers failed")
             self._on_failure(WorkerError(f"the engine failed: {error!r}"))
@@ -132,7 +131,8 @@ class Dispatcher:
             logger.error("client %s raised an exception\n%s", client, done.log)
         if done.state is not None:
             large = [worker.outbox.read(place) for place in done.state.places]
-            self._states.put(client, State(done.state.header, large))
+            with _disk():
+                self._states.put(client, State(done.state.header, large))
         self._reply(message, join(done.reply.header, map(worker.outbox.read, done.reply.places)))
 
     def _replace(self, worker: Worker) -> None:
@@ -141,7 +141,11 @@ class Dispatcher:
         ended = worker.end()
         self._workers.remove(worker)
         if not was_ready:
-            self._on_failure(WorkerError(f"a worker process ended while it started ({ended})."))
+            text = (
+                f"a worker process ended while it started ({ended}): see its output above, or use "
+                "fewer workers if memory is short."
+            )
+            self._on_failure(WorkerError(text))
             return
         self._workers.append(Worker(self._setup, self._board.memory))
         if task is not None:
@@ -174,9 +178,21 @@ class Dispatcher:
 
     def _send(self, worker: Worker, message: Message, packed: Packed) -> None:
         client, inbox = message.metadata.dst_node_id, None
-        state = self._states.get(client)
+        with _disk():
+            state = self._states.get(client)
         if state is not None:
             inbox = Packed(state.header, worker.inbox.write(state.large))
         worker.task = (message, time.monotonic())
         with suppress(OSError):  # it has ended, which the next wait reports
             worker.send(Task(packed, inbox, client, self._node_config(client)))
+
+
+@contextmanager
+def _disk() -> Iterator[None]:
+    """Turn an error of the disk in the block into a WorkerError with the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise WorkerError(
+            f"the clients' states cannot be kept ({error}): set TMPDIR to a larger disk."
+        ) from error

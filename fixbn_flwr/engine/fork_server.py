@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from multiprocessing import forkserver
 
 WORKER = "fixbn_flwr.engine.worker"
-OF_THE_APP = ("fixbn_flwr.app.client_app", "fixbn_flwr.app.client.image_client", "torch._dynamo")
-"""What the app's clients import. The first step of an optimizer imports torch._dynamo."""
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 

@@ -1,4 +1,4 @@
-"""The messages of a round in shared memory, each array once."""
+"""Write the messages of a round to shared memory, each array once."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class SharedMemory:
         return places
 
     def read(self, place: Place) -> memoryview:
-        """Return the bytes at a place, without a copy; they change when somebody writes there."""
+        """Return the bytes at a place, without a copy; they change if a process writes there."""
         offset, length = place
         return self._view(offset + length)[offset : offset + length]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flwr.app import Context, RecordDict
@@ -57,22 +57,53 @@ def run_simulation(
     for name, number in (("num_supernodes", num_supernodes), ("workers", workers)):
         if number is not None and number < 1:
             raise ConfigError(f"{name} is {number}: use 1 or more.")
-    start_fork_server()
-    run_id = new_run_id()
-    with LocalGrid(
+    return run_federation(
+        server_app,
         lambda: client_app,
         num_supernodes,
         workers=workers or _workers_of(backend_config or {}),
-        run_id=run_id,
+        run_config=run_config or {},
+    )
+
+
+def run_federation(
+    server_app: ServerApp,
+    load_client_app: Callable[[], ClientApp],
+    clients: int,
+    *,
+    workers: int | None,
+    run_config: Mapping[str, Any],
+    prepare: Callable[[], Callable[[], None]] | None = None,
+) -> Context:
+    """Run a ServerApp in this process, and its clients in workers; return the server's context.
+
+    Args:
+        server_app: The ServerApp.
+        load_client_app: Returns the ClientApp; called in each worker.
+        clients: The number of clients.
+        workers: The number of clients that run at a time. None: one per core.
+        run_config: The run config of server and clients.
+        prepare: See :class:`LocalGrid`. Default: nothing.
+
+    Raises:
+        WorkerError: If the worker processes cannot start.
+    """
+    start_fork_server()
+    with LocalGrid(
+        load_client_app,
+        clients,
+        workers=workers,
+        run_id=secrets.randbits(63),  # random, as Flower chooses it
         run_config=run_config,
+        prepare=prepare,
     ) as grid:
-        return run_server(server_app, grid, run_config or {})
+        return run_server(server_app, grid, run_config)
 
 
 def run_server(
     server_app: ServerApp, grid: SimulatedGrid, run_config: Mapping[str, Any]
 ) -> Context:
-    """Run a ServerApp in this process, and return its context."""
+    """Run a ServerApp in this process on a Grid, and return its context."""
     context = Context(
         run_id=grid.run.run_id,
         node_id=1,
@@ -82,11 +113,6 @@ def run_server(
     )
     server_app(grid, context)
     return context
-
-
-def new_run_id() -> int:
-    """Return a random run id, as Flower chooses it."""
-    return secrets.randbits(63)
 
 
 def _workers_of(backend_config: Mapping[str, Any]) -> int | None:

@@ -16,6 +16,7 @@ import pickle
 import signal
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -90,22 +91,17 @@ class WorkerSetup:
     run_config: dict[str, Any]
 
 
-def serve(
-    setup: WorkerSetup, connection: Connection[Any, Any], *memory: SharedMemory, parent: int
-) -> None:
-    """Answer tasks until the connection ends, or with the parent process.
+def serve(setup: WorkerSetup, connection: Connection[Any, Any], *memory: SharedMemory) -> None:
+    """Answer tasks until the connection ends, or the fork server, which is the parent process.
 
     Args:
         setup: What to run.
         connection: The connection to the server process.
         memory: Board, inbox and outbox.
-        parent: The process that forks workers. If it ends, so does this one, at once.
     """
     _close_alive_pipe()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the server process, which ends us
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        return
     set_task_identity(setup.run_id)
     try:
         setup.prepare()
@@ -117,9 +113,11 @@ def serve(
     while True:
         try:
             task = pickle.loads(connection.recv_bytes())
-            connection.send_bytes(pickle.dumps(worker.run(task)))
         except (EOFError, OSError):  # the server process has ended
             return
+        done = worker.run(task)
+        with suppress(OSError):  # as above; the next read ends this process
+            connection.send_bytes(pickle.dumps(done))
 
 
 def _close_alive_pipe() -> None:
@@ -157,6 +155,8 @@ class _Worker:
         )
         try:
             reply = self._app(message, context)
+            if not isinstance(reply, Message):
+                raise TypeError(f"the ClientApp returned {reply!r}, not a Message: return one.")
         except Exception as error:
             reason = f"{type(error)}:<'{error}'>"  # as Flower's simulation writes it
             code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION

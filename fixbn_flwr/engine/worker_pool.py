@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import pickle
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
@@ -61,8 +59,7 @@ class Worker:
         self.connection, other = context.Pipe()
         start_fork_server()
         self._process = ForkServerProcess(
-            target=_start,
-            args=(setup, other, board, self.inbox, self.outbox),
+            target=serve, args=(setup, other, board, self.inbox, self.outbox)
         )
         with _without_main_module():
             self._process.start()
@@ -106,14 +103,3 @@ class Worker:
                 resource.close()
         self._process.close()
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
-
-
-def _start(
-    setup: WorkerSetup,
-    connection: Connection[Any, Any],
-    board: SharedMemory,
-    inbox: SharedMemory,
-    outbox: SharedMemory,
-) -> None:
-    """Run a worker in the new process."""
-    serve(setup, connection, board, inbox, outbox, parent=os.getppid())

@@ -8,9 +8,9 @@ A common pattern is a subclass of FedAvg that saves the model in ``aggregate_tra
             save(arrays)
             return arrays, metrics
 
-Flower's averaging must not touch statistics, and the user's file must have them. So the user's
-class gets a class above it and one below it, before Flower's. The lower one shows Flower's code
-parameters only and completes what it returns; the upper one does the opposite.
+Flower's averaging must not touch statistics, and the user's file must have them. So this
+module inserts two classes: one between the user's class and Flower's, which shows Flower's code
+parameters only and completes what it returns, and one above the user's, which does the opposite.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Accuracy and mean intersection over union, both in [0, 1].
 
 They are torchmetrics' ``MulticlassAccuracy`` and ``MulticlassJaccardIndex``, which tests compare
-with; importing that package takes longer than a small run. A task may use any of its metrics.
+with; importing that package takes longer than a small run. A task may use any metric of
+torchmetrics.
 """
 
 from __future__ import annotations

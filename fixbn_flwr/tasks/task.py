@@ -1,7 +1,7 @@
 """A task: a data set with its models, loss and metric, as one object.
 
-A new data set is one new file beside `digits.py` that defines one `Task`. This module depends on
-neither Flower nor FixBN.
+A new data set is one new file beside `digits.py` that defines one `Task`, and its name in
+`fixbn_flwr.tasks.TASKS`. This module depends on neither Flower nor FixBN.
 """
 
 from __future__ import annotations

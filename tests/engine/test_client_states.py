@@ -30,3 +30,11 @@ def test_a_state_of_the_same_length_takes_no_more_disk() -> None:
     assert os.fstat(states._file.fileno()).st_size <= 5 * 1001
     assert states.get(3) == State(b"h", [b"c" * 1000])
     states.close()
+
+
+def test_closing_on_a_full_disk_raises_no_second_error() -> None:
+    states = ClientStates()
+    states._file.close()
+    states._file = open("/dev/full", "w+b")  # noqa: SIM115
+    states.put(1, State(b"h", [b"momentum"]))  # still in the file's buffer
+    states.close()

@@ -84,6 +84,8 @@ def asking(**answers: Any) -> ClientApp:
             ctypes.string_at(0)
         if action == "exit":
             os._exit(3)
+        if action == "forget":
+            return None  # type: ignore[return-value]
         metrics = MetricRecord({"count": count, "process": os.getpid()})
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
@@ -141,6 +143,12 @@ def test_an_exception_is_an_error_reply_and_leaves_the_state(grid: LocalGrid) ->
     replies = exchange(grid, "raise")
     assert replies[2].error.reason == "<class 'RuntimeError'>:<'no disk'>"
     assert counts(exchange(grid)) == {0: 3, 1: 3, 2: 2, 3: 3}
+
+
+def test_an_app_that_forgets_to_return_is_told_so(grid: LocalGrid) -> None:
+    replies = exchange(grid, "forget")
+    assert counts(replies) == {0: 1, 1: 1, 3: 1}
+    assert "the ClientApp returned None, not a Message: return one." in replies[2].error.reason
 
 
 def test_two_messages_of_one_client_are_answered_in_turn(grid: LocalGrid) -> None:

@@ -159,6 +159,11 @@ class Settings:
         return Path(self.data_dir) if self.data_dir else None
 
     @property
+    def run_folder(self) -> Path:
+        """The run folder of a config with `resume`, or with `output_dir` and `run_name`."""
+        return Path(self.resume or f"{self.output_dir}/{self.run_name}")
+
+    @property
     def freeze_round(self) -> int:
         """T*, the last round of exploration; `num_server_rounds` if nothing is frozen."""
         return schedule.freeze_round(self.freeze_after, self.num_server_rounds)
