@@ -106,8 +106,8 @@ def load(folder: Path, reference: str, kind: type[App]) -> App:
         ) from error
     if not isinstance(app, kind):
         raise ConfigError(
-            f"{reference} of {folder} has the type {type(app).__name__}, not {kind.__name__}: correct "
-            "[tool.flwr.app.components] in its pyproject.toml."
+            f"{reference} of {folder} has the type {type(app).__name__}, not {kind.__name__}: "
+            "correct [tool.flwr.app.components] in its pyproject.toml."
         )
     return app
 
