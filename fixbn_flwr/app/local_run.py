@@ -14,7 +14,7 @@ from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.routine_messages import is_routine
 from fixbn_flwr.app.shared_data import share_data
 from fixbn_flwr.engine.simulation import run_federation
-from fixbn_flwr.errors import FixBNError
+from fixbn_flwr.errors import FixBNError, RoundsFailedError
 
 
 def run_locally(settings: Settings, clients: int, workers: int | None) -> Path:
@@ -38,10 +38,12 @@ def run_locally(settings: Settings, clients: int, workers: int | None) -> Path:
             run_config=settings.as_run_config(),
             prepare=lambda: partial(_prepare_worker, share_data(settings)),
         )
-    except FixBNError:
+    except FixBNError as error:
+        if isinstance(error, RoundsFailedError):  # the message of another one is enough
+            print(*[text for text in log.errors if "Traceback" in text][-1:])
         raise
     except Exception:
-        print(*log.errors, sep="\n")  # not a FixBNError, whose message is enough
+        print(*log.errors, sep="\n")
         raise
     return settings.run_folder
 

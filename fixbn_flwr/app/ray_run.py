@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tomllib
 from collections import deque
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from fixbn_flwr.errors import ConfigError, FixBNError
 
 APP = Path(__file__).resolve().parents[2]  # the directory with pyproject.toml, a Flower app
 
-_DEFAULTS = Settings().as_run_config()
 _RECORD = re.compile(
     r"(\x1b\[36m\(ClientAppActor.*?\)\x1b\[0m )?"  # Ray's prefix of a client's line
     r"\x1b\[\d+m(?P<level>[A-Z]+) *\x1b\[0m: *(?P<text>.*)"
@@ -36,7 +36,8 @@ def run_with_ray(link: SuperLink, settings: Settings, clients: int, workers: int
     Raises:
         FixBNError: If the run fails.
     """
-    if not (APP / "pyproject.toml").is_file():
+    project = APP / "pyproject.toml"
+    if not project.is_file():
         raise ConfigError(
             f"{APP} is not a Flower app (it has no pyproject.toml): run this command in a clone of "
             "the repository, installed with `pip install -e .`, or leave out --engine ray."
@@ -50,7 +51,9 @@ def run_with_ray(link: SuperLink, settings: Settings, clients: int, workers: int
     if torch.cuda.is_available() and settings.device != "cpu":
         # Ray accepts a fraction of a GPU or whole GPUs, but not 1.5.
         federation["client-resources-num-gpus"] = min(1.0, torch.cuda.device_count() / cores)
-    changed = {k: v for k, v in settings.as_run_config().items() if v != _DEFAULTS[k]}
+    # The user may have edited the app's run config, which `fixbn run` does not read.
+    of_app = tomllib.loads(project.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"]
+    changed = {key: v for key, v in settings.as_run_config().items() if v != of_app.get(key)}
     log = _Log()
     failure = link.run(APP, changed, federation, log.show)
     if failure is not None:

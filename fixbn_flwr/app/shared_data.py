@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,24 @@ from fixbn_flwr.tasks import Split, get_task, load_splits, use_splits
 def share_data(settings: Settings) -> Callable[[], None]:
     """Load a run's data, move it to shared memory, and return what a worker calls to use it.
 
-    This process uses the shared images, too. Data that stays in its files is not moved.
+    This process uses the shared images, too. Images that stay in files are not moved: each worker
+    lists the files itself.
     """
-    task, folder = get_task(settings.task), settings.data_path
-    shared = tuple(_shared(split) for split in load_splits(task, folder))
-    use = partial(_use_shared, settings.task, folder, shared)
+    return _share(settings.task, settings.data_path)
+
+
+@lru_cache(maxsize=1)  # two runs in one process share the memory
+def _share(task: str, folder: Path | None) -> Callable[[], None]:
+    splits = load_splits(get_task(task), folder)
+    if not all(isinstance(split.images, Tensor) for split in splits):
+        return partial(_load, task, folder)
+    use = partial(_use_shared, task, folder, tuple(map(_shared, splits)))
     use()
     return use
+
+
+def _load(task: str, folder: Path | None) -> None:
+    load_splits(get_task(task), folder)
 
 
 def _use_shared(task: str, folder: Path | None, shared: tuple[Any, ...]) -> None:

@@ -58,8 +58,9 @@ class ClientStates:
         length = sum(map(len, parts))
         slot = self._slots.get(client)
         if slot is None or length > slot.room:
-            slot = _Slot(self._end, length, [])
-            self._end += length
+            # A growing state gets room to grow, so that the file stays below four times its content.
+            slot = _Slot(self._end, length if slot is None else 2 * length, [])
+            self._end += slot.room
         self._file.seek(slot.offset)
         for part in parts:
             self._file.write(part)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from typing import Any
@@ -23,6 +23,8 @@ from fixbn_flwr.engine.worker import Done, Packed, Task, WorkerSetup
 from fixbn_flwr.engine.worker_pool import Worker, WorkerError
 from fixbn_flwr.flower_compat import ErrorCode
 from fixbn_flwr.log import logger
+
+_STARTS = 3  # of workers that may fail in a row: memory may be short for a moment
 
 
 class Dispatcher:
@@ -51,7 +53,9 @@ class Dispatcher:
         self._on_failure = on_failure
         self._board = MessageBoard()
         self._states = ClientStates()
-        self._seconds: dict[int, float] = {}  # of each client's last message
+        # Of each client's last message of a type: training and evaluation take different times.
+        self._seconds: dict[tuple[int, str], float] = {}
+        self._failed_starts = 0  # in a row
         self._waiting: list[tuple[Message, Packed]] = []
         self._changes = threading.Lock()  # of the board and the waiting messages
         self._closed = False
@@ -67,6 +71,14 @@ class Dispatcher:
             self._waiting.sort(key=self._expected_seconds, reverse=True)
         self._wake()
 
+    def cancel(self, message_ids: Collection[str]) -> None:
+        """Forget those of these messages that no worker has started."""
+        with self._changes:
+            kept = [w for w in self._waiting if w[0].metadata.message_id not in message_ids]
+            for _ in range(len(self._waiting) - len(kept)):
+                self._board.release()
+            self._waiting = kept
+
     def close(self) -> None:
         """Kill the workers and free their memory."""
         self._closed = True
@@ -81,7 +93,7 @@ class Dispatcher:
 
     def _expected_seconds(self, waiting: tuple[Message, Packed]) -> float:
         """Return how long a client is expected to take; longest for one that is new."""
-        return self._seconds.get(waiting[0].metadata.dst_node_id, float("inf"))
+        return self._seconds.get(_work_of(waiting[0]), float("inf"))
 
     def _wake(self) -> None:
         os.write(self._wake_write, b"x")
@@ -119,14 +131,16 @@ class Dispatcher:
         except EOFError:
             self._replace(worker)
         else:
-            if done is not None:
+            if done is None:
+                self._failed_starts = 0
+            else:
                 self._finish(worker, done)
 
     def _finish(self, worker: Worker, done: Done) -> None:
         message, started = worker.task
         worker.task = None
         client = message.metadata.dst_node_id
-        self._seconds[client] = time.monotonic() - started
+        self._seconds[_work_of(message)] = time.monotonic() - started
         if done.log:
             logger.error("client %s raised an exception\n%s", client, done.log)
         if done.state is not None:
@@ -140,9 +154,10 @@ class Dispatcher:
         task, name, was_ready = worker.task, worker.name, worker.ready
         ended = worker.end()
         self._workers.remove(worker)
-        if not was_ready:
+        self._failed_starts += not was_ready
+        if self._failed_starts == _STARTS:
             text = (
-                f"a worker process ended while it started ({ended}): see its output above, or use "
+                f"{_STARTS} worker processes in a row ended while they started ({ended}): see its output above, or use "
                 "fewer workers if memory is short."
             )
             self._on_failure(WorkerError(text))
@@ -185,6 +200,10 @@ class Dispatcher:
         worker.task = (message, time.monotonic())
         with suppress(OSError):  # it has ended, which the next wait reports
             worker.send(Task(packed, inbox, client, self._node_config(client)))
+
+
+def _work_of(message: Message) -> tuple[int, str]:
+    return message.metadata.dst_node_id, message.metadata.message_type
 
 
 @contextmanager

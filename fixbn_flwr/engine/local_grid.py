@@ -54,6 +54,7 @@ class LocalGrid(SimulatedGrid):
         self._run_config = dict(run_config or {})
         self._prepare = prepare or (lambda: _nothing)
         self._ids = itertools.count(1)
+        self._pending: set[str] = set()  # ids of messages whose replies are awaited
         self._replies: dict[str, Message] = {}
         self._failure: WorkerError | None = None
         self._changed = threading.Condition()
@@ -72,6 +73,7 @@ class LocalGrid(SimulatedGrid):
             for message in messages:
                 ids.append(f"message-{next(self._ids)}")
                 message.metadata.__dict__["_message_id"] = ids[-1]
+            self._pending.update(ids)
             if messages and self._dispatcher is None:
                 self._dispatcher = self._start()
         if self._dispatcher is not None and messages:
@@ -87,17 +89,22 @@ class LocalGrid(SimulatedGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Send messages and wait for their replies."""
+        """Send messages and wait for their replies; forget those that come after the timeout."""
         # In the order of the messages: a strategy may sum in the order of the replies.
         expected = list(self.push_messages(messages))
+        awaited = set(expected)
         end = None if timeout is None else time.monotonic() + timeout
         with self._changed:
-            while any(message_id not in self._replies for message_id in expected):
+            while not awaited.isdisjoint(self._pending):
                 self._check()
                 left = None if end is None else end - time.monotonic()
                 if left is not None and left <= 0:
                     break
                 self._changed.wait(left)
+            late = awaited & self._pending
+            self._pending -= late
+        if self._dispatcher is not None and late:
+            self._dispatcher.cancel(late)
         return self.pull_messages(expected)
 
     def close(self) -> None:
@@ -118,9 +125,12 @@ class LocalGrid(SimulatedGrid):
 
     def _on_reply(self, message: Message, reply: Message) -> None:
         reply.metadata.__dict__["_message_id"] = f"reply-to-{message.metadata.message_id}"
+        message_id = message.metadata.message_id
         with self._changed:
-            self._replies[message.metadata.message_id] = reply
-            self._changed.notify_all()
+            if message_id in self._pending:
+                self._pending.remove(message_id)
+                self._replies[message_id] = reply
+                self._changed.notify_all()
 
     def _on_failure(self, error: WorkerError) -> None:
         with self._changed:

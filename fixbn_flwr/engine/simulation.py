@@ -40,7 +40,8 @@ def run_simulation(
         num_supernodes: The number of clients. Client i gets ``partition-id`` i in its node config.
         backend_name: Ignored: this is the backend.
         backend_config: As for Flower. Of its values, ``client_resources.num_cpus`` and
-            ``init_args.num_cpus`` set the number of workers. The others are ignored.
+            ``init_args.num_cpus`` set the number of workers. The others are ignored. Each worker
+            has one thread; a ClientApp may call ``torch.set_num_threads``.
         enable_tf_gpu_growth: Ignored.
         verbose_logging: Ignored.
         workers: The number of clients that train at a time. Default: ``init_args.num_cpus``, or all

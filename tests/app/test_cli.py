@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fixbn_flwr.app import cli
+from fixbn_flwr.app import cli, ray_run
 from fixbn_flwr.app.config.rules import Value
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.overrides import key_and_value
@@ -21,7 +21,6 @@ from fixbn_flwr.errors import ConfigError, FixBNError
 from tests.support.whole_app import run_app
 
 RAY = ("--engine", "ray")
-FIXBN = [sys.executable, "-W", "ignore", "-m", "fixbn_flwr.app.cli"]
 
 
 class Link:
@@ -86,6 +85,20 @@ def test_run_passes_on_changed_values_and_the_output_folder(link: Link, tmp_path
         "client-resources-num-cpus": 1,
         "init-args-num-cpus": 2,
     }
+
+
+def test_values_that_the_user_edited_in_the_app_do_not_count(
+    link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both engines start from the defaults."""
+    project = (ray_run.APP / "pyproject.toml").read_text()
+    default = Settings().learning_rate
+    assert f"learning-rate = {default}\n" in project
+    edited = project.replace(f"learning-rate = {default}\n", "learning-rate = 0.7\n")
+    (tmp_path / "pyproject.toml").write_text(edited)
+    monkeypatch.setattr(ray_run, "APP", tmp_path)
+    invoke("run", *RAY)
+    assert recorded_run(link)[0]["learning-rate"] == default
 
 
 def test_paths_become_absolute(link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,14 @@ def test_a_state_of_the_same_length_takes_no_more_disk() -> None:
     states.close()
 
 
+def test_a_growing_state_leaves_little_behind() -> None:
+    states = ClientStates()
+    for length in range(1, 2000):
+        states.put(7, State(b"h", [bytes(length)]))
+    assert os.fstat(states._file.fileno()).st_size <= 4 * 2000
+    states.close()
+
+
 def test_closing_on_a_full_disk_raises_no_second_error() -> None:
     states = ClientStates()
     states._file.close()

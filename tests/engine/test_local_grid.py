@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.support.clients import partition_of, training_app
 from tests.support.older_federation import fixbn
 from tests.support.older_generation import numpy_app, run_older
 from tests.support.small_federation import CLIENTS, batches, fedavg, federation, network, same
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -76,6 +78,8 @@ def asking(**answers: Any) -> ClientApp:
         count = int(context.state.config_records.get("count", {"n": 0})["n"]) + 1  # type: ignore[arg-type]
         context.state["count"] = ConfigRecord({"n": count, "blob": bytes(10_000)})
         action = config["do"] if partition_of(context) == config["client"] else "answer"
+        if action == "wait":
+            wait_until(Path(str(config["until"])).exists, "the file is there")
         if action == "raise":
             raise RuntimeError("no disk")
         if action == "kill":
@@ -98,13 +102,17 @@ def grid() -> Iterator[LocalGrid]:
         yield grid
 
 
-def exchange(grid: LocalGrid, do: str = "answer", client: int = 2) -> dict[int, Message]:
-    """Send each client a message, and return the replies by partition."""
-    config = ConfigRecord({"do": do, "client": client})
-    messages = [
+def messages_of(grid: LocalGrid, do: str = "answer", client: int = 2, until: str = "") -> Any:
+    """Return a message for each client, which tells one of them to do something else."""
+    config = ConfigRecord({"do": do, "client": client, "until": until})
+    return [
         Message(RecordDict({"config": config}), node_id, "train") for node_id in grid.get_node_ids()
     ]
-    replies = grid.send_and_receive(messages)
+
+
+def exchange(grid: LocalGrid, do: str = "answer", client: int = 2) -> dict[int, Message]:
+    """Send each client a message, and return the replies by partition."""
+    replies = grid.send_and_receive(messages_of(grid, do, client))
     return {reply.metadata.src_node_id - FIRST_NODE_ID: reply for reply in replies}
 
 
@@ -171,6 +179,29 @@ def test_replies_after_the_timeout_are_not_returned(grid: LocalGrid) -> None:
     assert list(grid.send_and_receive([])) == []
 
 
+def test_a_message_that_no_worker_has_started_by_the_timeout_is_forgotten(tmp_path: Path) -> None:
+    file = tmp_path / "go"
+    with LocalGrid(asking, 4, workers=1) as grid:
+        first, *others = messages_of(grid, "wait", 0, until=str(file))
+        (busy,) = grid.push_messages([first])
+        assert list(grid.send_and_receive(others, timeout=0)) == []
+        file.touch()
+        assert counts(exchange(grid)) == {0: 2, 1: 1, 2: 1, 3: 1}
+        assert [r.metadata.reply_to_message_id for r in grid.pull_messages([busy])] == [busy]
+        assert not grid._replies
+
+
+def test_a_reply_after_the_timeout_is_dropped(tmp_path: Path) -> None:
+    file = tmp_path / "go"
+    with LocalGrid(asking, 4, workers=1) as grid:
+        exchange(grid)
+        first, *_ = messages_of(grid, "wait", 0, until=str(file))
+        assert list(grid.send_and_receive([first], timeout=0.5)) == []
+        file.touch()
+        exchange(grid)
+        assert not grid._replies
+
+
 def broken() -> ClientApp:
     raise ImportError("no module named nothing")
 
@@ -188,12 +219,24 @@ def fall_over() -> None:
     os._exit(7)
 
 
-def test_a_worker_that_ends_while_it_starts_ends_the_run() -> None:
+def test_workers_that_end_while_they_start_end_the_run() -> None:
     with (
         LocalGrid(app, 2, workers=1, prepare=lambda: fall_over) as grid,
-        pytest.raises(WorkerError, match=r"ended while it started \(exit code 7\)"),
+        pytest.raises(WorkerError, match=r"3 .* ended while they started \(exit code 7\)"),
     ):
         exchange(grid)
+
+
+def fall_over_once(mark: Path) -> None:
+    if not mark.exists():
+        mark.touch()
+        os._exit(7)
+
+
+def test_a_worker_that_ends_while_it_starts_is_replaced(tmp_path: Path) -> None:
+    start = partial(fall_over_once, tmp_path / "mark")
+    with LocalGrid(asking, 2, workers=1, prepare=lambda: start) as grid:
+        assert counts(exchange(grid)) == {0: 1, 1: 1}
 
 
 def test_a_full_disk_ends_the_run_with_the_remedy(

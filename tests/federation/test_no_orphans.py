@@ -25,7 +25,7 @@ def training(engine: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
         [PROGRAMS / "fixbn", "run", "num-server-rounds=5000", "--engine", engine],
         cwd=folder, env=os.environ | {"TEST_OF_ORPHANS": str(folder)}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, process_group=0,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, process_group=0, preexec_fn=_hear_ctrl_c,
     ) as process:  # fmt: skip
         try:
             assert process.stdout is not None
@@ -39,6 +39,11 @@ def training(engine: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
+
+
+def _hear_ctrl_c() -> None:
+    """Undo what a shell does to a test run in the background: its programs ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
