@@ -58,7 +58,7 @@ class ClientStates:
         length = sum(map(len, parts))
         slot = self._slots.get(client)
         if slot is None or length > slot.room:
-            # A growing state gets room to grow, so that the file stays below four times its content.
+            # A growing state gets room to grow: the file stays below four times its content.
             slot = _Slot(self._end, length if slot is None else 2 * length, [])
             self._end += slot.room
         self._file.seek(slot.offset)

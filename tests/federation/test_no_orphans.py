@@ -18,14 +18,17 @@ pytestmark = pytest.mark.slow
 
 ENGINES = ["local", "ray"]
 
+# A shell lets the programs that it runs in the background ignore Ctrl-C, and these tests may be.
+HEARS_CTRL_C = ("env", "--default-signal=INT")
+
 
 @contextmanager
 def training(engine: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
     """Run `fixbn run` with a mark in its environment; yield it after its first round."""
     with subprocess.Popen(
-        [PROGRAMS / "fixbn", "run", "num-server-rounds=5000", "--engine", engine],
+        [*HEARS_CTRL_C, PROGRAMS / "fixbn", "run", "num-server-rounds=5000", "--engine", engine],
         cwd=folder, env=os.environ | {"TEST_OF_ORPHANS": str(folder)}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, process_group=0, preexec_fn=_hear_ctrl_c,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, process_group=0,
     ) as process:  # fmt: skip
         try:
             assert process.stdout is not None
@@ -39,11 +42,6 @@ def training(engine: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
-
-
-def _hear_ctrl_c() -> None:
-    """Undo what a shell does to a test run in the background: its programs ignore Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
