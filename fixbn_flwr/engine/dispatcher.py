@@ -157,8 +157,8 @@ class Dispatcher:
         self._failed_starts += not was_ready
         if self._failed_starts == _STARTS:
             text = (
-                f"{_STARTS} worker processes in a row ended while they started ({ended}): see their "
-                "output above, or use fewer workers if memory is short."
+                f"{_STARTS} worker processes in a row ended while they started ({ended}): see "
+                "their output above, or use fewer workers if memory is short."
             )
             self._on_failure(WorkerError(text))
             return
