@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +23,7 @@ _NUMBERS = "biufc"
 _NPY_1_0 = b"\x93NUMPY\x01\x00"  # what np.save writes first; 2.0 and 3.0 are for structured dtypes
 
 
-def arrays_of(record: ArrayRecord) -> dict[str, Array]:
+def arrays_of(record: Mapping[str, FlowerArray]) -> dict[str, Array]:
     """Return copies of a record's arrays as numpy arrays, by name.
 
     Raises:
@@ -34,9 +35,14 @@ def arrays_of(record: ArrayRecord) -> dict[str, Array]:
 
 def record_of(arrays: Arrays) -> ArrayRecord:
     """Return a record of numpy arrays, in the format that ``np.save`` writes."""
-    record = ArrayRecord()  # its constructor would copy each Array
+    return record_with({name: _flower_array(array) for name, array in arrays.items()})
+
+
+def record_with(arrays: Mapping[str, FlowerArray]) -> ArrayRecord:
+    """Return a record of these very Arrays; the record's constructor would copy each, slowly."""
+    record = ArrayRecord()
     for name, array in arrays.items():
-        record[name] = _flower_array(array)
+        record[name] = array
     return record
 
 

@@ -7,6 +7,7 @@ moves one of these names, only this file has to change.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, TypeGuard
 
 from flwr.app import Array, Context, Error, Message, Metadata
@@ -76,10 +77,9 @@ __all__ = [
 
 def is_http_grid(grid: object) -> TypeGuard[HttpGrid]:
     """Return whether a grid talks to a SuperLink, as it does outside a simulation."""
-    # Imported here: it takes most of a second, and clients never need it.
-    from flwr.superlink.grid import HttpGrid
-
-    return isinstance(grid, HttpGrid)
+    # Its import takes most of a second. Where nobody has imported it, there is no such grid.
+    module = sys.modules.get("flwr.superlink.grid")
+    return module is not None and isinstance(grid, module.HttpGrid)
 
 
 def make_array(dtype: str, shape: tuple[int, ...], data: bytes) -> Array:

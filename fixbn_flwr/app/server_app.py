@@ -56,8 +56,9 @@ def train(run: PreparedRun) -> ArrayRecord:
         )
     except BaseException:
         try:
-            recorder.save_checkpoint()
+            recorder.close()
         except CheckpointError as error:
             logger.error("%s", error)
         raise
+    recorder.close()
     return result.arrays

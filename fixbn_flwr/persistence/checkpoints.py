@@ -52,14 +52,16 @@ class Checkpoints:
         Raises:
             CheckpointError: If it cannot be written, or a file cannot hold the tree.
         """
-        content = to_bytes(tree)
+        return self.write(server_round, to_bytes(tree))
+
+    def write(self, server_round: int, content: bytes) -> Path:
+        """Do what ``save`` does, for a tree in the form of ``to_bytes``."""
         name = f"round-{server_round:06d}-{hashlib.sha256(content).hexdigest()}.safetensors"
         path = self._folder / name
         try:
             write_atomically(path, content)
             remove_partial_files(self._folder)
-            until_now = [r for r in self.rounds() if r <= server_round]
-            kept = {*until_now[-self._keep :], *self._always} & {*until_now}
+            kept = self.rounds_with(server_round)
             for its_round, other in self._of_round():
                 # A checkpoint of a later round, or another one of this round, is damaged.
                 damaged = its_round == server_round and other != path
@@ -75,6 +77,11 @@ class Checkpoints:
     def rounds(self) -> list[int]:
         """Return the rounds that have checkpoints, intact or not, the newest last."""
         return sorted({server_round for server_round, _ in self._of_round()})
+
+    def rounds_with(self, server_round: int) -> list[int]:
+        """Return the rounds that have checkpoints once this round's is written."""
+        until_now = sorted(r for r in {*self.rounds(), server_round} if r <= server_round)
+        return sorted({*until_now[-self._keep :], *self._always} & {*until_now})
 
     def newest(self) -> tuple[int, Tree]:
         """Return the round and the content of the newest intact checkpoint.

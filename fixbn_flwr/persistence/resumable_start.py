@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import Result
 
 from fixbn_flwr.errors import CheckpointError
 from fixbn_flwr.log import logger
+from fixbn_flwr.persistence.checkpoint_writer import CheckpointWriter
 from fixbn_flwr.persistence.checkpoints import Checkpoints
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -83,18 +84,22 @@ def start_or_resume(
             return Result(arrays=arrays)
         strategy.restore(tree["strategy"])
         logger.info("resuming after round %s from %s", done, folder)
-    strategy.checkpoints = checkpoints.rounds()
+    writer = CheckpointWriter(checkpoints)
+    strategy.checkpoints = writer.rounds
 
     def evaluate(server_round: int, model: ArrayRecord) -> MetricRecord | None:
         metrics = evaluate_fn(server_round, model) if evaluate_fn else None
         if server_round > done:
-            checkpoints.save(server_round, {"model": model, "strategy": strategy.state()})
-            strategy.checkpoints = checkpoints.rounds()
+            writer.save(server_round, {"model": model, "strategy": strategy.state()})
+            strategy.checkpoints = writer.rounds
         return metrics
 
-    return strategy.start(
-        grid, arrays, num_rounds, evaluate_fn=evaluate, first_round=done + 1, **options
-    )
+    try:
+        return strategy.start(
+            grid, arrays, num_rounds, evaluate_fn=evaluate, first_round=done + 1, **options
+        )
+    finally:
+        writer.wait()
 
 
 def _check_same_model(kept: ArrayRecord, initial: ArrayRecord, folder: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord, RecordDict
 
-from fixbn_flwr.array_records import arrays_of, record_of, view_of
+from fixbn_flwr.array_records import arrays_of, record_of, record_with, view_of
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method.averaging import Array, Arrays, Kind, first_spoilt, of_kind
 
@@ -30,7 +30,7 @@ class GlobalModel:
     def __init__(self, record: ArrayRecord) -> None:
         self.record = record
         self.arrays: dict[str, Array] = arrays_of(record)
-        self.parameters = ArrayRecord(
+        self.parameters = record_with(
             {name: record[name] for name in of_kind(self.arrays, Kind.PARAMETER)}
         )
         self.rest = of_kind(self.arrays, Kind.STATISTIC, Kind.COUNTER)
@@ -38,7 +38,7 @@ class GlobalModel:
 
     def joined(self, parameters: ArrayRecord, rest: Arrays) -> ArrayRecord:
         """Return the whole model, in the same order and types, from new parts."""
-        joined = record_of(rest)
+        joined = dict(record_of(rest))
         for name, own in self.arrays.items():
             if name not in rest:
                 new = parameters[name]
@@ -48,7 +48,7 @@ class GlobalModel:
                     if new.dtype == str(own.dtype)
                     else FlowerArray(np.asarray(new.numpy()).astype(own.dtype))
                 )
-        return ArrayRecord({name: joined[name] for name in self.arrays})
+        return record_with({name: joined[name] for name in self.arrays})
 
     def first_spoilt(self, record: ArrayRecord) -> str | None:
         """Return the first array of a new model that is not finite where this model is."""

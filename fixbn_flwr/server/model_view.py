@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from flwr.app import ArrayRecord, Message, RecordDict
 
-from fixbn_flwr.array_records import arrays_of, record_of
+from fixbn_flwr.array_records import arrays_of, record_of, record_with
 from fixbn_flwr.flower_compat import make_message
 from fixbn_flwr.method.averaging import Array
 from fixbn_flwr.method.server_rules import ServerState, Update
@@ -58,7 +58,7 @@ class ModelView:
         checked = self._replies[reply.metadata.src_node_id]
         others = self._state.to_defend(checked.update) if self._defends else {}
         record = reply.content.array_records[checked.model_key]
-        shown = ArrayRecord({**self.parameters(record), **record_of(others)})
+        shown = record_with({**self.parameters(record), **record_of(others)})
         return _with_model(reply, checked.model_key, shown)
 
     def whole_reply(self, reply: Message) -> Message:
@@ -68,7 +68,7 @@ class ModelView:
         checked = self._replies[reply.metadata.src_node_id]
         record = reply.content.array_records[checked.model_key]
         whole = checked.content.array_records[checked.model_key]
-        shown = ArrayRecord({name: record.get(name, array) for name, array in whole.items()})
+        shown = record_with({name: record.get(name, array) for name, array in whole.items()})
         return _with_model(reply, checked.model_key, shown)
 
     def whole_model(
@@ -88,8 +88,8 @@ class ModelView:
         if returned is None:
             return None
         others = self._not_parameters(returned) if self._others is None else self._others
-        shown = {**self.parameters(returned), **record_of(others if self._defends else {})}
-        return ArrayRecord(shown)
+        hidden = others if self._defends else {}
+        return record_with({**self.parameters(returned), **record_of(hidden)})
 
     def new_model(self, aggregated: ArrayRecord) -> ArrayRecord:
         """Return the whole new model for what the inner strategy returned."""
@@ -100,7 +100,7 @@ class ModelView:
         if arrays is self.model.record:
             return self.model.parameters
         names = self.model.parameters.keys()
-        return ArrayRecord({name: array for name, array in arrays.items() if name in names})
+        return record_with({name: array for name, array in arrays.items() if name in names})
 
     def _rest(self, aggregated: ArrayRecord) -> dict[str, Array]:
         defended = self._not_parameters(aggregated) if self._defends else None
@@ -108,7 +108,7 @@ class ModelView:
 
     def _not_parameters(self, arrays: ArrayRecord) -> dict[str, Array]:
         names = arrays.keys() - self.model.parameters.keys()
-        return arrays_of(ArrayRecord({n: a for n, a in arrays.items() if n in names}))
+        return arrays_of({name: array for name, array in arrays.items() if name in names})
 
 
 def _with_model(reply: Message, key: str, model: ArrayRecord) -> Message:

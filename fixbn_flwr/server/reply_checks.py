@@ -11,9 +11,9 @@ from collections.abc import Callable, Hashable, Mapping
 from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord, RecordDict
 
-from fixbn_flwr.array_records import view_of
+from fixbn_flwr.array_records import record_with, view_of
 from fixbn_flwr.errors import ReplyError
-from fixbn_flwr.flower_compat import SType
+from fixbn_flwr.flower_compat import make_array
 from fixbn_flwr.method.averaging import Array, Arrays
 from fixbn_flwr.method.round_config import MOMENTUM
 from fixbn_flwr.server.model_names import check_names, under_sent_names
@@ -66,9 +66,9 @@ def check_reply(
     weight = weights[0] if weights else None
     update = check_update(arrays, momentum, weight, weighted_by, sent)
     # Type and shape from the server: nobody has checked what the client says of them.
-    model = ArrayRecord(
+    model = record_with(
         {
-            name: FlowerArray(str(own.dtype), own.shape, SType.NUMPY, record[name].data)
+            name: make_array(str(own.dtype), own.shape, record[name].data)
             if views[name].dtype == own.dtype
             else FlowerArray(arrays[name])
             for name, own in sent.items()
@@ -95,7 +95,7 @@ def _model_record(content: RecordDict, sent: Arrays, arrays_key: str) -> tuple[s
         record = records[key]
         named = under_sent_names(record, sent)
         if named is not None and named.keys() == sent.keys():
-            return key, ArrayRecord(named)
+            return key, record_with(named)
     largest = max(records.values(), key=len)
     check_names(under_sent_names(largest, sent) or largest, sent)
     raise AssertionError("unreachable: check_names raises for other names")

@@ -21,6 +21,7 @@ from fixbn_flwr.array_records import arrays_of
 from fixbn_flwr.log import logger
 from fixbn_flwr.method.averaging import Arrays
 from fixbn_flwr.method.schedule import Phase
+from fixbn_flwr.persistence.checkpoint_writer import CheckpointWriter
 from fixbn_flwr.persistence.checkpoints import Checkpoints
 from fixbn_flwr.persistence.safetensors_tree import Tree
 from fixbn_flwr.server.strategy import FixBN
@@ -95,8 +96,10 @@ class Recorder:
         self._folder = folder
         self._rounds_before = rounds_before
         self._best = best
-        self._checkpoints = Checkpoints(
-            folder.path / CHECKPOINTS, settings.keep_checkpoints, always=[settings.freeze_round]
+        self._checkpoints = CheckpointWriter(
+            Checkpoints(
+                folder.path / CHECKPOINTS, settings.keep_checkpoints, always=[settings.freeze_round]
+            )
         )
         self._last: tuple[int, Tree] | None = None
         self._at_freeze = folder.metrics_of(settings.freeze_round)
@@ -128,22 +131,25 @@ class Recorder:
             self._last = (server_round, self._checkpoint(server_round, arrays, is_best))
         ends = evaluated and self._ends_early(server_round)
         if ends or self._settings.keeps_checkpoint(server_round):
-            self.save_checkpoint()
+            self._save_checkpoint()
         self._announce_checkpoints()
         if loss is None or accuracy is None:
             return None
         return MetricRecord({"loss": loss, "accuracy": accuracy})
 
-    def save_checkpoint(self) -> None:
+    def close(self) -> None:
         """Write a checkpoint of the last round that has ended, unless there is one.
 
         Raises:
             CheckpointError: If it cannot be written.
         """
-        if self._last is None:
-            return
-        (server_round, checkpoint), self._last = self._last, None
-        self._checkpoints.save(server_round, checkpoint)
+        self._save_checkpoint()
+        self._checkpoints.wait()
+
+    def _save_checkpoint(self) -> None:
+        if self._last is not None:
+            (server_round, checkpoint), self._last = self._last, None
+            self._checkpoints.save(server_round, checkpoint)
 
     def _ends_early(self, server_round: int) -> bool:
         """Stop the run if it is out of patience; return whether it is."""
@@ -190,7 +196,7 @@ class Recorder:
         if self._settings.momentum == "local":
             # The last round gets a checkpoint, too, if the next one fails.
             ended = [self._last[0]] if self._last else []
-            self._strategy.checkpoints = [*self._checkpoints.rounds(), *ended]
+            self._strategy.checkpoints = [*self._checkpoints.rounds, *ended]
 
     def _metrics(
         self, server_round: int, loss: float | None, accuracy: float | None
