@@ -1,7 +1,6 @@
 """Measure the speed, memory and overhead of a federation on this machine.
 
-python -m simulation.benchmarks             # images per second: bare loop, our app, a quickstart
-python -m simulation.benchmarks memory      # peak memory with 10 and with 1,000 clients
+python -m simulation.benchmarks             # speed, start-up and memory, beside other programs
 python -m simulation.benchmarks deployment  # seconds outside training, between real processes
 
 Close other programs first. The report includes the load average.
@@ -20,10 +19,11 @@ from fixbn_flwr.app.cli import run_commands
 from fixbn_flwr.errors import ConfigError
 from simulation import REPOSITORY
 from simulation.benchmarks.machine import Machine, progress, write_report
-from simulation.benchmarks.measured_run import BATCH, CLIENTS, STEPS, start_table
-from simulation.benchmarks.peak_memory import measure_memory
+from simulation.benchmarks.measured_run import BATCH, CLIENTS
+from simulation.benchmarks.peak_memory import measure_memory, memory_table
 from simulation.benchmarks.round_overhead import Rounds, measure_all, report_of, table
 from simulation.benchmarks.speed import measure_speeds
+from simulation.benchmarks.start_up import measure_start, start_table
 
 _HELP = (__doc__ or "").replace("\n\n", "\n\n\b\n", 1)  # \b keeps the lines of the examples
 cli = typer.Typer(help=_HELP, add_completion=False, rich_markup_mode=None)
@@ -37,46 +37,39 @@ Output = Annotated[Path | None, typer.Option(help="Also write the report to this
 
 
 @cli.callback(invoke_without_command=True)
-def speed(
+def everything(
     context: typer.Context,
     data_dir: DataDir = None,
     rounds: Annotated[int, typer.Option(min=1, help="Warm rounds per repetition.")] = 3,
-    repetitions: Annotated[int, typer.Option(min=1, help="Measurements of each.")] = 2,
-    local_steps: Annotated[int, typer.Option(min=1, help="Of a client in a round.")] = STEPS,
+    repetitions: Annotated[int, typer.Option(min=1, help="Measurements of each.")] = 3,
+    steps: Annotated[list[int] | None, typer.Option(help="Local steps.")] = None,
+    clients: Annotated[list[int] | None, typer.Option(help="Clients, for the memory.")] = None,
+    memory_rounds: Annotated[int, typer.Option(min=1, help="Rounds, for the memory.")] = 100,
     workers: Workers = None,
     output: Output = None,
 ) -> None:
-    """Compare images per second; the default takes about five minutes on two idle cores."""
+    """Measure speed, start-up and memory; the default takes about half an hour on two cores."""
     if context.invoked_subcommand is not None:
         return
-    machine, cores = Machine(), workers or os.cpu_count() or 1
+    machine, cores, data = Machine(), workers or os.cpu_count() or 1, find_data(data_dir)
+    start = measure_start(repetitions)
     speeds = measure_speeds(
-        find_data(data_dir), rounds=rounds, repetitions=repetitions, local_steps=local_steps,
-        workers=cores,
-    )  # fmt: skip
+        data, rounds=rounds, repetitions=repetitions, steps=steps or [1, 5, 20], workers=cores
+    )
+    memory = measure_memory(
+        data, rounds=memory_rounds, clients=clients or [10, 1_000, 10_000], workers=cores
+    )
     machine.load_after = os.getloadavg()
-    job = {"clients": CLIENTS, "local-steps": local_steps, "batch-size": BATCH, "workers": cores}
-    print(f"\n{speeds.table()}\n\n{machine}")
-    write_report(output, {**asdict(machine), "job": job, **speeds.report()})
-
-
-@cli.command()
-def memory(
-    data_dir: DataDir = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Warm rounds.")] = 20,
-    clients: Annotated[int, typer.Option(min=CLIENTS, help="Of the large federation.")] = 1000,
-    workers: Workers = None,
-    output: Output = None,
-) -> None:
-    """Compare the peak memory of 10 clients and of many; 10 of them train in each round.
-
-    The large federation runs twice: with momentum buffers in Flower's context, and in files.
-    """
-    machine, cores = Machine(), workers or os.cpu_count() or 1
-    runs = measure_memory(find_data(data_dir), rounds=rounds, clients=clients, workers=cores)
-    machine.load_after = os.getloadavg()
-    print(f"\n{start_table({name: [run] for name, run in runs.items()})}\n\n{machine}")
-    write_report(output, {**asdict(machine), "runs": {n: asdict(run) for n, run in runs.items()}})
+    print(f"\n{speeds.table()}\n\n{start_table(start)}\n\n{memory_table(memory)}\n\n{machine}")
+    job = {"clients-per-round": CLIENTS, "batch-size": BATCH, "rounds": rounds, "workers": cores}
+    report = {
+        **asdict(machine),
+        "job": job,
+        "speed": speeds.report(),
+        "start": start,
+        "memory": {number: asdict(run) for number, run in memory.items()},
+    }
+    write_report(output, report)
 
 
 @cli.command()

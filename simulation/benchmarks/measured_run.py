@@ -1,22 +1,26 @@
-"""One measured `flwr run`, of our app or of the quickstart."""
+"""One measured run of our app, on its engine or under Ray, or of the quickstart under Ray."""
 
 from __future__ import annotations
 
 import json
 import os
 import statistics
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from fixbn_flwr.app.config.rules import Value
-from fixbn_flwr.app.local_superlink import SuperLink
+from fixbn_flwr.app.local_superlink import local_superlink
 from fixbn_flwr.errors import FixBNError
 from simulation import REPOSITORY
 from simulation.benchmarks.process_monitor import Watch
 
 QUICKSTART = REPOSITORY / "simulation" / "benchmarks" / "quickstart"
-CLIENTS, STEPS, BATCH = 10, 20, 20  # per round; per client and round; images per step
+CLIENTS, BATCH = 10, 20  # clients that train in a round; images per step
 
 # By default Ray lowers the priority of its workers; the bare loop has normal priority.
 os.environ.setdefault("RAY_worker_niceness", "0")
@@ -38,9 +42,14 @@ class Measurement:
     first_round: float
     peak_megabytes: dict[str, float]
 
+    @property
+    def seconds(self) -> float:
+        """The median of the warm rounds."""
+        return statistics.median(self.warm_rounds)
+
 
 def our_app(
-    link: SuperLink,
+    engine: Literal["local", "ray"],
     folder: Path,
     data: Path,
     rounds: int,
@@ -48,32 +57,49 @@ def our_app(
     *,
     steps: int,
     clients: int = CLIENTS,
-    state_dir: str = "",
+    batch_size: int = BATCH,
 ) -> Measurement:
-    """Run our app. The last round, which is always evaluated, follows the warm rounds."""
+    """Run our app. The last round, which is always evaluated, follows the warm rounds.
+
+    Args:
+        engine: What runs the clients.
+        folder: The run folder.
+        data: The directory with CIFAR-10.
+        rounds: The number of warm rounds.
+        workers: The number of processes.
+        steps: The local steps of a client in a round.
+        clients: The number of clients; 10 of them train in each round. Default: 10.
+        batch_size: Images per step. Default: 20.
+    """
     run_config: dict[str, Value] = {
         "task": "cifar10",
         "data-dir": str(data),
         "partition": "iid",
         "fraction-train": CLIENTS / clients,
         "local-steps": steps,
-        "batch-size": BATCH,
+        "batch-size": batch_size,
         "learning-rate": 0.05,
         "num-server-rounds": rounds + 2,
         "freeze-after": 1.0,  # batch statistics in every round, as in the bare loop
         "evaluate-every": rounds + 3,
         "device": "cpu",
-        "state-dir": state_dir,
         "output-dir": str(folder.parent),
         "run-name": folder.name,
     }
-    return _run(link, REPOSITORY, run_config, clients, workers, folder / "metrics.jsonl", rounds)
+    options = ["--engine", engine, "--clients", str(clients), "--workers", str(workers)]
+    words = [f"{key}={value}" for key, value in run_config.items()]
+    with _watched(folder / "metrics.jsonl", rounds) as measured:
+        result = subprocess.run(
+            [Path(sys.executable).parent / "fixbn", "run", *options, *words],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        )  # fmt: skip
+        if result.returncode:
+            raise FixBNError(result.stdout)
+    return measured[0]
 
 
-def quickstart(
-    link: SuperLink, folder: Path, data: Path, rounds: int, workers: int, *, steps: int
-) -> Measurement:
-    """Run the quickstart, which never evaluates."""
+def quickstart(folder: Path, data: Path, rounds: int, workers: int, *, steps: int) -> Measurement:
+    """Run the quickstart under Ray; it never evaluates. See ``our_app``."""
     file = folder.with_suffix(".jsonl")
     run_config: dict[str, Value] = {
         "data-dir": str(data),
@@ -82,39 +108,26 @@ def quickstart(
         "batch-size": BATCH,
         "num-server-rounds": rounds + 1,
     }
-    return _run(link, QUICKSTART, run_config, CLIENTS, workers, file, rounds)
-
-
-def _run(
-    link: SuperLink,
-    app: Path,
-    run_config: Mapping[str, Value],
-    clients: int,
-    workers: int,
-    rounds_file: Path,
-    rounds: int,
-) -> Measurement:
-    federation: dict[str, Value] = {
-        "num-supernodes": clients,
+    federation: Mapping[str, Value] = {
+        "num-supernodes": CLIENTS,
         "client-resources-num-cpus": 1,
         "init-args-num-cpus": workers,
     }
     log: list[str] = []
+    with _watched(file, rounds) as measured, local_superlink() as link:
+        failure = link.run(QUICKSTART, run_config, federation, log.append)
+        if failure is not None:
+            raise FixBNError("\n".join([*log, f"the run did not complete ({failure})."]))
+    return measured[0]
+
+
+@contextmanager
+def _watched(rounds_file: Path, rounds: int) -> Iterator[list[Measurement]]:
+    """Watch a run in the block, and put its measurement into the list."""
+    measured: list[Measurement] = []
     with Watch(rounds_file) as watch:
-        failure = link.run(app, run_config, federation, log.append)
-    if failure is not None or watch.first_round is None:
-        raise FixBNError("\n".join([*log, f"the run did not complete ({failure})."]))
+        yield measured
+    assert watch.first_round is not None  # the run has completed
     seconds = [json.loads(line)["seconds"] for line in rounds_file.read_text().splitlines()]
     processor = watch.processor[rounds] - watch.processor[0]
-    return Measurement(seconds[1 : rounds + 1], processor, watch.first_round, watch.peaks)
-
-
-def start_table(runs: Mapping[str, list[Measurement]]) -> str:
-    """Return the seconds from submission to round 2, and peak memory, as text."""
-    roles = ("server", "worker", "ray")
-    lines = [f"{'':<38}{'to round 2':>14}" + "".join(f"{role + ' MB':>12}" for role in roles)]
-    for name, measured in runs.items():
-        start = statistics.median(run.first_round for run in measured)
-        peaks = [max(run.peak_megabytes.get(role, 0.0) for run in measured) for role in roles]
-        lines.append(f"{name:<38}{start:>12.1f} s" + "".join(f"{peak:>12.0f}" for peak in peaks))
-    return "\n".join(lines)
+    measured.append(Measurement(seconds[1 : rounds + 1], processor, watch.first_round, watch.peaks))

@@ -1,40 +1,46 @@
-"""Peak memory of a small and a large federation; 10 clients train in each round.
-
-The large one runs twice: with momentum buffers in Flower's context, which the server process holds
-for every client that has trained, and in files (`state-dir`).
-"""
+"""Peak memory of small and large federations on the engine; 10 clients train in each round."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fixbn_flwr.app.local_superlink import local_superlink
 from simulation.benchmarks.machine import progress
-from simulation.benchmarks.measured_run import CLIENTS, Measurement, our_app, start_table
+from simulation.benchmarks.measured_run import Measurement, our_app
+
+BATCH = 5  # images per step: 10,000 clients have 5 images each
 
 
 def measure_memory(
-    data: Path, *, rounds: int, clients: int, workers: int
-) -> dict[str, Measurement]:
-    """Run our app with few and with many clients; return the runs by name.
+    data: Path, *, rounds: int, clients: Sequence[int], workers: int
+) -> dict[int, Measurement]:
+    """Run our app with few and with many clients; return the runs by number of clients.
+
+    Each client that has trained keeps a momentum buffer as large as the model.
 
     Args:
         data: The directory with CIFAR-10.
         rounds: The number of warm rounds.
-        clients: The number of clients of the large federation.
+        clients: The numbers of clients.
         workers: The number of processes.
     """
-    runs: dict[str, Measurement] = {}
-    for number, in_files in ((CLIENTS, False), (clients, False), (clients, True)):
-        name = f"{number} clients, buffers in {'files' if in_files else 'state'}"
-        progress(name)
-        with tempfile.TemporaryDirectory() as scratch, local_superlink() as link:
-            folder = Path(scratch)
-            state_dir = str(folder / "state") if in_files else ""
-            runs[name] = our_app(
-                link, folder / "run", data, rounds, workers,
-                steps=1, clients=number, state_dir=state_dir,
-            )  # fmt: skip
-        progress(start_table({name: [runs[name]]}))
+    runs: dict[int, Measurement] = {}
+    for number in clients:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "run"
+            runs[number] = our_app(
+                "local", folder, data, rounds, workers, steps=1, clients=number, batch_size=BATCH
+            )
+        progress(f"{number} clients: {runs[number].peak_megabytes}")
     return runs
+
+
+def memory_table(runs: Mapping[int, Measurement]) -> str:
+    """Return peak memory and the seconds to the end of round 1 as text."""
+    lines = [f"{'clients':<10}{'server MB':>12}{'worker MB':>12}{'to round 1':>14}{'a round':>12}"]
+    for number, run in runs.items():
+        server, worker = (run.peak_megabytes[role] for role in ("server", "worker"))
+        seconds = f"{run.first_round:>12.1f} s{run.seconds:>10.2f} s"
+        lines.append(f"{number:<10,}{server:>12.0f}{worker:>12.0f}{seconds}")
+    return "\n".join(lines)

@@ -34,10 +34,10 @@ class Process:
 
     @property
     def role(self) -> str:
-        """The role: "server" (server app and Flower's engine), "worker", "ray" or "other"."""
-        if self.command.startswith("ray::ClientAppActor"):
+        """The role: "server" (the server app's process), "worker", "ray" or "other"."""
+        if self.command.startswith("ray::ClientAppActor") or "forkserver" in self.command:
             return "worker"
-        if "flwr-simulation" in self.command:
+        if "flwr-simulation" in self.command or "fixbn run --engine local" in self.command:
             return "server"
         if self.command.startswith("ray::") or "/ray/" in self.command:
             return "ray"

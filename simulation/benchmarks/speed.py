@@ -1,8 +1,7 @@
-"""Images per second: a bare PyTorch loop, our app, and a quickstart, in turn.
+"""Seconds a round: a bare PyTorch loop, our app on its engine and under Ray, and others, in turn.
 
-All of them take the same local steps: ResNet-20 on CIFAR-10, 10 clients x 20 steps per round in
-batches of 20, float32. Only warm rounds of the two apps count: not the first, and none in which the
-model is evaluated. Images per second of processor time depend less on the load of the machine.
+All of them take the same local steps: ResNet-20 on CIFAR-10, 10 clients, batches of 20, float32.
+Only warm rounds count: not the first, and none in which the model is evaluated.
 """
 
 from __future__ import annotations
@@ -10,112 +9,120 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fixbn_flwr.app.local_superlink import local_superlink
-from simulation.benchmarks.bare_loop import BareLoops, variants
+from simulation.benchmarks.bare_loop import BareLoops, Variant, variants
 from simulation.benchmarks.machine import progress
-from simulation.benchmarks.measured_run import (
-    BATCH,
-    CLIENTS,
-    Measurement,
-    our_app,
-    quickstart,
-    start_table,
-)
+from simulation.benchmarks.measured_run import BATCH, CLIENTS, our_app, quickstart
+from simulation.benchmarks.pfl_loop import is_installed, measure_pfl
 
-OURS, QUICK = "our app (b)", "quickstart (c)"
-APPS = {OURS: our_app, QUICK: quickstart}
-RATIOS = (("b/a", "our app / fastest bare loop", 0.87), ("b/c", "our app / quickstart", 1.5))
+ENGINE, RAY, QUICK = "this app, engine", "this app, Ray", "the quickstart's client, Ray"
+PFL = "pfl-research, 1 process"
 
 
 @dataclass
 class Speeds:
-    """The measured speeds, by name of a bare loop or an app.
+    """The measured seconds a round.
 
     Attributes:
-        per_second: Images per second; of an app, in each warm round.
-        per_processor_second: Images per second of processor time, in each repetition.
-        runs: The runs of the two apps.
+        workers: The number of processes; the bare loop with as many is what the others are
+            compared with.
+        seconds: By number of local steps and name, the median round of each repetition.
     """
 
-    per_second: dict[str, list[float]] = field(default_factory=dict)
-    per_processor_second: dict[str, list[float]] = field(default_factory=dict)
-    runs: dict[str, list[Measurement]] = field(default_factory=lambda: {name: [] for name in APPS})
+    workers: int
+    seconds: dict[int, dict[str, list[float]]] = field(default_factory=dict)
 
-    def add(self, name: str, per_second: list[float], per_processor_second: float) -> None:
-        """Add a measurement and print it."""
-        self.per_second.setdefault(name, []).extend(per_second)
-        self.per_processor_second.setdefault(name, []).append(per_processor_second)
-        values = ", ".join(f"{value:.0f}" for value in per_second)
-        progress(f"{name}: {values} images/s, load {os.getloadavg()[0]:.1f}")
+    @property
+    def reference(self) -> str:
+        """The name of the bare loop with as many processes and the app's memory format."""
+        return Variant(self.workers, 1, channels_last=True).name
+
+    def add(self, steps: int, name: str, seconds: float) -> None:
+        """Add a repetition's median round, and print it."""
+        self.seconds.setdefault(steps, {}).setdefault(name, []).append(seconds)
+        progress(f"{steps} steps, {name}: {seconds:.3f} s, load {os.getloadavg()[0]:.1f}")
+
+    def median(self, steps: int, name: str) -> float:
+        """Return the median of the repetitions."""
+        return statistics.median(self.seconds[steps][name])
+
+    def ratio(self, steps: int, name: str) -> float:
+        """Return the seconds as a multiple of the reference's."""
+        return self.median(steps, name) / self.median(steps, self.reference)
 
     def report(self) -> dict[str, Any]:
-        """Return medians, ratios, samples and runs for JSON."""
-        medians, by_processor = _medians(self.per_second), _medians(self.per_processor_second)
+        """Return all samples, medians and ratios for JSON."""
         return {
-            "images_per_second": medians,
-            "images_per_processor_second": by_processor,
-            "ratios": ratios(medians),
-            "ratios_by_processor_time": ratios(by_processor),
-            "samples": {
-                "images_per_second": self.per_second,
-                "images_per_processor_second": self.per_processor_second,
+            "reference": self.reference,
+            "steps": {
+                str(steps): {
+                    name: {
+                        "seconds": [round(value, 4) for value in values],
+                        "median": round(self.median(steps, name), 4),
+                        "ratio": round(self.ratio(steps, name), 3),
+                    }
+                    for name, values in named.items()
+                }
+                for steps, named in self.seconds.items()
             },
-            "runs": {name: [asdict(run) for run in runs] for name, runs in self.runs.items()},
         }
 
     def table(self) -> str:
-        """Return medians, ratios, start-up time and memory as text."""
-        medians, by_processor = _medians(self.per_second), _medians(self.per_processor_second)
-        lines = [f"{'images':<38}{'per second':>14}{'per second of processor time':>30}"]
-        lines += [
-            f"{name:<38}{medians[name]:>14.0f}{by_processor[name]:>30.0f}" for name in medians
-        ]
-        for ratio, label, goal in RATIOS:
-            values = (ratios(medians)[ratio], ratios(by_processor)[ratio])
-            lines.append(f"{f'{label} (goal: {goal})':<38}{values[0]:>14.2f}{values[1]:>30.2f}")
-        return "\n".join([*lines, "", start_table(self.runs)])
+        """Return medians with their spread, and ratios to the reference, as text."""
+        head = "".join(f"{f'{steps} steps':>28}" for steps in self.seconds)
+        lines = [f"{'seconds a round':<38}{head}"]
+        for name in next(iter(self.seconds.values())):
+            cells = [
+                f"{self.median(steps, name):.2f} ({min(named[name]):.2f}-{max(named[name]):.2f})"
+                f" {self.ratio(steps, name):>5.2f}x"
+                for steps, named in self.seconds.items()
+            ]
+            lines.append(f"{name:<38}" + "".join(f"{cell:>28}" for cell in cells))
+        return "\n".join(lines)
 
 
 def measure_speeds(
-    data: Path, *, rounds: int, repetitions: int, local_steps: int, workers: int
+    data: Path, *, rounds: int, repetitions: int, steps: list[int], workers: int
 ) -> Speeds:
-    """Measure the bare loops and the two apps in turn.
+    """Measure everything in turn, as often as asked.
 
     Args:
         data: The directory with CIFAR-10.
         rounds: The number of warm rounds per repetition.
-        repetitions: How often each of them is measured.
-        local_steps: Of a client in a round.
+        repetitions: How often each is measured.
+        steps: The numbers of local steps of a client in a round.
         workers: The number of processes.
     """
-    speeds = Speeds()
-    images = CLIENTS * local_steps * BATCH
-    with tempfile.TemporaryDirectory() as scratch, BareLoops(workers, data) as loops:
+    speeds = Speeds(workers)
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        loops = stack.enter_context(BareLoops(workers, data))
         for repetition in range(1, repetitions + 1):
             progress(f"repetition {repetition} of {repetitions}")
-            for variant in variants(workers):
-                per_second, efficiency = loops.run(variant, CLIENTS * local_steps, BATCH)
-                speeds.add(variant.name, [per_second], efficiency)
-            for name, measure in APPS.items():
-                folder = Path(scratch) / f"{name[:3]}-{repetition}"
-                with local_superlink() as link:
-                    run = measure(link, folder, data, rounds, workers, steps=local_steps)
-                speeds.runs[name].append(run)
-                of_rounds = [images / seconds for seconds in run.warm_rounds]
-                speeds.add(name, of_rounds, images * rounds / run.processor)
+            for number in steps:
+                folder = scratch / f"{repetition}-{number}"
+                folder.mkdir()
+                for name, seconds in _measure(loops, folder, data, rounds, workers, number):
+                    speeds.add(number, name, seconds)
     return speeds
 
 
-def ratios(medians: Mapping[str, float]) -> dict[str, float]:
-    """Return the speed of our app relative to the fastest bare loop and to the quickstart."""
-    bare = max(speed for name, speed in medians.items() if name not in APPS)
-    return {"b/a": medians[OURS] / bare, "b/c": medians[OURS] / medians[QUICK]}
-
-
-def _medians(samples: Mapping[str, list[float]]) -> dict[str, float]:
-    return {name: statistics.median(values) for name, values in samples.items()}
+def _measure(
+    loops: BareLoops, folder: Path, data: Path, rounds: int, workers: int, steps: int
+) -> Iterator[tuple[str, float]]:
+    """Yield the seconds a round of each."""
+    in_a_round = CLIENTS * steps
+    for variant in variants(workers):
+        per_second, _ = loops.run(variant, in_a_round * rounds, BATCH)
+        yield variant.name, in_a_round * BATCH / per_second
+    yield ENGINE, our_app("local", folder / "engine", data, rounds, workers, steps=steps).seconds
+    yield RAY, our_app("ray", folder / "ray", data, rounds, workers, steps=steps).seconds
+    yield QUICK, quickstart(folder / "quick", data, rounds, workers, steps=steps).seconds
+    if is_installed():
+        seconds = measure_pfl(data, rounds, workers, clients=CLIENTS, steps=steps, batch_size=BATCH)
+        yield PFL, statistics.median(seconds)

@@ -1,4 +1,4 @@
-"""Baseline (c) of the speed benchmark: an app in the style of Flower's PyTorch quickstart.
+"""Another baseline of the speed benchmark: an app in the style of Flower's PyTorch quickstart.
 
 For each message the client builds the model, a DataLoader with per-image transforms and an
 optimizer, trains, and returns the state dict. The server runs FedAvg. Model, images, augmentation,

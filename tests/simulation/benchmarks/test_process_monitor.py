@@ -14,7 +14,10 @@ from tests.support.waiting import wait_until
     ("command", "role"),
     [
         ("/x/python /x/bin/flwr-simulation --token y", "server"),
+        ("/x/python /x/bin/fixbn run --engine local --clients 10", "server"),
+        ("/x/python /x/bin/fixbn run --engine ray --clients 10", "other"),
         ("ray::ClientAppActor", "worker"),
+        ("/x/python -c from multiprocessing.forkserver import main; main(3, 5)", "worker"),
         ("ray::IDLE", "ray"),
         ("/x/site-packages/ray/core/src/ray/raylet/raylet", "ray"),
         ("/x/python /x/bin/flower-superlink", "other"),
