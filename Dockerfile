@@ -2,7 +2,7 @@
 #
 #   docker build --tag fixbn-flwr .                                        # PyTorch for CPUs
 #   docker build --tag fixbn-flwr:cuda --build-arg TORCH_BACKEND=cu128 .   # for NVIDIA GPUs
-#   docker build --tag fixbn-flwr --build-arg EXTRAS=segmentation .        # for CamVid and Cityscapes
+#   docker build --tag fixbn-flwr --build-arg EXTRAS=app,segmentation .    # for CamVid and Cityscapes
 #
 # deploy/compose.yaml starts a federation with this image; deploy/README.md explains both ways.
 # PyTorch brings the CUDA libraries. The machine needs NVIDIA's driver and container toolkit, and
@@ -11,7 +11,7 @@ ARG PYTHON=3.11.13-slim-bookworm
 
 FROM python:${PYTHON} AS build
 ARG TORCH_BACKEND=cpu
-ARG EXTRAS=
+ARG EXTRAS=app
 WORKDIR /build
 RUN python -m venv /opt/venv \
     && python -m pip install --no-cache-dir "uv>=0.12.20,<0.13"

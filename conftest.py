@@ -10,7 +10,7 @@ import torch
 with warnings.catch_warnings():
     # flwr imports typer, and typer names of click that click calls deprecated: not ours to mend.
     warnings.simplefilter("ignore", DeprecationWarning)
-    import flwr.app  # noqa: F401
+    import flwr.common  # noqa: F401
 
 # As in Flower's simulation. The last bits of sums depend on the number of threads, and threads that
 # wait for each other on busy cores are slow.

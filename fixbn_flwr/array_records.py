@@ -8,8 +8,8 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from flwr.app import Array as FlowerArray
-from flwr.app import ArrayRecord
+from flwr.common import Array as FlowerArray
+from flwr.common import ArrayRecord
 
 from fixbn_flwr.flower_compat import SType, make_array
 from fixbn_flwr.method.averaging import Array, Arrays

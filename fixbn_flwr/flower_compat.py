@@ -1,19 +1,23 @@
-"""The private parts of Flower that this package uses: no other module imports them.
+"""The private parts of Flower that this package uses, and what differs between its releases.
 
-Private is what is not in the ``__all__`` of ``flwr.app``, ``flwr.clientapp``, ``flwr.serverapp``,
-``flwr.server``, ``flwr.client``, ``flwr.common`` or ``flwr.simulation``. When a release of Flower
-moves one of these names, only this file has to change.
+No other module imports private parts. Private is what is not in the ``__all__`` of ``flwr.app``,
+``flwr.clientapp``, ``flwr.serverapp``, ``flwr.server``, ``flwr.client``, ``flwr.common`` or
+``flwr.simulation``. When a release of Flower moves one of these names, only this file changes.
+
+The library works from 1.17 on, its Message API from 1.21 on, which is the first release with
+``flwr.serverapp.strategy``. Packed arrays, the engine and the app need 1.41.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, TypeGuard
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-from flwr.app import Array, Context, Error, Message, Metadata
-from flwr.app.message.message import make_message
-from flwr.app.typing import MetricRecordValues
-from flwr.clientapp.typing import ClientAppCallable, Mod
+from flwr.common import Array, Context, Error, Message, Metadata
 from flwr.common.constant import ErrorCode, SType
 from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_STATE
 from flwr.common.serde import (
@@ -21,27 +25,60 @@ from flwr.common.serde import (
     context_to_proto,
     message_from_proto,
     message_to_proto,
-    recorddict_to_proto,
 )
-from flwr.common.serde_utils import metadata_from_proto
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.message_pb2 import Context as ProtoContext
 from flwr.proto.message_pb2 import Message as ProtoMessage
-from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.server.client_proxy import ClientProxy
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
-from flwr.supercore.inflatable.inflatable_utils import (
-    ObjectPullError,
-    ObjectUnavailableError,
-    inflate_object_from_contents,
-    pull_objects,
-)
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
+
+from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.log import logger
 
 if TYPE_CHECKING:
-    from flwr.superlink.grid import HttpGrid as HttpGrid  # noqa: PLC0414 -- re-exported
+    from flwr.app.message.message import make_message
+    from flwr.common.serde import recorddict_to_proto
+    from flwr.common.serde_utils import metadata_from_proto
+    from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+    from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+    from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+    from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
+    from flwr.supercore.inflatable.inflatable_utils import (
+        ObjectPullError,
+        ObjectUnavailableError,
+        inflate_object_from_contents,
+        pull_objects,
+    )
+    from flwr.supercore.run import Run
+    from flwr.supercore.task_identity import TaskIdentity
+    from flwr.superlink.grid import HttpGrid
+else:
+    try:  # 1.34 and later
+        from flwr.app.message.message import make_message
+        from flwr.supercore.run import Run
+    except ImportError:
+        from flwr.common.message import make_message
+        from flwr.common.typing import Run
+
+_TESTED = (1, 42)  # major and minor version
+
+# As in flwr.clientapp.typing, which has both since 1.34.
+ClientAppCallable = Callable[[Message, Context], Message]
+Mod = Callable[[Message, Context, ClientAppCallable], Message]
+
+# What only transport, engine and app use, by the module that has it in Flower 1.41.
+_RECENT = {
+    "ConfirmMessageReceivedRequest": "flwr.proto.message_pb2",
+    "HttpGrid": "flwr.superlink.grid",
+    "ObjectPullError": "flwr.supercore.inflatable.inflatable_utils",
+    "ObjectUnavailableError": "flwr.supercore.inflatable.inflatable_utils",
+    "PullAppMessagesRequest": "flwr.proto.runtime_pb2",
+    "TaskIdentity": "flwr.supercore.task_identity",
+    "inflate_object_from_contents": "flwr.supercore.inflatable.inflatable_utils",
+    "iterate_object_tree": "flwr.supercore.inflatable.inflatable_object",
+    "make_pull_object_fn_protobuf": "flwr.supercore.inflatable.inflatable_protobuf_utils",
+    "metadata_from_proto": "flwr.common.serde_utils",
+    "pull_objects": "flwr.supercore.inflatable.inflatable_utils",
+    "recorddict_to_proto": "flwr.common.serde",
+}
 
 __all__ = [
     "RECORD_KEY_STATE",
@@ -49,7 +86,7 @@ __all__ = [
     "ClientProxy",
     "ConfirmMessageReceivedRequest",
     "ErrorCode",
-    "MetricRecordValues",
+    "HttpGrid",
     "Mod",
     "ObjectPullError",
     "ObjectUnavailableError",
@@ -66,13 +103,49 @@ __all__ = [
     "make_array",
     "make_message",
     "make_pull_object_fn_protobuf",
+    "message_api_strategies",
     "message_from_bytes",
     "message_to_bytes",
     "metadata_from_proto",
     "pull_objects",
     "recorddict_to_proto",
     "set_task_identity",
+    "warn_if_untested",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _RECENT:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(_RECENT[name]), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"this needs Flower 1.41 or newer, and {version('flwr')} is installed: packed arrays, "
+            "the engine and the app use parts that older releases do not have. Update it with "
+            "`pip install -U flwr`."
+        ) from error
+
+
+@cache
+def warn_if_untested() -> None:
+    """Log one warning if the installed Flower is newer than the newest tested one."""
+    installed = version("flwr")
+    major, minor = (int(part) for part in installed.split(".")[:2])
+    if (major, minor) > _TESTED:
+        logger.warning(
+            "flwr %s is newer than %s.%s, the newest that this release of fixbn-flwr was tested "
+            "with", installed, *_TESTED,
+        )  # fmt: skip
+
+
+def message_api_strategies(*names: str) -> tuple[type, ...]:
+    """Return those of these classes of ``flwr.serverapp.strategy`` that the release has.
+
+    1.21 has few; ``Bulyan`` came in 1.24.
+    """
+    strategies = import_module("flwr.serverapp.strategy")
+    return tuple(vars(strategies)[name] for name in names if name in vars(strategies))
 
 
 def is_http_grid(grid: object) -> TypeGuard[HttpGrid]:
@@ -90,7 +163,11 @@ def make_array(dtype: str, shape: tuple[int, ...], data: bytes) -> Array:
 
 
 def set_task_identity(run_id: int) -> None:
-    """Set the identity of this process, without which no message can be created."""
+    """Set the identity of this process, without which no message can be created since 1.38."""
+    try:
+        from flwr.supercore.task_identity import TaskIdentity
+    except ImportError:
+        return
     TaskIdentity.task_id = TaskIdentity.node_id = 1
     TaskIdentity.run_id = run_id
 

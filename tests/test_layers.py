@@ -19,10 +19,11 @@ LAYERS = [
     {"array_records"},
     {"persistence"},
     {"client", "server", "models"},
-    {"legacy", "tasks"},
+    {"legacy", "lightning", "tasks"},
     {"engine"},
     {"transport", "testing"},
     {"app"},
+    {"__main__"},
 ]
 
 PUBLIC = [

@@ -14,23 +14,23 @@ from __future__ import annotations
 import io
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
+from fixbn_flwr.app.command_errors import run_commands
 from fixbn_flwr.engine.fork_server import start_fork_server
-from fixbn_flwr.errors import ConfigError, FixBNError
 
 # Everything else is imported where it is used: the help must not wait for torch, and the workers'
 # imports start before this process's own.
 if TYPE_CHECKING:
     from fixbn_flwr.app.config.settings import Settings
-    from fixbn_flwr.app.runs.summary import Summary
 
     Run = Callable[[Settings, int, int | None], Path]
 
@@ -39,7 +39,6 @@ CLIENTS = 10
 CLIENT_MODULES = (
     "fixbn_flwr.app.client_app", "fixbn_flwr.app.client.image_client", "torch._dynamo"
 )  # fmt: skip
-JUDGED = 10  # rounds after T* below which a comparison says nothing
 
 
 class Engine(StrEnum):
@@ -50,7 +49,18 @@ class Engine(StrEnum):
 
 
 _HELP = __doc__.replace("\n\n", "\n\n\b\n")  # \b: do not rewrap the examples
-cli = typer.Typer(help=_HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+cli = typer.Typer(help=_HELP, no_args_is_help=True, rich_markup_mode=None)
+
+
+class _WithKeys(TyperCommand):
+    """A command whose help lists the keys of the run config."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        from fixbn_flwr.app.config.key_table import key_list
+
+        with formatter.section("Keys"):
+            formatter.write_dl(key_list())
+
 
 Overrides = Annotated[
     list[str] | None,
@@ -67,7 +77,9 @@ Clients = Annotated[
 Workers = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Number of clients trained at a time, one CPU core each. Default: all cores."
+        min=1,
+        help="Number of clients trained at a time, one CPU core each. Default: one per core, or "
+        "one per GPU.",
     ),
 ]
 
@@ -98,7 +110,7 @@ def options(
     """The options of the program itself."""
 
 
-@cli.command()
+@cli.command(cls=_WithKeys)
 def run(
     overrides: Overrides = None,
     clients: Clients = None,
@@ -117,7 +129,7 @@ def run(
         federate(settings, clients or CLIENTS, workers)
 
 
-@cli.command()
+@cli.command(cls=_WithKeys)
 def compare(
     overrides: Overrides = None,
     clients: Clients = None,
@@ -126,37 +138,12 @@ def compare(
 ) -> None:
     """Simulate a federation with FixBN, then with plain BN, and compare them."""
     _start_imports(engine)
-    from fixbn_flwr.app.overrides import new_run, settings_of, variant
-    from fixbn_flwr.app.runs.figure import draw_curves, figure_title
-    from fixbn_flwr.app.runs.reader import read_metrics
-    from fixbn_flwr.app.runs.summary import summarize, summary_table
+    from fixbn_flwr.app.comparison import compare_with_bn
+    from fixbn_flwr.app.overrides import new_run, settings_of
 
-    fixbn, clients = new_run(settings_of(overrides)), clients or CLIENTS
-    if fixbn.method != "FixBN":
-        raise ConfigError(
-            f"the method of these settings is {fixbn.method}, not FixBN: compare needs norm=bn and "
-            "a freeze-after before the last round."
-        )
-    plain = variant(fixbn, {"freeze-after": 1.0, "run-name": f"{fixbn.run_name}-beside-BN"})
-    folders: dict[str, Path] = {}
+    settings, clients = new_run(settings_of(overrides)), clients or CLIENTS
     with _running(engine) as federate:
-        for settings in (fixbn, plain):
-            folders[settings.method] = federate(settings, clients, workers)
-    runs = {method: read_metrics(folder) for method, folder in folders.items()}
-    summaries: dict[str, Summary] = {
-        "FixBN": summarize(runs["FixBN"], fixbn),
-        "BN": summarize(runs["BN"], fixbn),
-    }
-    figure = folders["FixBN"] / "beside-BN.png"
-    draw_curves(runs, fixbn.freeze_round, figure, title=figure_title(fixbn, clients))
-    print(f"\nFixBN beside plain BN, the same config and seed:\n{summary_table(summaries)}")
-    print(f"Figure: {figure}")
-    calibration = fixbn.num_server_rounds - fixbn.freeze_round
-    if calibration < JUDGED:
-        print(
-            f"Too short to judge: {calibration} rounds after T*, in which FixBN has a smaller "
-            f"learning rate. Use {JUDGED} or more."
-        )
+        compare_with_bn(settings, clients, lambda one: federate(one, clients, workers))
 
 
 @cli.command()
@@ -171,6 +158,21 @@ def simulate(
     from fixbn_flwr.app.app_folder import AppFolder
 
     AppFolder(app).run(overrides or [], clients or CLIENTS, workers)
+
+
+@cli.command()
+def new(
+    folder: Annotated[Path, typer.Argument(help="The new folder.")],
+    task: Annotated[
+        Path | None,
+        typer.Option(help="A Python file that defines TASK. Default: a file to start from."),
+    ] = None,
+) -> None:
+    """Write a Flower app around your own task, ready for `flwr run`."""
+    from fixbn_flwr.app.flower_app import new_app
+
+    written = new_app(folder.expanduser().absolute(), task)
+    print(f"Your task: {written}\nRun it:    flwr run {folder} --stream")
 
 
 @cli.command()
@@ -205,20 +207,6 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # each round at once, in a log file too
     run_commands(cli)
-
-
-def run_commands(commands: typer.Typer, words: Sequence[str] | None = None) -> None:
-    """Run a command line of this project; print a FixBNError as a message and exit with code 1.
-
-    Args:
-        commands: The commands.
-        words: The arguments after the program's name. Default: those of this process.
-    """
-    try:
-        commands(words)
-    except FixBNError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 def _start_imports(engine: Engine) -> None:

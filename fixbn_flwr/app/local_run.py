@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+import os
+import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from fixbn_flwr.app import server_app
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.routine_messages import is_routine
 from fixbn_flwr.app.shared_data import share_data
-from fixbn_flwr.engine.simulation import run_federation
+from fixbn_flwr.app.workbench import find_device
+from fixbn_flwr.engine.local_grid import LocalGrid
+from fixbn_flwr.engine.simulation import run_server
 from fixbn_flwr.errors import FixBNError, RoundsFailedError
 
 
@@ -23,21 +29,15 @@ def run_locally(settings: Settings, clients: int, workers: int | None) -> Path:
     Args:
         settings: The run config.
         clients: The number of simulated clients.
-        workers: The number of clients that train at a time. Default: one per core.
+        workers: See ``local_grid``.
 
     Raises:
         FixBNError: If the run fails.
     """
     log = _quiet_log()
     try:
-        run_federation(
-            server_app.app,
-            _client_app,
-            clients,
-            workers=workers,
-            run_config=settings.as_run_config(),
-            prepare=lambda: partial(_prepare_worker, share_data(settings)),
-        )
+        with local_grid(settings, clients, workers) as grid:
+            run_server(server_app.app, grid, settings.as_run_config())
     except FixBNError as error:
         if isinstance(error, RoundsFailedError):  # the message of another one is enough
             print(*[text for text in log.errors if "Traceback" in text][-1:])
@@ -48,13 +48,46 @@ def run_locally(settings: Settings, clients: int, workers: int | None) -> Path:
     return settings.run_folder
 
 
+def local_grid(settings: Settings, clients: int, workers: int | None) -> LocalGrid:
+    """Return a Grid of the app's clients in worker processes, which share the data.
+
+    Args:
+        settings: The run config.
+        clients: The number of simulated clients.
+        workers: The number of clients that train at a time. Default: one per GPU if they train on
+            GPUs, else one per core.
+    """
+    gpus = _gpus(settings)
+    return LocalGrid(
+        _client_app,
+        clients,
+        workers=workers or len(gpus) or None,
+        run_id=secrets.randbits(63),  # random, as Flower chooses it
+        run_config=settings.as_run_config(),
+        prepare=lambda: partial(_prepare_worker, share_data(settings), gpus),
+    )
+
+
 def _client_app() -> Any:
     from fixbn_flwr.app.client_app import app
 
     return app
 
 
-def _prepare_worker(use_data: Callable[[], None]) -> None:
+def _gpus(settings: Settings) -> list[str]:
+    """Return the GPUs that workers share out, as CUDA_VISIBLE_DEVICES names them.
+
+    None on a CPU, or if the run config names one GPU, which all workers use.
+    """
+    if settings.device not in ("auto", "cuda") or find_device(settings.device).type != "cuda":
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
+
+
+def _prepare_worker(use_data: Callable[[], None], gpus: Sequence[str], number: int) -> None:
+    if gpus:  # read when this process first uses CUDA
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
     _quiet_log()
     use_data()
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
+import tempfile
 from collections import deque
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from fixbn_flwr.app.config.rules import Value
 from fixbn_flwr.app.config.settings import Settings
+from fixbn_flwr.app.flower_app import write_app
 from fixbn_flwr.app.local_superlink import SuperLink
 from fixbn_flwr.app.routine_messages import is_routine
 from fixbn_flwr.errors import ConfigError, FixBNError
 
-APP = Path(__file__).resolve().parents[2]  # the directory with pyproject.toml, a Flower app
-
+_DEFAULTS = Settings().as_run_config()
 _RECORD = re.compile(
     r"(\x1b\[36m\(ClientAppActor.*?\)\x1b\[0m )?"  # Ray's prefix of a client's line
     r"\x1b\[\d+m(?P<level>[A-Z]+) *\x1b\[0m: *(?P<text>.*)"
@@ -36,11 +37,10 @@ def run_with_ray(link: SuperLink, settings: Settings, clients: int, workers: int
     Raises:
         FixBNError: If the run fails.
     """
-    project = APP / "pyproject.toml"
-    if not project.is_file():
+    if find_spec("ray") is None:
         raise ConfigError(
-            f"{APP} is not a Flower app (it has no pyproject.toml): run this command in a clone of "
-            "the repository, installed with `pip install -e .`, or leave out --engine ray."
+            '--engine ray: Ray is not installed. Install it with `pip install "fixbn-flwr'
+            '[app,simulation]"`, or leave out --engine.'
         )
     cores = workers or len(os.sched_getaffinity(0))
     federation: dict[str, Value] = {
@@ -51,11 +51,11 @@ def run_with_ray(link: SuperLink, settings: Settings, clients: int, workers: int
     if torch.cuda.is_available() and settings.device != "cpu":
         # Ray accepts a fraction of a GPU or whole GPUs, but not 1.5.
         federation["client-resources-num-gpus"] = min(1.0, torch.cuda.device_count() / cores)
-    # The user may have edited the app's run config, which `fixbn run` does not read.
-    of_app = tomllib.loads(project.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"]
-    changed = {key: v for key, v in settings.as_run_config().items() if v != of_app.get(key)}
+    changed = {key: v for key, v in settings.as_run_config().items() if v != _DEFAULTS[key]}
     log = _Log()
-    failure = link.run(APP, changed, federation, log.show)
+    with tempfile.TemporaryDirectory(prefix="fixbn-app-") as folder:
+        write_app(Path(folder) / "app", "fixbn_app", {})
+        failure = link.run(Path(folder) / "app", changed, federation, log.show)
     if failure is not None:
         if not any(line.startswith("fixbn_flwr.") for line in log.errors):
             print(*log.errors, sep="\n")  # not a FixBNError, whose message is enough

@@ -3,23 +3,23 @@
 Four things make it fast, and none changes the results of float32 training: all clients of a process
 share the data set as one uint8 tensor (a large one stays in its files), batches are gathered and
 augmented whole, the model uses channels-last memory, and a process builds its model and optimizer
-once (see :class:`Workbench`).
+once (see :mod:`fixbn_flwr.app.workbench`). On a GPU the data set stays there, and steps are
+captured as CUDA graphs (see :mod:`fixbn_flwr.app.cuda_graphs`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.optim import SGD
+from torch import Tensor
 
-from fixbn_flwr.errors import ConfigError
-from fixbn_flwr.method.averaging import Array
+from fixbn_flwr.app.workbench import Workbench
 from fixbn_flwr.tasks import Split, Task, normalise
 
 EVALUATION_BATCH = 500  # images; affects memory, not the result
@@ -27,112 +27,42 @@ EVALUATION_BATCH = 500  # images; affects memory, not the result
 Precision = Literal["float32", "bfloat16"]
 
 
-class Workbench:
-    """A model and its SGD optimizer, shared by all clients of a process.
+@dataclass(frozen=True, eq=False)
+class LocalStep:
+    """One SGD step on a batch; the same function on a CPU, on a GPU and in a CUDA graph.
 
-    Load arrays, and set the learning rate and the momentum buffers, before each training.
-
-    Args:
-        model: The model, on its device.
-        device: The model's device.
-        momentum: SGD's momentum coefficient.
-        weight_decay: SGD's L2 penalty.
+    Attributes:
+        bench: The model and its optimizer.
+        task: Gives the loss and the augmentation.
+        data: The training images, on the model's device if they are in memory.
+        random: The generator of the augmentation.
+        precision: "bfloat16" runs the forward pass in autocast.
     """
 
-    def __init__(
-        self, model: nn.Module, device: torch.device, momentum: float, weight_decay: float
-    ) -> None:
-        self.model = model
-        self.device = device
-        self._momentum = momentum
-        self._weight_decay = weight_decay
+    bench: Workbench
+    task: Task
+    data: Split
+    random: torch.Generator
+    precision: Precision
 
-    @cached_property
-    def optimizer(self) -> SGD:
-        """The optimizer, made on first use: its imports take 4 s, which evaluation can save."""
-        return SGD(
-            self.model.parameters(),
-            lr=0.0,
-            momentum=self._momentum,
-            weight_decay=self._weight_decay,
-        )
+    def __call__(self, indices: Tensor) -> Tensor:
+        """Take the step; return the loss before it, a scalar on the device.
 
-    @cached_property
-    def _state(self) -> dict[str, Tensor]:
-        """The model's state dict. Its tensors are the model's own."""
-        return dict(self.model.state_dict())
-
-    @torch.no_grad()
-    def load(self, arrays: Mapping[str, Array]) -> None:
-        """Copy a whole state dict of numpy arrays into the model.
-
-        Raises:
-            RuntimeError: If a name or a shape differs from the model's.
+        Args:
+            indices: The batch, as indices into ``data``, int64 ``[n]``.
         """
-        if arrays.keys() != self._state.keys():
-            differing = sorted(arrays.keys() ^ self._state.keys())
-            raise RuntimeError(f"these arrays are not the model's: {', '.join(differing)}")
-        for name, tensor in self._state.items():
-            if arrays[name].shape != tensor.shape:
-                raise RuntimeError(
-                    f"{name} has the shape {arrays[name].shape}, not {tuple(tensor.shape)}"
-                )
-            tensor.copy_(torch.from_numpy(arrays[name]))
-
-    def arrays(self) -> dict[str, Array]:
-        """Return a copy of the state dict as contiguous numpy arrays."""
-        return {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format).numpy()
-            for name, tensor in self._state.items()
-        }
-
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """Set the learning rate of every parameter group."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-
-
-@lru_cache(maxsize=1)
-def workbench(
-    task: Task, model: str, norm: str, momentum: float, weight_decay: float, device: str
-) -> Workbench:
-    """Build a workbench, or return the process's last one if the arguments are the same.
-
-    Args:
-        task: The task of the model.
-        model: A name in ``task.models``.
-        norm: The name of the normalization, see :func:`fixbn_flwr.models.norm.normaliser`.
-        momentum: SGD's momentum coefficient.
-        weight_decay: SGD's L2 penalty.
-        device: "auto" (CUDA if available, else the CPU), "cpu", "cuda" or "cuda:N".
-
-    Raises:
-        ConfigError: If this machine has no such device.
-    """
-    place = find_device(device)
-    # cuDNN chooses the fastest algorithm by trial. On a GPU, bits differ from run to run anyway,
-    # because of atomic additions.
-    torch.backends.cudnn.benchmark = place.type == "cuda"
-    network = task.models[model](norm).to(place).to(memory_format=torch.channels_last)
-    return Workbench(network, place, momentum, weight_decay)
-
-
-def find_device(name: str) -> torch.device:
-    """Return the device with this name; "auto" is CUDA if available, else the CPU.
-
-    Raises:
-        ConfigError: If this machine has no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device={name!r}: this machine has {torch.cuda.device_count()} CUDA devices that "
-            'this process can use. Choose device="auto" or "cpu", or give simulated clients a '
-            "share of a GPU (client-resources-num-gpus)."
+        model, optimizer = self.bench.model, self.bench.optimizer
+        dtype = next(model.parameters()).dtype
+        images, targets = augmented_batch(
+            self.task, self.data, indices, self.bench.device, dtype, self.random
         )
-    return device
+        images = images.contiguous(memory_format=torch.channels_last)
+        with _arithmetic(self.precision, self.bench.device):
+            loss = self.task.loss(model(images), targets)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        return loss.detach()
 
 
 def train(
@@ -142,6 +72,7 @@ def train(
     batches: Iterator[Tensor],
     random: torch.Generator,
     precision: Precision = "float32",
+    stage: Hashable = None,
 ) -> float:
     """Take one SGD step per batch, and return the mean training loss.
 
@@ -152,21 +83,33 @@ def train(
         batches: The batches, each of indices into ``data``, int64 ``[n]``.
         random: The generator of the augmentation.
         precision: "bfloat16" runs the forward pass in autocast. Default: "float32".
+        stage: What a captured step depends on besides its batch: the phase, and the learning rate's
+            factor. Default: None.
     """
-    model, optimizer = bench.model, bench.optimizer
-    model.train()
-    dtype = next(model.parameters()).dtype
-    losses: list[Tensor] = []
-    for indices in batches:
-        images, targets = augmented_batch(task, data, indices, bench.device, dtype, random)
-        images = images.contiguous(memory_format=torch.channels_last)
-        with _arithmetic(precision, bench.device):
-            loss = task.loss(model(images), targets)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
-        losses.append(loss.detach())
+    bench.model.train()
+    data = on_device(data, bench.device)
+    step = LocalStep(bench, task, data, bench.random_of(random), precision)
+    take = step if bench.graphs is None else bench.graphs.around(step, stage)
+    if bench.device.type != "cpu":
+        batches = _moved(batches, bench.device)
+    losses = [take(indices) for indices in batches]
     return float(torch.stack(losses).mean())
+
+
+def _moved(batches: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """Yield the batches on a device, after one copy of them all."""
+    listed = list(batches)
+    yield from torch.split(torch.cat(listed).to(device), [len(batch) for batch in listed])
+
+
+@lru_cache(maxsize=2)
+def on_device(data: Split, device: torch.device) -> Split:
+    """Return images and targets on a device, moved once per process; those in files stay there."""
+    images, targets = (
+        value.to(device) if isinstance(value, Tensor) else value
+        for value in (data.images, data.targets)
+    )
+    return data if images is data.images else Split(images, targets, data.groups)
 
 
 def augmented_batch(
@@ -210,15 +153,16 @@ def evaluate(
     """
     model = bench.model
     model.eval()
+    data = on_device(data, bench.device)
     metric = task.metric().to(bench.device)
-    total, examples = 0.0, 0
+    total, examples = torch.zeros((), dtype=torch.float64, device=bench.device), 0
     for images, targets in _evaluation_batches(bench, task, data, indices):
         outputs = model(images.contiguous(memory_format=torch.channels_last))
         counted = len(targets) if task.masks is None else task.masks.counted(targets)
-        total += float(task.loss(outputs, targets)) * counted
+        total += task.loss(outputs, targets).double() * counted
         examples += counted
         metric.update(outputs, targets)
-    return total / examples, float(metric.compute())
+    return float(total) / examples, float(metric.compute())
 
 
 def _evaluation_batches(

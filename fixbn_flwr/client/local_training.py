@@ -24,7 +24,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from flwr.app import ArrayRecord, Context, RecordDict
+from flwr.common import ArrayRecord, Context, RecordDict
 from torch import nn
 from torch.optim import Optimizer
 

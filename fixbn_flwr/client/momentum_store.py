@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import cast
 
 import safetensors.torch
-from flwr.app import ConfigRecord, Context
+from flwr.common import ConfigRecord, Context
 
 from fixbn_flwr.errors import MomentumError
 from fixbn_flwr.log import logger

@@ -12,7 +12,7 @@ the number of examples as "num-examples". Messages of the older generation pass 
 from __future__ import annotations
 
 import safetensors.numpy
-from flwr.app import (
+from flwr.common import (
     Array,
     ArrayRecord,
     ConfigRecord,
@@ -20,12 +20,13 @@ from flwr.app import (
     Message,
     MessageType,
     MetricRecord,
+    MetricRecordValues,
     RecordDict,
 )
 
 from fixbn_flwr.array_records import arrays_of
 from fixbn_flwr.errors import ReplyError
-from fixbn_flwr.flower_compat import ClientAppCallable, MetricRecordValues, SType
+from fixbn_flwr.flower_compat import ClientAppCallable, SType
 from fixbn_flwr.method.round_config import MOMENTUM, MOMENTUM_BLOB
 
 _ARRAYS, _CONFIG, _METRICS = "arrays", "config", "metrics"

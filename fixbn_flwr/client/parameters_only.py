@@ -16,7 +16,7 @@ momentum="global" then reach the server as they are, and a privacy guarantee doe
 
 from __future__ import annotations
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.common import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
 
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.flower_compat import ClientAppCallable, Mod

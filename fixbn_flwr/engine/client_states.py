@@ -76,6 +76,10 @@ class ClientStates:
         header, *large = [self._file.read(length) for length in slot.lengths]
         return State(header, large)
 
+    def clients(self) -> list[int]:
+        """Return the clients that have a state."""
+        return list(self._slots)
+
     def close(self) -> None:
         """Free the disk."""
         with suppress(OSError):  # the disk is full: what was not written is not needed

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from typing import Any
 
-from flwr.app import Error, Message
+from flwr.app import Error, Message, RecordDict
 
 from fixbn_flwr.engine.client_states import ClientStates, State
 from fixbn_flwr.engine.message_board import MessageBoard
@@ -60,7 +60,7 @@ class Dispatcher:
         self._changes = threading.Lock()  # of the board and the waiting messages
         self._closed = False
         self._wake_read, self._wake_write = os.pipe()
-        self._workers = [Worker(setup, self._board.memory) for _ in range(workers)]
+        self._workers = [Worker(setup, number, self._board.memory) for number in range(workers)]
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -78,6 +78,13 @@ class Dispatcher:
             for _ in range(len(self._waiting) - len(kept)):
                 self._board.release()
             self._waiting = kept
+
+    def states(self) -> Iterator[RecordDict]:
+        """Yield the state of each client that has one. Call it while no message is waiting."""
+        for client in self._states.clients():
+            state = self._states.get(client)
+            assert state is not None  # it is among the clients
+            yield join(state.header, map(memoryview, state.large))
 
     def close(self) -> None:
         """Kill the workers and free their memory."""
@@ -162,7 +169,7 @@ class Dispatcher:
             )
             self._on_failure(WorkerError(text))
             return
-        self._workers.append(Worker(self._setup, self._board.memory))
+        self._workers.append(Worker(self._setup, worker.number, self._board.memory))
         if task is not None:
             message, _ = task
             reason = (

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import cloudpickle
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fixbn_flwr.engine.dispatcher import Dispatcher
@@ -34,8 +34,8 @@ class LocalGrid(SimulatedGrid):
         workers: The number of clients that train at a time. Default: one per core.
         run_id: Flower's id of the run.
         run_config: The run config of all clients. Default: empty.
-        prepare: Called here before the workers start; returns what each worker calls first.
-            Default: nothing.
+        prepare: Called here before the workers start; returns what each worker calls first, with
+            its number. Default: nothing.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class LocalGrid(SimulatedGrid):
         workers: int | None = None,
         run_id: int = 1,
         run_config: Mapping[str, Any] | None = None,
-        prepare: Callable[[], Callable[[], None]] | None = None,
+        prepare: Callable[[], Callable[[int], None]] | None = None,
     ) -> None:
         super().__init__(nodes, run_id)
         self._load_app = load_app
@@ -107,6 +107,10 @@ class LocalGrid(SimulatedGrid):
             self._dispatcher.cancel(late)
         return self.pull_messages(expected)
 
+    def states(self) -> Iterable[RecordDict]:
+        """Return the ``context.state`` of each client that has one, after the last round."""
+        return [] if self._dispatcher is None else self._dispatcher.states()
+
     def close(self) -> None:
         """End all workers."""
         if self._dispatcher is not None:
@@ -142,5 +146,5 @@ class LocalGrid(SimulatedGrid):
             raise self._failure
 
 
-def _nothing() -> None:
+def _nothing(_: int) -> None:
     """Prepare nothing."""

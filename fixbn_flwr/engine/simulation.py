@@ -74,7 +74,7 @@ def run_federation(
     *,
     workers: int | None,
     run_config: Mapping[str, Any],
-    prepare: Callable[[], Callable[[], None]] | None = None,
+    prepare: Callable[[], Callable[[int], None]] | None = None,
 ) -> Context:
     """Run a ServerApp in this process, and its clients in workers; return the server's context.
 

@@ -80,22 +80,26 @@ class WorkerSetup:
     Attributes:
         load_app: A function that returns the ClientApp, by ``cloudpickle``: it may be defined
             anywhere.
-        prepare: Called once in each worker, before the app is loaded.
+        prepare: Called once in each worker, before the app is loaded, with the worker's number,
+            counted from 0. One that takes the place of another has the other's number.
         run_id: Flower's id of the run.
         run_config: The run config of all clients.
     """
 
     load_app: bytes
-    prepare: Callable[[], None]
+    prepare: Callable[[int], None]
     run_id: int
     run_config: dict[str, Any]
 
 
-def serve(setup: WorkerSetup, connection: Connection[Any, Any], *memory: SharedMemory) -> None:
+def serve(
+    setup: WorkerSetup, number: int, connection: Connection[Any, Any], *memory: SharedMemory
+) -> None:
     """Answer tasks until the connection ends, or the fork server, which is the parent process.
 
     Args:
         setup: What to run.
+        number: The worker's number.
         connection: The connection to the server process.
         memory: Board, inbox and outbox.
     """
@@ -104,7 +108,7 @@ def serve(setup: WorkerSetup, connection: Connection[Any, Any], *memory: SharedM
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     set_task_identity(setup.run_id)
     try:
-        setup.prepare()
+        setup.prepare(number)
         worker = _Worker(setup, *memory)
     except Exception:
         connection.send_bytes(pickle.dumps(traceback.format_exc()))

@@ -40,9 +40,11 @@ class Worker:
 
     Args:
         setup: What the worker runs.
+        number: The worker's number, counted from 0.
         board: The memory with the messages of a round.
 
     Attributes:
+        number: The worker's number.
         connection: The connection to it. It can be read when the worker is ready, has finished a
             task, or has ended.
         inbox: The memory that this process writes.
@@ -51,7 +53,8 @@ class Worker:
         ready: Whether it has loaded the app.
     """
 
-    def __init__(self, setup: WorkerSetup, board: SharedMemory) -> None:
+    def __init__(self, setup: WorkerSetup, number: int, board: SharedMemory) -> None:
+        self.number = number
         self.inbox, self.outbox = SharedMemory(), SharedMemory()
         self.task: Any = None
         self.ready = False
@@ -59,7 +62,7 @@ class Worker:
         self.connection, other = context.Pipe()
         start_fork_server()
         self._process = ForkServerProcess(
-            target=serve, args=(setup, other, board, self.inbox, self.outbox)
+            target=serve, args=(setup, number, other, board, self.inbox, self.outbox)
         )
         with _without_main_module():
             self._process.start()

@@ -10,7 +10,7 @@ from flwr.server.strategy import Strategy
 
 from fixbn_flwr.flower_compat import ClientProxy
 from fixbn_flwr.legacy.model_view import PositionedView
-from fixbn_flwr.server.whole_models import put_classes_around
+from fixbn_flwr.server.inserted_classes import put_classes_around
 
 Fits = list[tuple[ClientProxy, FitIns]]
 Evaluations = list[tuple[ClientProxy, EvaluateIns]]

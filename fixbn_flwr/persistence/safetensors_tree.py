@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
-from flwr.app import ArrayRecord
+from flwr.common import ArrayRecord
 from safetensors import SafetensorError
 
 from fixbn_flwr.array_records import arrays_of, record_of

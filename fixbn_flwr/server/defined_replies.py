@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.common import Message, MetricRecord, RecordDict
 
 from fixbn_flwr.server.reply_collection import Selection
 from fixbn_flwr.server.undefined_metrics import define_metrics

@@ -12,23 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import MetricRecord, RecordDict
-from flwr.serverapp.strategy import (
-    Bulyan,
-    DifferentialPrivacyClientSideAdaptiveClipping,
-    DifferentialPrivacyClientSideFixedClipping,
-    DifferentialPrivacyServerSideAdaptiveClipping,
-    DifferentialPrivacyServerSideFixedClipping,
-    FedMedian,
-    FedTrimmedAvg,
-    FedXgbBagging,
-    FedXgbCyclic,
-    MultiKrum,
-    QFedAvg,
-    Strategy,
-)
+from flwr.common import MetricRecord, RecordDict
 
 from fixbn_flwr.errors import ConfigError, ReplyError
+from fixbn_flwr.flower_compat import warn_if_untested
 from fixbn_flwr.log import logger
 from fixbn_flwr.method.round_config import PARAMETERS_ONLY_MARK
 from fixbn_flwr.method.server_rules import PARAMETERS_ONLY
@@ -54,25 +41,6 @@ class StrategyKinds:
     private: tuple[type, ...]
     clipping_mods: Mapping[type, str] = field(default_factory=dict)
     loss_keys: Mapping[type, str] = field(default_factory=dict)
-
-
-_CLIPPING_MODS: Mapping[type, str] = {
-    DifferentialPrivacyClientSideFixedClipping: "fixedclipping_mod",
-    DifferentialPrivacyClientSideAdaptiveClipping: "adaptiveclipping_mod",
-}
-
-MESSAGE_API = StrategyKinds(
-    base=Strategy,
-    defending=(MultiKrum, Bulyan, FedMedian, FedTrimmedAvg),  # Krum is a MultiKrum
-    without_model=(FedXgbBagging, FedXgbCyclic),
-    private=(
-        DifferentialPrivacyServerSideFixedClipping,
-        DifferentialPrivacyServerSideAdaptiveClipping,
-        *_CLIPPING_MODS,
-    ),
-    clipping_mods=_CLIPPING_MODS,
-    loss_keys={QFedAvg: "train_loss_key"},
-)
 
 
 @dataclass(frozen=True)
@@ -171,6 +139,7 @@ def examine(strategy: object, statistics: str, kinds: StrategyKinds) -> InnerStr
     Raises:
         ConfigError: If FixBN cannot wrap this strategy, or not with these statistics.
     """
+    warn_if_untested()
     layers = list(layers_of(strategy, kinds.base))
     innermost = layers[-1]
     if isinstance(innermost, kinds.without_model):
@@ -181,14 +150,6 @@ def examine(strategy: object, statistics: str, kinds: StrategyKinds) -> InnerStr
     defends = isinstance(innermost, kinds.defending)
     if defends:
         _check_defending(layers, statistics)
-    own_start = getattr(kinds.base, "start", None)
-    for layer in layers:
-        if getattr(type(layer), "start", None) is not own_start:
-            logger.warning(
-                "%s has its own start(), which FixBN does not call: move what it does there "
-                "(saving, logging) into the evaluate_fn that start() takes.",
-                type(layer).__name__,
-            )
     private = [type(layer).__name__ for layer in layers if isinstance(layer, kinds.private)]
     mods = [
         mod

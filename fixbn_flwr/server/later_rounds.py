@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.server.own_start import with_rounds_of
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -38,12 +40,18 @@ class LaterRounds(Strategy):
         strategy: The other strategy. Every round number that it sees is a round of the whole run.
         rounds_before: The number of rounds that are done already.
         stops: Returns whether the run ends after the current round.
+        own: A strategy whose own ``start()`` is the loop. Default: Flower's loop.
     """
 
     def __init__(
-        self, strategy: Strategy, rounds_before: int, stops: Callable[[], bool] = lambda: False
+        self,
+        strategy: Strategy,
+        rounds_before: int,
+        stops: Callable[[], bool] = lambda: False,
+        own: Strategy | None = None,
     ) -> None:
         self._strategy = strategy
+        self._own = own
         self._before = rounds_before
         self._stops = stops
         self._result = Result()
@@ -61,7 +69,8 @@ class LaterRounds(Strategy):
         """Run the rounds that are left of ``num_rounds``; see ``Strategy.start`` for the rest.
 
         Returns:
-            The result, with its metrics by the rounds of the whole run.
+            The result, with its metrics by the rounds of the whole run; of an own ``start()`` what
+            it returns, unless the run was stopped.
         """
 
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
@@ -72,16 +81,21 @@ class LaterRounds(Strategy):
             return metrics
 
         self._result = Result(arrays=initial_arrays)
+        arguments: dict[str, Any] = {
+            "grid": grid,
+            "initial_arrays": initial_arrays,
+            "num_rounds": num_rounds - self._before,
+            "timeout": timeout,
+            "train_config": train_config,
+            "evaluate_config": evaluate_config,
+            "evaluate_fn": evaluate if evaluate_fn else None,
+        }
         with suppress(_Stopped):
-            super().start(
-                grid,
-                initial_arrays,
-                num_rounds - self._before,
-                timeout,
-                train_config,
-                evaluate_config,
-                evaluate if evaluate_fn else None,
-            )
+            if self._own is not None:
+                # Its start() need not have every argument of Flower's.
+                given = {name: value for name, value in arguments.items() if value is not None}
+                return with_rounds_of(self._own, self).start(**given)
+            super().start(**arguments)
         return self._result
 
     def configure_train(

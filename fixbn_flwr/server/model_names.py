@@ -57,7 +57,11 @@ def check_names(arrays: Mapping[str, object], sent: Arrays) -> None:
             "averages the statistics: use one of the two."
         )
     else:
-        remedy = "return all of model.state_dict(), statistics and counters too."
+        remedy = (
+            "return all of model.state_dict(), statistics and counters too. If clients keep some "
+            "layers to themselves, give start() initial arrays without them, and return those "
+            "names only."
+        )
     raise ReplyError(
         f"its arrays are not those of the global model (missing {missing[:3]}, unknown "
         f"{unknown[:3]}): {remedy}"

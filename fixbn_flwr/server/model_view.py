@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.common import ArrayRecord, Message, RecordDict
 
 from fixbn_flwr.array_records import arrays_of, record_of, record_with
 from fixbn_flwr.flower_compat import make_message

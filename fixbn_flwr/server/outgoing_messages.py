@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.common import ConfigRecord, Message, RecordDict
 
 from fixbn_flwr.flower_compat import make_message
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 
-from flwr.app import Array as FlowerArray
-from flwr.app import ArrayRecord, RecordDict
+from flwr.common import Array as FlowerArray
+from flwr.common import ArrayRecord, RecordDict
 
 from fixbn_flwr.array_records import record_with, view_of
 from fixbn_flwr.errors import ReplyError

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from flwr.app import Message
+from flwr.common import Message
 
 from fixbn_flwr.errors import ReplyError
 from fixbn_flwr.flower_compat import error_reply

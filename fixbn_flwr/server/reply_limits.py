@@ -12,7 +12,7 @@ import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flwr.app import RecordDict
+from flwr.common import RecordDict
 
 from fixbn_flwr.errors import NoExamplesError, ReplyError
 from fixbn_flwr.method.averaging import Arrays

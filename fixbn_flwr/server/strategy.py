@@ -23,8 +23,10 @@ from fixbn_flwr.method.averaging import Array
 from fixbn_flwr.method.round_config import MomentumMode
 from fixbn_flwr.method.schedule import Phase
 from fixbn_flwr.method.server_rules import ServerState, StatisticsAverage
-from fixbn_flwr.server.inner_strategy import MESSAGE_API, examine, inner_attribute, layers_of
+from fixbn_flwr.server.inner_strategy import examine, inner_attribute, layers_of
 from fixbn_flwr.server.later_rounds import EvaluateFn, LaterRounds, check_first_round
+from fixbn_flwr.server.message_api_strategies import MESSAGE_API
+from fixbn_flwr.server.own_start import has_own_start
 from fixbn_flwr.server.round_steps import RoundSteps
 
 
@@ -110,6 +112,8 @@ class FixBN(RoundSteps):
     ) -> Result:
         """Run rounds ``first_round`` to ``num_rounds``; see ``Strategy.start`` for the rest.
 
+        If the inner strategy has its own ``start()``, that runs, and counts its rounds from 1.
+
         Args:
             first_round: The first round to run. After 1, the run resumes from a checkpoint:
                 ``initial_arrays`` are then the whole model at the end of the round before (beyond
@@ -128,14 +132,16 @@ class FixBN(RoundSteps):
         done = first_round - 1
         self._begin_run(grid.run.run_id, num_rounds, done, list(initial_arrays))
         self._stopping = False
-        return LaterRounds(self, done, lambda: self._stopping).start(
+        own = self.strategy if has_own_start(self.strategy) else None
+        return LaterRounds(self, done, lambda: self._stopping, own).start(
             grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn
         )
 
     def stop(self) -> None:
         """End the run after the current round; ``start`` returns the result so far.
 
-        Call it in ``evaluate_fn``, for example when the model no longer improves.
+        Call it in ``evaluate_fn``, for example when the model no longer improves. It leaves an own
+        ``start()`` of the inner strategy by an exception.
         """
         self._stopping = True
 

@@ -15,50 +15,20 @@ parameters only and completes what it returns, and one above the user's, which d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, SupportsIndex
+from collections.abc import Iterable
+from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.common import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fixbn_flwr.server.inserted_classes import put_classes_around
 from fixbn_flwr.server.model_view import ModelView
 
 
 def show_whole_models(strategy: Strategy, view: ModelView) -> None:
     """Give a strategy of the user's own class whole models; leave one of Flower's as it is."""
     put_classes_around(strategy, lambda own: _above(own, view), lambda base: _below(base, view))
-
-
-def put_classes_around(
-    strategy: Any, above: Callable[[type], type], below: Callable[[type], type]
-) -> None:
-    """Put a class above the user's class and one below it; leave Flower's classes as they are.
-
-    Args:
-        strategy: A strategy of either generation. Its class changes.
-        above: Returns a subclass of the user's class.
-        below: Returns a subclass of the Flower class that the user's class inherits from.
-    """
-    # A strategy that was inside another FixBN has the classes of that one around its own.
-    own_class: type = getattr(strategy, "class_of_the_user", type(strategy))
-    flowers = next(c for c in own_class.__mro__ if c.__module__.split(".")[0] == "flwr")
-    if flowers is own_class:
-        return
-
-    def reduce_as_own_class(self: object, protocol: SupportsIndex) -> Any:
-        # Pickle finds the user's class by its name, but not the one made here.
-        reduced: Any = object.__reduce_ex__(self, protocol)
-        return (_new, (own_class,), *reduced[2:])
-
-    members: dict[str, Any] = {"__module__": own_class.__module__, "class_of_the_user": own_class}
-    if "__reduce_ex__" not in {name for c in own_class.__mro__[:-1] for name in vars(c)}:
-        members["__reduce_ex__"] = reduce_as_own_class
-    strategy.__class__ = type(own_class.__name__, (above(own_class), below(flowers)), members)
-
-
-def _new(own_class: Any) -> Any:
-    return own_class.__new__(own_class)
 
 
 def _below(flowers: Any, view: ModelView) -> type[Strategy]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -105,7 +106,12 @@ def normalise(task: Task, images: Tensor, dtype: torch.dtype = torch.float32) ->
     Returns:
         `(images - mean) / std`, with the same shape and device as `images`.
     """
-    shape = (len(task.mean), 1, 1)
-    mean = torch.tensor(task.mean, dtype=dtype, device=images.device).view(shape)
-    std = torch.tensor(task.std, dtype=dtype, device=images.device).view(shape)
+    mean, std = _mean_and_std(task, dtype, images.device)
     return (images.to(dtype) - mean) / std
+
+
+@lru_cache(maxsize=8)  # a CUDA graph cannot copy them from the CPU
+def _mean_and_std(task: Task, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    shape = (len(task.mean), 1, 1)
+    mean, std = (torch.tensor(v, dtype=dtype, device=device) for v in (task.mean, task.std))
+    return mean.view(shape), std.view(shape)

@@ -1,6 +1,7 @@
 """Measure the speed, memory and overhead of a federation on this machine.
 
 python -m simulation.benchmarks             # speed, start-up and memory, beside other programs
+python -m simulation.benchmarks gpu         # the same on a GPU
 python -m simulation.benchmarks deployment  # seconds outside training, between real processes
 
 Close other programs first. The report includes the load average.
@@ -15,9 +16,11 @@ from typing import Annotated
 
 import typer
 
-from fixbn_flwr.app.cli import run_commands
+from fixbn_flwr.app.command_errors import run_commands
+from fixbn_flwr.app.workbench import find_device
 from fixbn_flwr.errors import ConfigError
 from simulation import REPOSITORY
+from simulation.benchmarks.gpu_speed import JOBS, gpu_table, measure_gpu
 from simulation.benchmarks.machine import Machine, progress, write_report
 from simulation.benchmarks.measured_run import BATCH, CLIENTS
 from simulation.benchmarks.peak_memory import measure_memory, memory_table
@@ -94,6 +97,21 @@ def deployment(
     machine.load_after = os.getloadavg()
     print(f"\n{table(measured)}\n\n{machine}")
     write_report(output, {**asdict(machine), "nodes": nodes, "runs": report_of(measured)})
+
+
+@cli.command()
+def gpu(
+    rounds: Annotated[int, typer.Option(min=1, help="Warm rounds.")] = 5,
+    device: Annotated[str, typer.Option(help="The device.")] = "cuda",
+    output: Output = None,
+) -> None:
+    """Measure rounds on a GPU: the engine, without CUDA graphs, bare loops, and `flwr run`."""
+    find_device(device)
+    machine = Machine()
+    measured = measure_gpu(JOBS, device, rounds=rounds)
+    machine.load_after = os.getloadavg()
+    print(f"\n{gpu_table(measured)}\n\n{machine}")
+    write_report(output, {**asdict(machine), "jobs": measured})
 
 
 def find_data(data_dir: Path | None) -> Path:

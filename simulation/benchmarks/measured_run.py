@@ -51,51 +51,59 @@ class Measurement:
 def our_app(
     engine: Literal["local", "ray"],
     folder: Path,
-    data: Path,
-    rounds: int,
-    workers: int,
+    run_config: Mapping[str, Value],
     *,
-    steps: int,
-    clients: int = CLIENTS,
-    batch_size: int = BATCH,
+    rounds: int,
+    clients: int,
+    workers: int | None = None,
 ) -> Measurement:
     """Run our app. The last round, which is always evaluated, follows the warm rounds.
 
     Args:
         engine: What runs the clients.
         folder: The run folder.
-        data: The directory with CIFAR-10.
+        run_config: What differs from the defaults, and from batch statistics in every round, as a
+            bare loop has.
         rounds: The number of warm rounds.
-        workers: The number of processes.
-        steps: The local steps of a client in a round.
-        clients: The number of clients; 10 of them train in each round. Default: 10.
-        batch_size: Images per step. Default: 20.
+        clients: The number of clients.
+        workers: The number of clients that train at a time. Default: the app's.
     """
-    run_config: dict[str, Value] = {
+    config: dict[str, Value] = {
+        "learning-rate": 0.05,
+        "num-server-rounds": rounds + 2,
+        "freeze-after": 1.0,
+        "evaluate-every": rounds + 3,
+        "output-dir": str(folder.parent),
+        "run-name": folder.name,
+        **run_config,
+    }
+    options = ["--engine", engine, "--clients", str(clients)]
+    options += [] if workers is None else ["--workers", str(workers)]
+    words = [f"{key}={json.dumps(value)}" for key, value in config.items()]
+    with _watched(folder / "metrics.jsonl", rounds) as measured:
+        result = subprocess.run(
+            [Path(sys.executable).parent / "fixbn", "run", *options, *words],
+            cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            check=False,
+        )  # fmt: skip
+        if result.returncode:
+            raise FixBNError(result.stdout)
+    return measured[0]
+
+
+def cifar10(
+    data: Path, *, steps: int, clients: int = CLIENTS, batch_size: int = BATCH
+) -> dict[str, Value]:
+    """Return the run config of CIFAR-10 on a CPU; 10 of the clients train in each round."""
+    return {
         "task": "cifar10",
         "data-dir": str(data),
         "partition": "iid",
         "fraction-train": CLIENTS / clients,
         "local-steps": steps,
         "batch-size": batch_size,
-        "learning-rate": 0.05,
-        "num-server-rounds": rounds + 2,
-        "freeze-after": 1.0,  # batch statistics in every round, as in the bare loop
-        "evaluate-every": rounds + 3,
         "device": "cpu",
-        "output-dir": str(folder.parent),
-        "run-name": folder.name,
     }
-    options = ["--engine", engine, "--clients", str(clients), "--workers", str(workers)]
-    words = [f"{key}={value}" for key, value in run_config.items()]
-    with _watched(folder / "metrics.jsonl", rounds) as measured:
-        result = subprocess.run(
-            [Path(sys.executable).parent / "fixbn", "run", *options, *words],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-        )  # fmt: skip
-        if result.returncode:
-            raise FixBNError(result.stdout)
-    return measured[0]
 
 
 def quickstart(folder: Path, data: Path, rounds: int, workers: int, *, steps: int) -> Measurement:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from simulation.benchmarks.machine import progress
-from simulation.benchmarks.measured_run import Measurement, our_app
+from simulation.benchmarks.measured_run import Measurement, cifar10, our_app
 
 BATCH = 5  # images per step: 10,000 clients have 5 images each
 
@@ -29,8 +29,9 @@ def measure_memory(
     for number in clients:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "run"
+            config = cifar10(data, steps=1, clients=number, batch_size=BATCH)
             runs[number] = our_app(
-                "local", folder, data, rounds, workers, steps=1, clients=number, batch_size=BATCH
+                "local", folder, config, rounds=rounds, clients=number, workers=workers
             )
         progress(f"{number} clients: {runs[number].peak_megabytes}")
     return runs

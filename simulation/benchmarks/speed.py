@@ -17,7 +17,7 @@ from typing import Any
 
 from simulation.benchmarks.bare_loop import BareLoops, Variant, variants
 from simulation.benchmarks.machine import progress
-from simulation.benchmarks.measured_run import BATCH, CLIENTS, our_app, quickstart
+from simulation.benchmarks.measured_run import BATCH, CLIENTS, cifar10, our_app, quickstart
 from simulation.benchmarks.pfl_loop import is_installed, measure_pfl
 
 ENGINE, RAY, QUICK = "this app, engine", "this app, Ray", "the quickstart's client, Ray"
@@ -120,8 +120,9 @@ def _measure(
     for variant in variants(workers):
         per_second, _ = loops.run(variant, in_a_round * rounds, BATCH)
         yield variant.name, in_a_round * BATCH / per_second
-    yield ENGINE, our_app("local", folder / "engine", data, rounds, workers, steps=steps).seconds
-    yield RAY, our_app("ray", folder / "ray", data, rounds, workers, steps=steps).seconds
+    config, job = cifar10(data, steps=steps), {"rounds": rounds, "clients": CLIENTS}
+    yield ENGINE, our_app("local", folder / "engine", config, workers=workers, **job).seconds
+    yield RAY, our_app("ray", folder / "ray", config, workers=workers, **job).seconds
     yield QUICK, quickstart(folder / "quick", data, rounds, workers, steps=steps).seconds
     if is_installed():
         seconds = measure_pfl(data, rounds, workers, clients=CLIENTS, steps=steps, batch_size=BATCH)

@@ -49,7 +49,7 @@ def _imports() -> float:
 
 
 def _to_round_1(engine: str) -> float:
-    command = [Path(sys.executable).parent / "fixbn", "run", "--engine", engine]
+    command = [str(Path(sys.executable).parent / "fixbn"), "run", "--engine", engine]
     started = time.monotonic()
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -15,7 +15,7 @@ from typing import Annotated
 import torch
 import typer
 
-from fixbn_flwr.app.cli import run_commands
+from fixbn_flwr.app.command_errors import run_commands
 from fixbn_flwr.tasks import get_task, load_splits
 from simulation import REPOSITORY
 from simulation.experiments.experiment import Experiment, Scale, names

@@ -26,6 +26,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fixbn_flwr.app.cli import CLIENT_MODULES
+from fixbn_flwr.engine.fork_server import start_fork_server
 from fixbn_flwr.errors import FixBNError
 from simulation.experiments.experiment import Experiment
 from simulation.experiments.matching_results import (
@@ -91,7 +93,7 @@ class Runner:
         """Yield a pool of worker processes, which start on demand."""
         context = multiprocessing.get_context("spawn")
         threads = max(1, len(os.sched_getaffinity(0)) // self._workers)
-        pool = ProcessPoolExecutor(self._workers, context, torch.set_num_threads, (threads,))
+        pool = ProcessPoolExecutor(self._workers, context, _start, (threads,))
         with pool:
             try:
                 yield pool
@@ -178,6 +180,12 @@ class Runner:
         except OSError:
             return 0.0
         return _work(places) * min(rounds, run.rounds) / run.rounds
+
+
+def _start(threads: int) -> None:
+    """Prepare a process that executes runs: its threads, and what its clients' processes import."""
+    torch.set_num_threads(threads)
+    start_fork_server(CLIENT_MODULES)
 
 
 def _work(runs: Iterable[Run]) -> int:

@@ -1,7 +1,6 @@
 """Execute one run of an experiment in this process.
 
-The app's server and client communicate over a `SerializingGrid`. The result has the same bits as
-with `flwr run`, without starting a SuperLink and Ray. The run has a run folder like any other.
+Its clients run in worker processes, as with `fixbn run`. The run has a run folder like any other.
 """
 
 from __future__ import annotations
@@ -16,13 +15,15 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from fixbn_flwr.app import client_app, server_app
+import torch
+
+from fixbn_flwr.app import server_app
 from fixbn_flwr.app.centralised import train_centrally
 from fixbn_flwr.app.config.settings import Settings
+from fixbn_flwr.app.local_run import local_grid
 from fixbn_flwr.app.runs.reader import read_metrics
 from fixbn_flwr.engine.simulation import run_server
 from fixbn_flwr.errors import RoundsFailedError
-from fixbn_flwr.testing import SerializingGrid
 from simulation.experiments.gradient_runs import measure_run
 from simulation.experiments.planned_run import Run
 from simulation.experiments.result_log import Result, mean_of_last_rounds
@@ -65,10 +66,11 @@ def execute(
     started, failure, state = time.monotonic(), None, 0.0
     with _output_to(log):
         try:
+            settings = Settings.from_run_config(config)
             if run.central:
-                train_centrally(Settings.from_run_config(config), run.clients)
+                train_centrally(settings, run.clients)
             else:
-                state = _federate(config, run.clients)
+                state = _federate(settings, run.clients)
         except RoundsFailedError as error:
             if not error.diverged:  # an error, not a result
                 raise
@@ -80,15 +82,15 @@ def execute(
     return _result(run, folder, failure, seconds, state, command, extra)
 
 
-def _federate(config: Mapping[str, Any], clients: int) -> float:
-    """Run the app, and return the mean size of a client's state, over clients that have one."""
-    grid = SerializingGrid(client_app.app, clients, run_config=config)
-    run_server(server_app.app, grid, config)
-    kept = [
-        sum(record.count_bytes() for record in client.state.values())
-        for client in grid.contexts.values()
-    ]
-    return sum(kept) / max(1, sum(1 for size in kept if size))
+def _federate(settings: Settings, clients: int) -> float:
+    """Run the app, and return the mean size of a client's state, over clients that have one.
+
+    As many clients train at a time as this process may use threads.
+    """
+    with local_grid(settings, clients, torch.get_num_threads()) as grid:
+        run_server(server_app.app, grid, settings.as_run_config())
+        kept = [sum(record.count_bytes() for record in state.values()) for state in grid.states()]
+    return sum(kept) / max(1, len(kept))
 
 
 def _result(

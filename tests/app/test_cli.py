@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fixbn_flwr.app import cli, ray_run
+from fixbn_flwr.app import cli
 from fixbn_flwr.app.config.rules import Value
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.overrides import key_and_value
@@ -38,6 +40,8 @@ class Link:
         federation: Mapping[str, Value],
         show: Callable[[str], None],
     ) -> str | None:
+        project = tomllib.loads((app / "pyproject.toml").read_text())
+        assert run_config.keys() <= project["tool"]["flwr"]["app"]["config"].keys()
         self.runs.append((app, run_config, federation))
         for line in self.log:
             show(line)
@@ -64,8 +68,7 @@ def invoke(*arguments: str) -> str:
 
 
 def recorded_run(link: Link) -> tuple[dict[str, Value], dict[str, Value]]:
-    ((app, run_config, federation),) = link.runs
-    assert (app / "pyproject.toml").is_file()
+    ((_, run_config, federation),) = link.runs
     return dict(run_config), dict(federation)
 
 
@@ -85,20 +88,6 @@ def test_run_passes_on_changed_values_and_the_output_folder(link: Link, tmp_path
         "client-resources-num-cpus": 1,
         "init-args-num-cpus": 2,
     }
-
-
-def test_values_that_the_user_edited_in_the_app_do_not_count(
-    link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both engines start from the defaults."""
-    project = (ray_run.APP / "pyproject.toml").read_text()
-    default = Settings().learning_rate
-    assert f"learning-rate = {default}\n" in project
-    edited = project.replace(f"learning-rate = {default}\n", "learning-rate = 0.7\n")
-    (tmp_path / "pyproject.toml").write_text(edited)
-    monkeypatch.setattr(ray_run, "APP", tmp_path)
-    invoke("run", *RAY)
-    assert recorded_run(link)[0]["learning-rate"] == default
 
 
 def test_paths_become_absolute(link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,13 +245,27 @@ def test_compare_refuses_settings_that_are_not_fixbn(
     assert link.runs == []
 
 
-def test_run_outside_of_a_clone_is_refused(
-    link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_ray_engine_without_ray_says_what_to_install(
+    link: Link, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fixbn_flwr.app.ray_run.APP", tmp_path)
-    with pytest.raises(ConfigError, match=r"is not a Flower app .*: run this command in a clone"):
+    monkeypatch.setattr("fixbn_flwr.app.ray_run.find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"Ray is not installed.*fixbn-flwr\[app,simulation\]"):
         invoke("run", *RAY)
     assert link.runs == []
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_the_help_lists_the_keys_of_the_run_config(command: str) -> None:
+    words = invoke(command, "--help").split()
+    for key, default in Settings().as_run_config().items():
+        assert any(word.startswith(f"{key}={json.dumps(default)[:4]}") for word in words), key
+
+
+def test_python_m_is_the_same_command() -> None:
+    command = [sys.executable, "-m", "fixbn_flwr", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == invoke(
+        "--version"
+    )
 
 
 def test_help_does_not_rewrap_its_examples() -> None:

@@ -16,7 +16,8 @@ from safetensors.numpy import load_file
 
 from fixbn_flwr.app import client_app
 from fixbn_flwr.app.client.image_client import FixBNClient
-from fixbn_flwr.app.training import evaluate, workbench
+from fixbn_flwr.app.training import evaluate
+from fixbn_flwr.app.workbench import workbench
 from fixbn_flwr.errors import ClientsMissingError, ConfigError, RoundsFailedError
 from fixbn_flwr.method.averaging import Kind, kind_of
 from fixbn_flwr.tasks import get_task, load_splits

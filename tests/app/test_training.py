@@ -14,14 +14,8 @@ from torch.nn.functional import cross_entropy
 
 from fixbn_flwr.app import training
 from fixbn_flwr.app.batches import batches_by_epochs, batches_by_steps
-from fixbn_flwr.app.training import (
-    Workbench,
-    evaluate,
-    find_device,
-    seed_of,
-    train,
-    workbench,
-)
+from fixbn_flwr.app.training import evaluate, seed_of, train
+from fixbn_flwr.app.workbench import Workbench, find_device, workbench
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.tasks import Split, Task, get_task
 

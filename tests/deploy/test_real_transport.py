@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from fixbn_flwr.app.ray_run import APP
 from simulation.benchmarks.real_federation import real_federation
+from tests.support.pages import ROOT as APP
 from tests.support.whole_app import SMALL, rounds_of, run_app
 
 pytestmark = pytest.mark.slow

@@ -12,6 +12,7 @@ PAGES = [
     "docs/add-to-your-project.md",
     "examples/message-api/README.md",
     "examples/numpy-client/README.md",
+    "examples/own-start/README.md",
 ]
 
 

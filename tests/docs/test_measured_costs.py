@@ -1,4 +1,4 @@
-"""The tables of bytes and of seconds outside training are the committed measurements."""
+"""The tables of bytes, speed, memory and seconds outside training are committed measurements."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import statistics
 
 from simulation.benchmarks.message_sizes import Cost, table
-from tests.support.pages import ROOT, marked, page
+from tests.support.pages import README, ROOT, marked, page
 
 RESULTS = ROOT / "simulation" / "results"
 
@@ -50,3 +50,66 @@ def test_every_part_saves_a_tenth_of_the_seconds_outside_training() -> None:
 
 def test_the_table_of_seconds_outside_training_is_the_data() -> None:
     assert marked(page("real-machines.md"), "deployment") == deployment_table()
+
+
+SPEED = json.loads((RESULTS / "benchmark" / "speed.json").read_text(encoding="utf-8"))
+
+
+def speed_table() -> str:
+    """The table of seconds a round, from their data."""
+    steps = SPEED["speed"]["steps"]
+    head = " | ".join(f"{number} step{'s' * (number != '1')}" for number in steps)
+    lines = [f"| | {head} |", "| --- |" + " ---: |" * len(steps)]
+    for name in steps["1"]:
+        cells = []
+        for rows in steps.values():
+            row = rows[name]
+            spread = f"{min(row['seconds']):.2f} to {max(row['seconds']):.2f}"
+            cells.append(f"{row['median']:.2f} s ({spread}), {row['ratio']:.2f}x")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def start_table() -> str:
+    """The table of start-up seconds, from their data."""
+    lines = ["| | seconds |", "| --- | ---: |"]
+    for name, seconds in SPEED["start"].items():
+        spread = f"{min(seconds):.1f} to {max(seconds):.1f}"
+        lines.append(f"| {name} | {statistics.median(seconds):.1f} ({spread}) |")
+    return "\n".join(lines)
+
+
+def memory_table() -> str:
+    """The table of peak memory, from their data."""
+    lines = ["| clients | server | worker | to the end of round 1 | a round |"]
+    lines.append("| ---: | ---: | ---: | ---: | ---: |")
+    for number, run in SPEED["memory"].items():
+        server, worker = (run["peak_megabytes"][role] for role in ("server", "worker"))
+        a_round = statistics.median(run["warm_rounds"])
+        lines.append(
+            f"| {int(number):,} | {server:,.0f} MB | {worker:,.0f} MB | "
+            f"{run['first_round']:.1f} s | {a_round:.2f} s |"
+        )
+    return "\n".join(lines)
+
+
+def test_the_tables_of_speed_start_and_memory_are_the_data() -> None:
+    text = page("speed-and-memory.md")
+    assert marked(text, "speed") == speed_table()
+    assert marked(text, "start") == start_table()
+    assert marked(text, "memory") == memory_table()
+    assert marked(README.read_text(encoding="utf-8"), "speed") == speed_table()
+
+
+def test_ten_thousand_clients_need_little_more_memory_than_ten() -> None:
+    few, many = (SPEED["memory"][number]["peak_megabytes"] for number in ("10", "10000"))
+    assert sum(many.values()) <= 1.2 * sum(few.values())
+
+
+def test_the_words_about_start_up_are_the_data() -> None:
+    seconds = {name: statistics.median(values) for name, values in SPEED["start"].items()}
+    imports, engine, ray = seconds.values()
+    words = " ".join(README.read_text(encoding="utf-8").split())
+    assert f"ends its first round after {engine:.1f} s, under Ray after {ray:.1f} s" in words
+    assert engine <= 1.5 * imports
+    assert engine <= ray / 4

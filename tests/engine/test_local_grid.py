@@ -215,7 +215,7 @@ def test_an_app_that_cannot_be_loaded_ends_the_run_with_its_traceback() -> None:
     assert "ImportError: no module named nothing" in str(caught.value)
 
 
-def fall_over() -> None:
+def fall_over(_: int) -> None:
     os._exit(7)
 
 
@@ -227,7 +227,7 @@ def test_workers_that_end_while_they_start_end_the_run() -> None:
         exchange(grid)
 
 
-def fall_over_once(mark: Path) -> None:
+def fall_over_once(mark: Path, _: int) -> None:
     if not mark.exists():
         mark.touch()
         os._exit(7)

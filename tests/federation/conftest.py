@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fixbn_flwr.app.local_superlink import SuperLink, local_superlink
-from fixbn_flwr.app.ray_run import APP
+from tests.support.pages import ROOT as APP
 from tests.support.real_runs import Outcome, Simulate
 from tests.support.whole_app import SMALL
 

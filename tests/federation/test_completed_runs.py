@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from fixbn_flwr.app.ray_run import APP
 from fixbn_flwr.app.runs.reader import read_metrics
 from fixbn_flwr.method.averaging import Kind, kind_of
 from tests.support.machines import free_port
+from tests.support.pages import ROOT as APP
 from tests.support.real_runs import PROGRAMS, Outcome, Simulate, kill_processes_of
 from tests.support.whole_app import rounds_of, run_app, size_of
 

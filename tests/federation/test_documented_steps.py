@@ -20,7 +20,7 @@ from tests.support.real_runs import kill_processes_of
 
 pytestmark = pytest.mark.slow
 
-EXAMPLES = ["message-api", "numpy-client"]
+EXAMPLES = ["message-api", "numpy-client", "own-start"]
 
 
 def commands_of(page: str, heading: str) -> str:

@@ -54,7 +54,7 @@ def test_the_bits_are_those_of_ray(workers: int, with_ray: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("side", ["before", "after"])
-@pytest.mark.parametrize("example", ["message-api", "numpy-client"])
+@pytest.mark.parametrize("example", ["message-api", "numpy-client", "own-start"])
 def test_the_app_of_another_project(example: str, side: str, tmp_path: Path) -> None:
     app = ROOT / "examples" / example / side
     output = fixbn("simulate", str(app), "num-server-rounds=2", "--clients=4", folder=tmp_path)

@@ -16,7 +16,7 @@ ROUNDS, FREEZE_AFTER = 4, 2  # half of the rounds, as in the examples
 
 
 @pytest.mark.parametrize("side", ["before", "after"])
-@pytest.mark.parametrize("example", ["message-api", "numpy-client"])
+@pytest.mark.parametrize("example", ["message-api", "numpy-client", "own-start"])
 def test_an_example_completes_and_learns(example: str, side: str, link: SuperLink) -> None:
     lines: list[str] = []
     federation = {

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from fixbn_flwr.app.local_superlink import SuperLink
-from fixbn_flwr.app.ray_run import APP
 from tests.support import roaming
 from tests.support.machines import ROOT, free_port
+from tests.support.pages import ROOT as APP
 from tests.support.real_runs import PROGRAMS, kill_processes_of
 from tests.support.waiting import wait_for_line
 from tests.support.whole_app import rounds_of, run_app

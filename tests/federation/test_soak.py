@@ -15,10 +15,10 @@ import pytest
 
 from fixbn_flwr.app import client_app
 from fixbn_flwr.app.local_superlink import local_superlink
-from fixbn_flwr.app.ray_run import APP
 from fixbn_flwr.app.runs.reader import read_metrics
 from fixbn_flwr.testing import SerializingGrid
 from simulation.benchmarks.process_monitor import descendants
+from tests.support.pages import ROOT as APP
 from tests.support.whole_app import serve
 
 pytestmark = pytest.mark.slow

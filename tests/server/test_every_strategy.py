@@ -320,23 +320,3 @@ def test_a_client_without_fixbn_causes_a_warning_that_names_it(
     for client in range(CLIENTS):
         assert any(f"client {FIRST_NODE_ID + client} " in line for line in warned)
     assert all("with local_training(" in line for line in warned)
-
-
-def test_a_warning_says_that_a_strategys_own_start_is_not_called(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    class Saving(FedAvg):
-        def start(self, *args: Any, **kwargs: Any) -> Any:
-            raise AssertionError("FixBN's own start is the one that runs")
-
-    strategy = FixBN(Saving(fraction_evaluate=0.0), freeze_after=1)
-    assert "Saving has its own start(), which FixBN does not call" in caplog.text
-    federation(strategy, rounds=2)
-
-
-def test_a_strategy_without_its_own_start_causes_no_warning(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    for make, _ in STRATEGIES.values():
-        FixBN(make(), freeze_after=1)
-    assert "start()" not in caplog.text

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fixbn_flwr.app.cli import cli, run_commands
+from fixbn_flwr.app.cli import cli
+from fixbn_flwr.app.command_errors import run_commands
 
 
 def failing_command(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:

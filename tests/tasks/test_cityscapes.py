@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from fixbn_flwr.app.training import workbench
+from fixbn_flwr.app.workbench import workbench
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method.averaging import Kind, kind_of
 from fixbn_flwr.tasks import get_task, normalise

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from fixbn_flwr.app.training import Workbench, evaluate, train
+from fixbn_flwr.app.training import evaluate, train
+from fixbn_flwr.app.workbench import Workbench
 from fixbn_flwr.tasks import Split, Task
 from fixbn_flwr.tasks.image_files import ImageFiles
 from fixbn_flwr.tasks.segmentation import IGNORED, Masks, mean_iou, pixel_cross_entropy

@@ -18,14 +18,8 @@ from torch import Tensor
 from fixbn_flwr.app.batches import batches_by_epochs, batches_by_steps
 from fixbn_flwr.app.client.node_config import Node, settings_of
 from fixbn_flwr.app.config.settings import Settings
-from fixbn_flwr.app.training import (
-    Workbench,
-    evaluate,
-    find_device,
-    seed_of,
-    train,
-    workbench,
-)
+from fixbn_flwr.app.training import evaluate, seed_of, train
+from fixbn_flwr.app.workbench import Workbench, find_device, workbench
 from fixbn_flwr.array_records import arrays_of, record_of
 from fixbn_flwr.client.local_training import local_training
 from fixbn_flwr.errors import ConfigError
@@ -64,6 +58,7 @@ def workbench_of(task: Task, settings: Settings) -> Workbench:
         settings.momentum_coefficient,
         settings.weight_decay,
         settings.device,
+        settings.cuda_graphs,
     )
 
 
@@ -130,8 +125,9 @@ class FixBNClient:
         with local_training(bench.model, bench.optimizer, received, self.context) as local:
             started = time.monotonic()
             loss = train(
-                bench, self.task, self._data, self._batches(random), random, settings.precision
-            )
+                bench, self.task, self._data, self._batches(random), random, settings.precision,
+                stage=(local.phase, settings.learning_rate_factor),
+            )  # fmt: skip
             seconds = time.monotonic() - started
         metrics = MetricRecord()
         metrics["num-examples"] = len(self.partition)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 
 from fixbn_flwr.app.config import rules
 from fixbn_flwr.app.config.rules import key_of
@@ -16,17 +17,25 @@ from fixbn_flwr.app.config.settings import Settings
 def key_table() -> str:
     """Return a Markdown table of all run-config keys."""
     lines = ["| key | default | unit | meaning |", "| --- | --- | --- | --- |"]
+    for key, default, unit, meaning in _keys():
+        lines.append(f"| `{key}` | `{default}` | {unit} | {meaning} |")
+    return "\n".join(lines)
+
+
+def key_list() -> list[tuple[str, str]]:
+    """Return each run-config key with its default, and its meaning, for the command line's help."""
+    return [(f"{key}={default}", meaning.replace("`", "")) for key, default, _, meaning in _keys()]
+
+
+def _keys() -> Iterator[tuple[str, str, str, str]]:
+    """Yield key, default as in TOML, unit, and meaning with what is allowed."""
     for field in dataclasses.fields(Settings):
         rule: rules.Rule = field.metadata["rule"]
         words = ", ".join(f"`{word}`" for word in rules.choices_of(field))
         more = f", or `{rule.pattern.example}` {rule.pattern.meaning}" if rule.pattern else ""
         limits = f"one of {words}{more}" if words else rule.bounds
         allowed = f" ({limits})" if limits else ""
-        default = json.dumps(field.default)
-        lines.append(
-            f"| `{key_of(field.name)}` | `{default}` | {rule.unit} | {rule.meaning}{allowed} |"
-        )
-    return "\n".join(lines)
+        yield key_of(field.name), json.dumps(field.default), rule.unit, f"{rule.meaning}{allowed}"
 
 
 if __name__ == "__main__":

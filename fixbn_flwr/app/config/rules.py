@@ -127,6 +127,10 @@ def parse(field: "dataclasses.Field[Any]", value: object) -> Value:
         ValueError: If the type, the word or the bounds do not fit; "reason; remedy".
     """
     rule: Rule = field.metadata["rule"]
+    if field.type is bool:
+        if not isinstance(value, bool):
+            raise ValueError("must be true or false; write it without quotes")
+        return value
     if field.type not in (int, float, int | float):
         return _text(value, choices_of(field), rule.pattern)
     number = _number(value, whole=field.type is int)

@@ -98,6 +98,9 @@ class Settings:
     seed: int = setting(0, "seed of all random choices", at_least=0, at_most=2**32 - 1)
     device: str = setting("auto", "`auto`, `cpu`, `cuda`, or a specific GPU such as `cuda:1`")
     precision: Precision = setting("float32", "arithmetic of the clients' training")
+    cuda_graphs: bool = setting(
+        True, "whether a local step on a GPU is captured as a CUDA graph, which is faster"
+    )
     output_dir: str = setting("", "parent directory of run folders; empty: `~/fixbn-runs`", "path")
     run_name: str = setting("", "name of the run folder; empty: time, task and method")
     state_dir: str = setting(

@@ -17,7 +17,7 @@ from fixbn_flwr.app.server.reproducible_fedavg import ReproducibleFedAvg
 from fixbn_flwr.app.server.resumed_run import ResumedRun
 from fixbn_flwr.app.server.rng_state import restore_random_state
 from fixbn_flwr.app.server.round_recorder import RecordedFixBN
-from fixbn_flwr.app.training import find_device
+from fixbn_flwr.app.workbench import find_device
 from fixbn_flwr.log import logger
 from fixbn_flwr.method.averaging import Arrays
 from fixbn_flwr.tasks import Split, Task, get_task, load_splits

@@ -14,7 +14,8 @@ from torch import nn
 
 from fixbn_flwr.app.client.image_client import FixBNClient
 from fixbn_flwr.app.config.settings import Settings
-from fixbn_flwr.app.training import evaluate, workbench
+from fixbn_flwr.app.training import evaluate
+from fixbn_flwr.app.workbench import workbench
 from fixbn_flwr.array_records import record_of
 from fixbn_flwr.tasks import get_task, load_splits
 
@@ -179,7 +180,7 @@ def test_the_properties_are_partition_examples_and_name() -> None:
 def test_evaluation_uses_the_clients_own_images() -> None:
     metrics = client(2).evaluate(content(initial(), config())).metric_records["metrics"]
     train_split = load_splits(DIGITS)[0]
-    bench = workbench(DIGITS, "small-resnet", "bn", 0.9, settings().weight_decay, "cpu")
+    bench = workbench(DIGITS, "small-resnet", "bn", 0.9, settings().weight_decay, "cpu", True)
     own = type(train_split)(train_split.images[80:120], train_split.targets[80:120])
     assert (metrics["loss"], metrics["accuracy"]) == evaluate(bench, DIGITS, own)
     assert metrics["num-examples"] == 40
