@@ -19,7 +19,7 @@ LAYERS = [
     {"array_records"},
     {"persistence"},
     {"client", "server", "models"},
-    {"legacy", "lightning", "tasks"},
+    {"fastai", "huggingface", "legacy", "lightning", "tasks"},
     {"engine"},
     {"transport", "testing"},
     {"app"},

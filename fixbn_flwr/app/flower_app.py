@@ -41,12 +41,13 @@ clientapp = "{module}.client_app:app"
 {config}
 """
 
+# Flower looks for the assignments, without running the files.
 _PARTS = {
     "__init__.py": '"""A Flower app around fixbn_flwr."""\n',
     "server_app.py": '"""The ServerApp: FixBN around FedAvg."""\n\n'
-    "from fixbn_flwr.app.server_app import app as app\n",
+    "from fixbn_flwr.app import server_app\n\napp = server_app.app\n",
     "client_app.py": '"""The ClientApp, which trains on its node\'s images."""\n\n'
-    "from fixbn_flwr.app.client_app import app as app\n",
+    "from fixbn_flwr.app import client_app\n\napp = client_app.app\n",
 }
 
 _TASK = '''"""The task: data, models, loss and metric. Replace the digits by your own data.

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, SGD, Adagrad, Muon, Optimizer
+from torch.optim import LBFGS, SGD, Adagrad, Optimizer
 
 from fixbn_flwr.errors import MomentumError
 
@@ -28,6 +28,9 @@ _STEP_SLOT = "step"
 # Slots that hold one number per parameter. A shape does not tell: parameters can be 0-d too.
 _NUMBERS = (_STEP_SLOT, "mu_product", "mu", "eta")
 _REMEDY = 'use momentum="reset", or an optimizer that keeps its buffers by parameter (SGD, Adam)'
+
+# Whose buffers can be averaged. Muon came with torch 2.9.
+_AVERAGED: tuple[type[Optimizer], ...] = (SGD, *filter(None, [getattr(torch.optim, "Muon", None)]))
 
 
 def check_optimizer(optimizer: Optimizer, *, averaged: bool) -> None:
@@ -46,7 +49,7 @@ def check_optimizer(optimizer: Optimizer, *, averaged: bool) -> None:
             f"LBFGS keeps one history for all parameters together, not by their names: {_REMEDY}."
         )
     from_torch = type(optimizer).__module__.startswith("torch.optim")
-    if averaged and from_torch and not isinstance(optimizer, SGD | Muon):
+    if averaged and from_torch and not isinstance(optimizer, _AVERAGED):
         raise _only_momentum(optimizer, "more than momentum")
 
 

@@ -11,13 +11,13 @@ import safetensors.torch
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
-from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adam, Optimizer
 
 from fixbn_flwr import Phase, local_training
 from fixbn_flwr.client.momentum_store import save_buffers
 from fixbn_flwr.errors import ConfigError, MomentumError, NoStatisticsError, StatisticsMovedError
+from fixbn_flwr.flower_compat import set_task_identity
 from fixbn_flwr.method.batch_norm import statistics
 from fixbn_flwr.method.optimizer_buffers import fingerprint
 from fixbn_flwr.method.round_config import Momentum, RoundConfig
@@ -162,7 +162,7 @@ def test_the_same_client_trains_under_plain_fedavg() -> None:
 
 
 def _message() -> Message:
-    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+    set_task_identity(1)
     return Message(_message_api(round_config(), {}), dst_node_id=1, message_type="train")
 
 

@@ -19,7 +19,6 @@ from flwr.clientapp.mod import (
     fixedclipping_mod,
     message_size_mod,
 )
-from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.serverapp.strategy import (
     DifferentialPrivacyClientSideAdaptiveClipping,
     DifferentialPrivacyClientSideFixedClipping,
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 
 from fixbn_flwr import FixBN, local_training, numpy_client_mod, parameters_only
 from fixbn_flwr.errors import ConfigError, RoundsFailedError, StatisticsMovedError
+from fixbn_flwr.flower_compat import ClientAppCallable, Mod
 from fixbn_flwr.method.round_config import PARAMETERS_ONLY_MARK
 from fixbn_flwr.testing import SerializingGrid
 from tests.support.clients import initial_arrays, sgd_step, training_app

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array as FlowerArray
+from flwr.common import Array as FlowerArray
 from numpy.testing import assert_array_equal
 
 from fixbn_flwr.method.averaging import (

@@ -13,7 +13,6 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
-from flwr.clientapp.typing import Mod
 from flwr.serverapp.strategy import (
     Bulyan,
     DifferentialPrivacyClientSideAdaptiveClipping,
@@ -40,6 +39,7 @@ from torch import nn
 from fixbn_flwr import FixBN
 from fixbn_flwr.client.parameters_only import parameters_only
 from fixbn_flwr.errors import ConfigError, NoStatisticsError, RoundsFailedError
+from fixbn_flwr.flower_compat import Mod
 from fixbn_flwr.testing import FIRST_NODE_ID, SerializingGrid
 from tests.support.clients import initial_arrays, training_app
 from tests.support.small_federation import batches, fedavg, federation, network, same, statistics_of

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
-from fixbn_flwr.flower_compat import TaskIdentity
+from fixbn_flwr.flower_compat import set_task_identity
 from fixbn_flwr.server.outgoing_messages import add_config, contents_of, copies_of
 
 
 def message(content: RecordDict) -> Message:
-    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+    set_task_identity(1)
     return Message(content, dst_node_id=1, message_type="train")
 
 

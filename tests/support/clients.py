@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.clientapp.typing import Mod
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from fixbn_flwr import local_training
+from fixbn_flwr.flower_compat import Mod
 
 
 def initial_arrays(model: nn.Module) -> ArrayRecord:

@@ -15,7 +15,6 @@ import torch
 from flwr.app import Context, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
-from flwr.clientapp.typing import Mod
 from flwr.common import Parameters, parameters_to_ndarrays
 from flwr.server import ServerApp, ServerAppComponents, ServerConfig
 from flwr.server.strategy import Strategy
@@ -23,6 +22,7 @@ from torch import nn
 from torch.optim import SGD
 
 from fixbn_flwr import local_training
+from fixbn_flwr.flower_compat import Mod
 from fixbn_flwr.testing import SerializingGrid
 from tests.support.clients import Batch, TrainStep, dropout_seed, partition_of, sgd_step
 

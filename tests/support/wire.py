@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from flwr.app import Message
-from flwr.app.message.message import make_message
 
+from fixbn_flwr.flower_compat import make_message
 from fixbn_flwr.testing import SerializingGrid
 
 
