@@ -1,7 +1,7 @@
 # make run    train with FixBN on real images, and with plain BN beside it (some minutes)
 # make test   lint, types and tests (under ten minutes on two cores)
 # make test-long   real federations, on Ray and between processes, kills, soak (half an hour more)
-# make test-versions   the library with older and newer releases of Flower and PyTorch
+# make test-nightly   the library with other releases of Flower and PyTorch (a quarter of an hour)
 # make gpu    tests, benchmark and a run on a GPU (eight minutes at most; results in gpu/)
 # make docs   the documentation site, in site/
 # They set up their own environment in .venv first; PYTHON picks another Python, 3.11 or newer.
@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 # A cluster that is there would take in the simulations of other tests.
 ALONE := tests/federation/test_ray_cluster.py
 
-.PHONY: run test test-long test-versions gpu lint docs clean
+.PHONY: run test test-long test-nightly test-versions gpu lint docs clean
 
 run: $(READY)
 	$(BIN)/fixbn compare
@@ -29,7 +29,7 @@ test-long: $(READY)
 	$(BIN)/python -m pytest -p no:randomly -m slow -n 2 --dist loadfile --durations 30 --ignore $(ALONE)
 
 # VERSIONS="1.24.0 2.6.0" tests one pair of flwr and torch, VERSIONS="newest newest" what came out since.
-test-versions: $(READY)
+test-versions test-nightly: $(READY)
 	$(BIN)/python -m tests.versions $(VERSIONS)
 
 # The run needs CIFAR-10: make gpu DATA=directory-of-cifar-10-batches-py; without it, it is left out.

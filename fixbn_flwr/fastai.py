@@ -40,7 +40,7 @@ class FixBNCallback(Callback):  # type: ignore[misc]
         return self._block.records
 
     @property
-    def metrics_of_fit(self) -> dict[str, bytes]:
+    def metrics(self) -> dict[str, bytes]:
         """Metrics to add to those of ``NumPyClient.fit``, after ``fit``."""
         return self._block.metrics
 

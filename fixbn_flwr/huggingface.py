@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from fixbn_flwr.client.training_block import TrainingBlock
 
 
-class FixBNCallback(TrainerCallback):  # type: ignore[misc]
+class FixBNCallback(TrainerCallback):
     """Applies ``local_training`` to a ``Trainer.train()``.
 
     If ``train()`` raises, the statistics of this model stay frozen: build the model anew.
@@ -42,10 +42,10 @@ class FixBNCallback(TrainerCallback):  # type: ignore[misc]
         """Metrics to add to those of ``NumPyClient.fit``, after ``train()``."""
         return self._block.metrics
 
-    def on_train_begin(self, *_: Any, model: Any, optimizer: Any, **__: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Freeze the statistics, and give the optimizer the client's momentum buffers."""
-        self._block.begin(model, optimizer)
+        self._block.begin(given["model"], given["optimizer"])
 
-    def on_train_end(self, *_: Any, **__: Any) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Thaw the statistics and save the buffers."""
         self._block.end()

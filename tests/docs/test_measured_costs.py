@@ -113,3 +113,19 @@ def test_the_words_about_start_up_are_the_data() -> None:
     assert f"ends its first round after {engine:.1f} s, under Ray after {ray:.1f} s" in words
     assert engine <= 1.5 * imports
     assert engine <= ray / 4
+
+
+def versions_table() -> str:
+    """The table of tested releases, from the last `make test-versions`."""
+    data = json.loads((RESULTS / "versions.json").read_text(encoding="utf-8"))
+    lines = ["| flwr | torch | numpy | tests |", "| --- | --- | --- | --- |"]
+    for result in data["results"]:
+        assert result["passed"], result
+        lines.append(
+            f"| {result['flwr']} | {result['torch']} | {result['numpy']} | {result['outcome']} |"
+        )
+    return "\n".join(lines)
+
+
+def test_the_table_of_releases_is_the_data() -> None:
+    assert marked(page("add-to-your-project.md"), "versions") == versions_table()

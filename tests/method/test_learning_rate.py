@@ -80,7 +80,6 @@ SCHEDULES: dict[str, Callable[[Optimizer], LRScheduler]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:The epoch parameter")  # torch's own, before 2.8
 @pytest.mark.parametrize("built", ["before", "inside"])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedulers_compute_the_same_rates(name: str, built: str) -> None:

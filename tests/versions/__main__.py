@@ -54,6 +54,9 @@ MESSAGE_API = [
 ]
 
 
+_PYTEST = ["-m", "pytest", "-q", "-n", "2", "-o", "addopts=", "-o", "filterwarnings="]
+
+
 def main() -> int:
     """Test the pairs; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -74,9 +77,8 @@ def tested(flwr: str, torch: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="fixbn-versions-") as folder:
         python = make_environment(Path(folder), flwr, torch)
         tests = OLDER if flwr.startswith("1.17.") else MESSAGE_API
-        command = [python, "-m", "pytest", "-q", "-p", "no:randomly", "-o", "addopts=", "-m"]
         run = subprocess.run(
-            [*command, "not slow and not gpu", *tests],
+            [python, *_PYTEST, "-m", "not slow and not gpu", *tests],
             cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
         )  # fmt: skip
@@ -105,7 +107,7 @@ def make_environment(folder: Path, flwr: str, torch: str) -> Path:
     python = folder / "bin" / "python"
     subprocess.run(
         [UV, "pip", "install", "--quiet", "--system-certs", "--python", python, *pins,
-         "numpy", "safetensors", "pytest", "hypothesis"],
+         "numpy", "safetensors", "pytest", "pytest-xdist", "hypothesis"],
         check=True,
     )  # fmt: skip
     return python
