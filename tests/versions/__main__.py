@@ -54,8 +54,8 @@ MESSAGE_API = [
 ]
 
 
-# Tests of what Flower's own mods and strategies do with a whole model. Before 1.30 they raise errors
-# for 0-d arrays, which every batch normalization layer has: its counter.
+# Tests of what Flower's own mods and strategies do with a whole model. Before 1.30 they raise
+# errors for 0-d arrays, which every batch normalization layer has: its counter.
 _OF_FLOWER_WITH_COUNTERS = [
     f"--deselect=tests/{test}"
     for test in (
