@@ -99,7 +99,7 @@ def test_moved_statistics_are_reported_only_in_calibration(
     server.begin_round(2, rest(0))
     server.check_unmoved("b", update(0, 1), strict=True)
     assert not caplog.records
-    for mean in (1, float(np.nextafter(np.float32(0), 1))):
+    for mean in (1, float(np.nextafter(np.float32(0), np.float32(1)))):
         caplog.clear()
         server.check_unmoved("c", update(mean, 1), strict=False)
         assert "client c returned 1 of 2 frozen statistics changed, first 'n.ru" in caplog.text

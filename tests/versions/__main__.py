@@ -4,7 +4,7 @@
     python -m tests.versions 1.24.0 2.6.0          # one pair
     python -m tests.versions newest newest         # what came out since
 
-It prints a line for each pair, and exits with 1 if one fails.
+It prints a line for each, and exits with 1 if one fails.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -23,13 +24,14 @@ ROOT = Path(__file__).parents[2]
 UV = Path(sys.executable).parent / "uv"
 NEWEST = "newest"
 
-# flwr and torch: the oldest supported, two in between, a project of today's baselines, the newest.
+# flwr, torch and numpy: the oldest supported, a project of today's baselines, two in between, the
+# newest.
 VERSIONS = [
-    ("1.17.0", "2.4.1"),
-    ("1.17.0", "2.8.0"),
-    ("1.24.0", "2.6.0"),
-    ("1.34.0", "2.8.0"),
-    (NEWEST, NEWEST),
+    ("1.17.0", "2.4.1", "1.26.4"),
+    ("1.17.0", "2.8.0", NEWEST),
+    ("1.24.0", "2.6.0", "1.26.4"),
+    ("1.34.0", "2.8.0", NEWEST),
+    (NEWEST, NEWEST, NEWEST),
 ]
 
 # With 1.17: the older generation, and the method.
@@ -82,20 +84,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("flwr", nargs="?")
     parser.add_argument("torch", nargs="?", default=NEWEST)
+    parser.add_argument("numpy", nargs="?", default=NEWEST)
     parser.add_argument("--output", type=Path, help="also write the results to this JSON file")
     options = parser.parse_args()
-    pairs = [(options.flwr, options.torch)] if options.flwr else VERSIONS
-    results = [tested(*pair) for pair in pairs]
+    given = (options.flwr, options.torch, options.numpy)
+    results = [tested(*versions) for versions in ([given] if options.flwr else VERSIONS)]
     if options.output:
         about = {"command": " ".join(sys.orig_argv), "date": f"{datetime.now().date()}"}
         options.output.write_text(json.dumps({**about, "results": results}, indent=2) + "\n")
     return 0 if all(result["passed"] for result in results) else 1
 
 
-def tested(flwr: str, torch: str) -> dict[str, Any]:
+def tested(flwr: str, torch: str, numpy: str) -> dict[str, Any]:
     """Run the tests with these versions; return the versions and the outcome."""
     with tempfile.TemporaryDirectory(prefix="fixbn-versions-") as folder:
-        python = make_environment(Path(folder), flwr, torch)
+        python = make_environment(Path(folder), flwr=flwr, torch=torch, numpy=numpy)
         tests = OLDER if flwr.startswith("1.17.") else MESSAGE_API
         tests = [*tests, *(_OF_FLOWER_WITH_COUNTERS if flwr.startswith("1.24.") else ())]
         run = subprocess.run(
@@ -106,7 +109,7 @@ def tested(flwr: str, torch: str) -> dict[str, Any]:
         versions = json.loads(subprocess.check_output([python, "-c", _VERSIONS]))
     if run.returncode:
         print(run.stdout)
-    outcome = run.stdout.splitlines()[-1].partition(" in ")[0]
+    outcome = re.sub(r"(, \d+ warnings?)? in .*", "", run.stdout.splitlines()[-1])
     print(f"{versions}: {outcome}", flush=True)
     return {**versions, "passed": run.returncode == 0, "outcome": outcome}
 
@@ -118,17 +121,16 @@ print(json.dumps({name: version(name) for name in ("flwr", "torch", "numpy")}))
 """
 
 
-def make_environment(folder: Path, flwr: str, torch: str) -> Path:
+def make_environment(folder: Path, **versions: str) -> Path:
     """Install these versions and what the tests need; return the environment's Python."""
     subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, folder], check=True)
     pins = [
-        name if version == NEWEST else f"{name}=={version}"
-        for name, version in (("flwr", flwr), ("torch", torch))
+        name if version == NEWEST else f"{name}=={version}" for name, version in versions.items()
     ]
     python = folder / "bin" / "python"
     subprocess.run(
         [UV, "pip", "install", "--quiet", "--system-certs", "--python", python, *pins,
-         "numpy", "safetensors", "pytest", "pytest-xdist", "hypothesis"],
+         "safetensors", "pytest", "pytest-xdist", "hypothesis"],
         check=True,
     )  # fmt: skip
     return python
