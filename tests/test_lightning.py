@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method.batch_norm import statistics
 from tests.support.rounds import client, round_config
 
-pl = pytest.importorskip("lightning.pytorch")
+PACKAGES = [pytest.importorskip(name) for name in ("lightning.pytorch", "pytorch_lightning")]
 
 from fixbn_flwr.lightning import FixBNCallback, _callbacks  # noqa: E402 -- after the skip
 
@@ -33,8 +32,11 @@ RATE = 0.05
 ROUNDS = [Phase.EXPLORATION, Phase.CALIBRATION, Phase.CALIBRATION]
 
 
-class Module(pl.LightningModule):  # type: ignore[misc, name-defined]
+class Steps:
     """As in a quickstart: the module makes its own optimizer and scheduler."""
+
+    net: nn.Module
+    parameters: Any
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,6 +55,14 @@ class Module(pl.LightningModule):  # type: ignore[misc, name-defined]
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
 
+class Module(Steps, PACKAGES[0].LightningModule):  # type: ignore[misc, name-defined]
+    """A module of the package `lightning`."""
+
+
+class ModuleOfOtherName(Steps, PACKAGES[1].LightningModule):  # type: ignore[misc, name-defined]
+    """A module of the package `pytorch_lightning`."""
+
+
 def loader() -> DataLoader[Any]:
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(12, 4, generator=generator) + 1
@@ -60,7 +70,8 @@ def loader() -> DataLoader[Any]:
 
 
 def fit(module: Any, callback: Any, **options: Any) -> None:
-    trainer = pl.Trainer(
+    package = PACKAGES[isinstance(module, PACKAGES[1].LightningModule)]
+    trainer = package.Trainer(
         max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, callbacks=[callback], **options,
     )  # fmt: skip
@@ -86,10 +97,11 @@ def plainly(model: Module, received: Any, context: Context) -> None:
             scheduler.step()
 
 
-def test_three_rounds_have_the_bits_of_a_plain_loop() -> None:
+@pytest.mark.parametrize("module", [Module, ModuleOfOtherName])
+def test_three_rounds_have_the_bits_of_a_plain_loop(module: Any) -> None:
     models = []
     for train in (with_lightning, plainly):
-        model, context = Module(), client()
+        model, context = module(), client()
         for number, phase in enumerate(ROUNDS, 1):
             before = statistics(model)
             received = round_config(phase=phase, server_round=number, factor=0.3)
@@ -150,5 +162,5 @@ def test_an_exception_thaws_the_statistics_and_saves_nothing() -> None:
 
 
 def test_the_callback_is_one_of_each_package_in_use() -> None:
-    assert import_module("lightning.pytorch").Callback in _callbacks()
+    assert _callbacks() == [package.Callback for package in PACKAGES]
     assert all(issubclass(FixBNCallback, callback) for callback in _callbacks())
