@@ -12,6 +12,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     import flwr.common  # noqa: F401
 
+# They import their frameworks, which not everybody has.
+collect_ignore = [f"fixbn_flwr/{name}.py" for name in ("fastai", "huggingface", "lightning")]
+
 # As in Flower's simulation. The last bits of sums depend on the number of threads, and threads that
 # wait for each other on busy cores are slow.
 torch.set_num_threads(1)

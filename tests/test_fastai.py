@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import Any
 
@@ -16,9 +17,10 @@ from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method.batch_norm import statistics
 from tests.support.rounds import client, round_config
 
-fastai = pytest.importorskip("fastai.basics", exc_type=ImportError)
-
-from fixbn_flwr.fastai import FixBNCallback  # noqa: E402 -- after the skip
+with warnings.catch_warnings():  # fastai uses parts of torch that are deprecated
+    warnings.simplefilter("ignore")
+    fastai = pytest.importorskip("fastai.basics", exc_type=ImportError)
+    from fixbn_flwr.fastai import FixBNCallback
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # fastai's own
 RATE, ROUNDS = 0.05, [Phase.EXPLORATION, Phase.CALIBRATION, Phase.CALIBRATION]

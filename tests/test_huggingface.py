@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,19 @@ from fixbn_flwr import Phase, local_training
 from fixbn_flwr.method.batch_norm import statistics
 from tests.support.rounds import client, round_config
 
-transformers = pytest.importorskip("transformers")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    transformers = pytest.importorskip("transformers")
+    accelerate = pytest.importorskip("accelerate")
+    from fixbn_flwr.huggingface import FixBNCallback
 
-from fixbn_flwr.huggingface import FixBNCallback  # noqa: E402 -- after the skip
+
+@pytest.fixture(autouse=True)
+def _own_accelerator() -> Iterator[None]:
+    """The Trainer sets the accelerator of the whole process."""
+    yield
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+
 
 RATE, ROUNDS = 0.01, [Phase.EXPLORATION, Phase.CALIBRATION, Phase.CALIBRATION]
 

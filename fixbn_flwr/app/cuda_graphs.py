@@ -9,20 +9,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
+from fixbn_flwr.app.local_step import LocalStep
+from fixbn_flwr.app.workbench import Workbench
 from fixbn_flwr.log import logger
-
-if TYPE_CHECKING:
-    from fixbn_flwr.app.training import LocalStep
 
 _LIMIT = 8  # graphs of a process; each keeps its own activations
 _WARM_UP = 3  # steps before a capture, in which libraries choose their algorithms
 
 Replay = Callable[[], Tensor]
+Around = Callable[[LocalStep], Callable[[Tensor], Tensor]]
+
+
+def replays(bench: Workbench, stage: Hashable) -> Around | None:
+    """Return what ``train`` takes steps with: graphs of this process, or None for plain steps.
+
+    Args:
+        bench: The process's model and optimizer.
+        stage: What a step depends on besides its batch: the phase, and the learning rate's factor.
+    """
+    return partial(_graphs_of(bench).around, stage=stage) if bench.cuda_graphs else None
+
+
+@lru_cache(maxsize=1)
+def _graphs_of(_: Workbench) -> CudaGraphs:
+    return CudaGraphs()
 
 
 def capture(step: Replay, random: torch.Generator) -> Replay:

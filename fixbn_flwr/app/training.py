@@ -9,60 +9,18 @@ captured as CUDA graphs (see :mod:`fixbn_flwr.app.cuda_graphs`).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fixbn_flwr.app.local_step import LocalStep, Precision
 from fixbn_flwr.app.workbench import Workbench
 from fixbn_flwr.tasks import Split, Task, normalise
 
 EVALUATION_BATCH = 500  # images; affects memory, not the result
-
-Precision = Literal["float32", "bfloat16"]
-
-
-@dataclass(frozen=True, eq=False)
-class LocalStep:
-    """One SGD step on a batch; the same function on a CPU, on a GPU and in a CUDA graph.
-
-    Attributes:
-        bench: The model and its optimizer.
-        task: Gives the loss and the augmentation.
-        data: The training images, on the model's device if they are in memory.
-        random: The generator of the augmentation.
-        precision: "bfloat16" runs the forward pass in autocast.
-    """
-
-    bench: Workbench
-    task: Task
-    data: Split
-    random: torch.Generator
-    precision: Precision
-
-    def __call__(self, indices: Tensor) -> Tensor:
-        """Take the step; return the loss before it, a scalar on the device.
-
-        Args:
-            indices: The batch, as indices into ``data``, int64 ``[n]``.
-        """
-        model, optimizer = self.bench.model, self.bench.optimizer
-        dtype = next(model.parameters()).dtype
-        images, targets = augmented_batch(
-            self.task, self.data, indices, self.bench.device, dtype, self.random
-        )
-        images = images.contiguous(memory_format=torch.channels_last)
-        with _arithmetic(self.precision, self.bench.device):
-            loss = self.task.loss(model(images), targets)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
-        return loss.detach()
 
 
 def train(
@@ -72,7 +30,7 @@ def train(
     batches: Iterator[Tensor],
     random: torch.Generator,
     precision: Precision = "float32",
-    stage: Hashable = None,
+    around: Callable[[LocalStep], Callable[[Tensor], Tensor]] | None = None,
 ) -> float:
     """Take one SGD step per batch, and return the mean training loss.
 
@@ -83,13 +41,12 @@ def train(
         batches: The batches, each of indices into ``data``, int64 ``[n]``.
         random: The generator of the augmentation.
         precision: "bfloat16" runs the forward pass in autocast. Default: "float32".
-        stage: What a captured step depends on besides its batch: the phase, and the learning rate's
-            factor. Default: None.
+        around: Returns what takes the steps, see ``cuda_graphs``. Default: the step itself.
     """
     bench.model.train()
     data = on_device(data, bench.device)
     step = LocalStep(bench, task, data, bench.random_of(random), precision)
-    take = step if bench.graphs is None else bench.graphs.around(step, stage)
+    take = step if around is None else around(step)
     if bench.device.type != "cpu":
         batches = _moved(batches, bench.device)
     losses = [take(indices) for indices in batches]
@@ -110,33 +67,6 @@ def on_device(data: Split, device: torch.device) -> Split:
         for value in (data.images, data.targets)
     )
     return data if images is data.images else Split(images, targets, data.groups)
-
-
-def augmented_batch(
-    task: Task,
-    data: Split,
-    indices: Tensor,
-    device: torch.device,
-    dtype: torch.dtype,
-    random: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Return normalized and augmented images, with their targets.
-
-    Args:
-        task: Gives the normalization and the augmentation.
-        data: The stored images.
-        indices: The indices of the batch, int64 ``[n]``.
-        device: The device of the result.
-        dtype: The floating type of the images.
-        random: The generator of the augmentation.
-    """
-    images = normalise(task, data.images[indices].to(device), dtype)
-    targets = data.targets[indices].to(device)
-    if task.masks is not None:
-        return task.masks.augment(images, targets, random)
-    if task.augment is not None:
-        images = task.augment(images, random)
-    return images, targets
 
 
 @torch.inference_mode()
@@ -184,9 +114,3 @@ def _evaluation_batches(
 def seed_of(*parts: int) -> int:
     """Return one seed for a random generator from several numbers (seed, round, partition)."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _arithmetic(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    if precision == "bfloat16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()

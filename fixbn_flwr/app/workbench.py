@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from fixbn_flwr.app.cuda_graphs import CudaGraphs
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method.averaging import Array
 from fixbn_flwr.tasks import Task
@@ -26,9 +25,6 @@ class Workbench:
         momentum: SGD's momentum coefficient.
         weight_decay: SGD's L2 penalty.
         cuda_graphs: Whether steps on a GPU are captured as CUDA graphs. Default: no.
-
-    Attributes:
-        graphs: The captured steps; None on a CPU, or without them.
     """
 
     def __init__(
@@ -42,7 +38,7 @@ class Workbench:
     ) -> None:
         self.model = model
         self.device = device
-        self.graphs = CudaGraphs() if cuda_graphs and device.type == "cuda" else None
+        self.cuda_graphs = cuda_graphs and device.type == "cuda"
         self._momentum = momentum
         self._weight_decay = weight_decay
 

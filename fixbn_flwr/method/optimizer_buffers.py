@@ -25,10 +25,9 @@ from fixbn_flwr.errors import MomentumError
 Buffers = dict[str, Tensor]
 _SGD_SLOT = "momentum_buffer"
 _STEP_SLOT = "step"
-# Slots that hold one number per parameter. A shape does not tell: parameters can be 0-d too.
+# Slots with one number per parameter. A shape does not tell: parameters can be 0-d too.
 _NUMBERS = (_STEP_SLOT, "mu_product", "mu", "eta")
 _REMEDY = 'use momentum="reset", or an optimizer that keeps its buffers by parameter (SGD, Adam)'
-
 # Whose buffers can be averaged. Muon came with torch 2.9.
 _AVERAGED: tuple[type[Optimizer], ...] = (SGD, *filter(None, [getattr(torch.optim, "Muon", None)]))
 

@@ -18,6 +18,7 @@ import torch
 
 from fixbn_flwr.app.batches import batches_by_epochs, batches_by_steps
 from fixbn_flwr.app.config.rules import Value
+from fixbn_flwr.app.cuda_graphs import replays
 from fixbn_flwr.app.training import train
 from fixbn_flwr.app.workbench import workbench
 from fixbn_flwr.tasks import get_task, load_splits
@@ -158,6 +159,7 @@ def bare_loop(job: Job, device: str, rounds: int, *, cuda_graphs: bool) -> float
                 if job.steps
                 else batches_by_epochs(own, job.batch_size, job.epochs, random)
             )
-            train(bench, task, data, batches, random)  # its end waits for the device
+            # Its end waits for the device.
+            train(bench, task, data, batches, random, around=replays(bench, None))
         seconds.append(time.monotonic() - started)
     return statistics.median(seconds[1:])

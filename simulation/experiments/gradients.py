@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fixbn_flwr.app.batches import batches_by_steps
-from fixbn_flwr.app.training import augmented_batch, seed_of, train
+from fixbn_flwr.app.local_step import augmented_batch
+from fixbn_flwr.app.training import seed_of, train
 from fixbn_flwr.app.workbench import Workbench
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method.batch_norm import freeze_statistics

@@ -7,6 +7,7 @@ The last tests need a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from fixbn_flwr import freeze_statistics
 from fixbn_flwr.app.batches import batches_by_steps
-from fixbn_flwr.app.cuda_graphs import CudaGraphs, Replay
+from fixbn_flwr.app.cuda_graphs import CudaGraphs, Replay, replays
 from fixbn_flwr.app.training import train
 from fixbn_flwr.app.workbench import Workbench
 from fixbn_flwr.method.batch_norm import statistics
@@ -78,9 +79,12 @@ def bench_on(device: torch.device, *, cuda_graphs: bool = False) -> Workbench:
     return kind(model, device, 0.9, 1e-4, cuda_graphs=cuda_graphs)
 
 
-def round_of(bench: Workbench, task: Task = TASK, *, frozen: bool = False) -> Iterator[Any]:
+def round_of(
+    bench: Workbench, task: Task = TASK, *, frozen: bool = False, graphs: CudaGraphs | None = None
+) -> Iterator[Any]:
     """Train clients in turn from one model, each with its own momentum; yield their results."""
-    start = bench.arrays()
+    start, stage = bench.arrays(), "frozen" if frozen else "moving"
+    around = graphs and partial(graphs.around, stage=stage)
     momenta: list[dict[str, Tensor]] = [{} for _ in range(CLIENTS)]
     for server_round in range(2):
         for client in range(CLIENTS):
@@ -98,9 +102,9 @@ def round_of(bench: Workbench, task: Task = TASK, *, frozen: bool = False) -> It
             batches = iter(list(batches_by_steps(own, BATCH, STEPS, random)))
             if frozen:
                 with freeze_statistics(bench.model), multiplied_learning_rate(bench.optimizer, 0.5):
-                    loss = train(bench, task, DATA, batches, random, stage="frozen")
+                    loss = train(bench, task, DATA, batches, random, around=around)
             else:
-                loss = train(bench, task, DATA, batches, random, stage="moving")
+                loss = train(bench, task, DATA, batches, random, around=around)
             momenta[client] = {
                 name: bench.optimizer.state[parameter]["momentum_buffer"].clone()
                 for name, parameter in bench.model.named_parameters()
@@ -108,9 +112,11 @@ def round_of(bench: Workbench, task: Task = TASK, *, frozen: bool = False) -> It
             yield loss, bench.arrays(), {n: m.cpu().numpy() for n, m in momenta[client].items()}
 
 
-def differences(one: Workbench, other: Workbench, **options: Any) -> Iterator[float]:
-    """Yield how far all numbers of two benches are apart, relative to the largest of an array."""
-    for a, b in zip(round_of(one, **options), round_of(other, **options), strict=True):
+def differences(graphs: CudaGraphs | None, device: torch.device, **options: Any) -> Iterator[float]:
+    """Yield how far the numbers with and without graphs are apart, relative to the largest."""
+    plain, captured = bench_on(device), bench_on(device)
+    with_graphs = round_of(captured, graphs=graphs, **options)
+    for a, b in zip(round_of(plain, **options), with_graphs, strict=True):
         yield abs(a[0] - b[0])
         for mine, others in zip(a[1:], b[1:], strict=True):
             for name, value in mine.items():
@@ -120,9 +126,7 @@ def differences(one: Workbench, other: Workbench, **options: Any) -> Iterator[fl
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_captured_steps_have_the_bits_of_plain_steps(frozen: bool) -> None:
-    captured = bench_on(CPU)
-    captured.graphs = CudaGraphs(again)
-    assert set(differences(bench_on(CPU), captured, frozen=frozen)) == {0.0}
+    assert set(differences(CudaGraphs(again), CPU, frozen=frozen)) == {0.0}
 
 
 def test_a_step_is_captured_once_for_each_stage_and_batch_size() -> None:
@@ -132,28 +136,27 @@ def test_a_step_is_captured_once_for_each_stage_and_batch_size() -> None:
         captures.append(step)
         return again(step, random)
 
-    bench = bench_on(CPU)
-    bench.graphs = CudaGraphs(count)
+    bench, graphs = bench_on(CPU), CudaGraphs(count)
     for frozen in (False, True):
-        list(round_of(bench, frozen=frozen))
+        list(round_of(bench, frozen=frozen, graphs=graphs))
     assert len(captures) == 2
     for size in (3, 5, 5):
         random = torch.Generator().manual_seed(0)
-        train(bench, TASK, DATA, iter([torch.arange(size)]), random, stage="moving")
+        around = partial(graphs.around, stage="moving")
+        train(bench, TASK, DATA, iter([torch.arange(size)]), random, around=around)
     assert len(captures) == 4
 
 
 def test_beyond_the_limit_steps_are_plain_ones() -> None:
-    bench, plain = bench_on(CPU), bench_on(CPU)
-    bench.graphs = CudaGraphs(again)
+    bench, plain, graphs = bench_on(CPU), bench_on(CPU), CudaGraphs(again)
     for size in range(2, 14):
-        for one in (bench, plain):
+        for one, around in ((bench, partial(graphs.around, stage=None)), (plain, None)):
             torch.manual_seed(size)
             random = torch.Generator().manual_seed(size)
-            train(one, TASK, DATA, iter([torch.arange(size)]), random)
+            train(one, TASK, DATA, iter([torch.arange(size)]), random, around=around)
     for name, array in bench.arrays().items():
         assert np.array_equal(array, plain.arrays()[name]), name
-    assert len(bench.graphs._captured) == 8
+    assert len(graphs._captured) == 8
 
 
 def test_a_step_that_cannot_be_captured_is_taken_without(caplog: pytest.LogCaptureFixture) -> None:
@@ -161,32 +164,30 @@ def test_a_step_that_cannot_be_captured_is_taken_without(caplog: pytest.LogCaptu
         step()
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    bench = bench_on(CPU)
-    bench.graphs = CudaGraphs(refuse)
-    assert set(differences(bench_on(CPU), bench)) == {0.0}
+    assert set(differences(CudaGraphs(refuse), CPU)) == {0.0}
     (line,) = caplog.messages
     assert "cannot be captured (operation not permitted when stream is capturing)" in line
     assert "cuda-graphs=false" in line
 
 
 def test_there_are_no_graphs_on_a_cpu() -> None:
-    assert bench_on(CPU, cuda_graphs=True).graphs is None
+    assert replays(bench_on(CPU, cuda_graphs=True), None) is None
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("frozen", [False, True])
 def test_on_a_gpu_graphs_agree_with_plain_steps_within_rounding(frozen: bool) -> None:
-    captured, plain = bench_on(GPU, cuda_graphs=True), bench_on(GPU)
-    assert max(differences(plain, captured, frozen=frozen)) < 1e-3
-    assert captured.graphs is not None
-    assert len(captured.graphs._captured) == 1
+    assert replays(bench_on(GPU, cuda_graphs=True), None) is not None
+    graphs = CudaGraphs()
+    assert max(differences(graphs, GPU, frozen=frozen)) < 1e-3
+    assert len(graphs._captured) == 1
 
 
 @pytest.mark.gpu
 def test_on_a_gpu_frozen_statistics_keep_their_bits() -> None:
-    bench = bench_on(GPU, cuda_graphs=True)
+    bench = bench_on(GPU)
     before = statistics(bench.model)
-    list(round_of(bench, frozen=True))
+    list(round_of(bench, frozen=True, graphs=CudaGraphs()))
     after = statistics(bench.model)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -199,7 +200,6 @@ def test_on_a_gpu_a_loss_that_looks_at_its_value_is_not_captured(
         value = nn.functional.cross_entropy(outputs, targets)
         return value * (2.0 if float(value) > 1.0 else 1.0)
 
-    captured, plain = bench_on(GPU, cuda_graphs=True), bench_on(GPU)
-    assert max(differences(plain, captured, task=task_with(loss))) < 1e-3
+    assert max(differences(CudaGraphs(), GPU, task=task_with(loss))) < 1e-3
     (line,) = caplog.messages
     assert "cannot be captured" in line

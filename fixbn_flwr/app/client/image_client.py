@@ -18,6 +18,7 @@ from torch import Tensor
 from fixbn_flwr.app.batches import batches_by_epochs, batches_by_steps
 from fixbn_flwr.app.client.node_config import Node, settings_of
 from fixbn_flwr.app.config.settings import Settings
+from fixbn_flwr.app.cuda_graphs import replays
 from fixbn_flwr.app.training import evaluate, seed_of, train
 from fixbn_flwr.app.workbench import Workbench, find_device, workbench
 from fixbn_flwr.array_records import arrays_of, record_of
@@ -123,10 +124,11 @@ class FixBNClient:
         torch.manual_seed(seed)  # dropout draws from the global generator
         random = torch.Generator().manual_seed(seed)
         with local_training(bench.model, bench.optimizer, received, self.context) as local:
+            stage = (local.phase, settings.learning_rate_factor)
             started = time.monotonic()
             loss = train(
                 bench, self.task, self._data, self._batches(random), random, settings.precision,
-                stage=(local.phase, settings.learning_rate_factor),
+                around=replays(bench, stage),
             )  # fmt: skip
             seconds = time.monotonic() - started
         metrics = MetricRecord()

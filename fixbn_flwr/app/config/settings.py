@@ -14,7 +14,7 @@ from typing import Any, Literal
 from fixbn_flwr.app.config import rules
 from fixbn_flwr.app.config.checks import CHECKS
 from fixbn_flwr.app.config.rules import Value, key_of, setting
-from fixbn_flwr.app.training import Precision
+from fixbn_flwr.app.local_step import Precision
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method import schedule
 from fixbn_flwr.method.round_config import MomentumMode
