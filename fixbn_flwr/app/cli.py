@@ -172,7 +172,12 @@ def new(
     from fixbn_flwr.app.flower_app import new_app
 
     written = new_app(folder.expanduser().absolute(), task)
-    print(f"Your task: {written}\nRun it:    flwr run {folder} --stream")
+    print(
+        f"Your task: {written}\n"
+        f"Run it:    fixbn simulate {folder}\n"
+        "or:        export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1\n"
+        f'           flwr run {folder} --stream --federation-config "num-supernodes={CLIENTS}"'
+    )
 
 
 @cli.command()

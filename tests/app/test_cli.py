@@ -261,6 +261,14 @@ def test_the_help_lists_the_keys_of_the_run_config(command: str) -> None:
         assert any(word.startswith(f"{key}={json.dumps(default)[:4]}") for word in words), key
 
 
+def test_new_says_where_the_task_is_and_how_to_run_it(tmp_path: Path) -> None:
+    folder = tmp_path / "my-app"
+    lines = invoke("new", str(folder)).splitlines()
+    assert lines[0] == f"Your task: {folder / 'my_app' / 'task.py'}"
+    assert lines[1] == f"Run it:    fixbn simulate {folder}"
+    assert lines[-1].endswith(f'flwr run {folder} --stream --federation-config "num-supernodes=10"')
+
+
 def test_python_m_is_the_same_command() -> None:
     command = [sys.executable, "-m", "fixbn_flwr", "--version"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == invoke(
