@@ -1,9 +1,11 @@
 """FixBN in a client that trains with fastai.
 
-callback = FixBNCallback(msg.content, context)
-learner = Learner(data, model, opt_func=partial(OptimWrapper, opt=torch.optim.SGD))
-learner.fit(1, cbs=[callback])
-content = RecordDict({"arrays": ..., "metrics": ..., **callback.records})
+    callback = FixBNCallback(msg.content, context)
+    learner = Learner(data, model, opt_func=partial(OptimWrapper, opt=torch.optim.SGD))
+    learner.fit(1, cbs=[callback])
+    content = RecordDict({"arrays": ..., "metrics": ..., **callback.records})
+
+The learner needs an optimizer of torch: FixBN cannot keep the momentum of fastai's own.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -62,7 +61,6 @@ def local_grid(settings: Settings, clients: int, workers: int | None) -> LocalGr
         _client_app,
         clients,
         workers=workers or len(gpus) or None,
-        run_id=secrets.randbits(63),  # random, as Flower chooses it
         run_config=settings.as_run_config(),
         prepare=lambda: partial(_prepare_worker, share_data(settings), gpus),
     )

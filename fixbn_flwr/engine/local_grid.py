@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -32,7 +33,7 @@ class LocalGrid(SimulatedGrid):
         load_app: Returns the ClientApp; called in each worker.
         nodes: The number of clients. Node ``FIRST_NODE_ID + i`` holds partition ``i``.
         workers: The number of clients that train at a time. Default: one per core.
-        run_id: Flower's id of the run.
+        run_id: Flower's id of the run. Default: random, as Flower chooses it.
         run_config: The run config of all clients. Default: empty.
         prepare: Called here before the workers start; returns what each worker calls first, with
             its number. Default: nothing.
@@ -44,11 +45,11 @@ class LocalGrid(SimulatedGrid):
         nodes: int,
         *,
         workers: int | None = None,
-        run_id: int = 1,
+        run_id: int | None = None,
         run_config: Mapping[str, Any] | None = None,
         prepare: Callable[[], Callable[[int], None]] | None = None,
     ) -> None:
-        super().__init__(nodes, run_id)
+        super().__init__(nodes, secrets.randbits(63) if run_id is None else run_id)
         self._load_app = load_app
         self._workers = min(workers or len(os.sched_getaffinity(0)), nodes)
         self._run_config = dict(run_config or {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -74,7 +73,6 @@ def run_federation(
     *,
     workers: int | None,
     run_config: Mapping[str, Any],
-    prepare: Callable[[], Callable[[int], None]] | None = None,
 ) -> Context:
     """Run a ServerApp in this process, and its clients in workers; return the server's context.
 
@@ -84,7 +82,6 @@ def run_federation(
         clients: The number of clients.
         workers: The number of clients that run at a time. None: one per core.
         run_config: The run config of server and clients.
-        prepare: See :class:`LocalGrid`. Default: nothing.
 
     Raises:
         WorkerError: If the worker processes cannot start.
@@ -94,9 +91,7 @@ def run_federation(
         load_client_app,
         clients,
         workers=workers,
-        run_id=secrets.randbits(63),  # random, as Flower chooses it
         run_config=run_config,
-        prepare=prepare,
     ) as grid:
         return run_server(server_app, grid, run_config)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, SGD, Adagrad, Optimizer
+from torch.optim import LBFGS, Adagrad, Optimizer
 
 from fixbn_flwr.errors import MomentumError
 
@@ -28,8 +28,7 @@ _STEP_SLOT = "step"
 # Slots with one number per parameter. A shape does not tell: parameters can be 0-d too.
 _NUMBERS = (_STEP_SLOT, "mu_product", "mu", "eta")
 _REMEDY = 'use momentum="reset", or an optimizer that keeps its buffers by parameter (SGD, Adam)'
-# Whose buffers can be averaged. Muon came with torch 2.9.
-_AVERAGED: tuple[type[Optimizer], ...] = (SGD, *filter(None, [getattr(torch.optim, "Muon", None)]))
+_AVERAGED = tuple(getattr(torch.optim, n) for n in ("SGD", "Muon") if hasattr(torch.optim, n))
 
 
 def check_optimizer(optimizer: Optimizer, *, averaged: bool) -> None:

@@ -212,10 +212,8 @@ def _update(
     bench.model.load_state_dict(model.state_dict())  # the statistics as well
     channels = len(task.mean)
     # The images are already normalized and augmented.
-    unchanged = replace(
-        task, mean=(0.0,) * channels, std=(1.0,) * channels, augment=None, masks=None
-    )
-    train(bench, unchanged, ready, iter(batches), torch.Generator())
+    plain = replace(task, mean=(0.0,) * channels, std=(1.0,) * channels, augment=None, masks=None)
+    train(bench, plain, ready, iter(batches), torch.Generator())
     before = dict(model.named_parameters())
     added = {
         name: (after.detach().double() - before[name].detach().double()).flatten()

@@ -54,6 +54,9 @@ def test_the_examples_share_their_task_and_run_config() -> None:
     task = newer["digits_example/task.py"]
     assert older["digits_example/task.py"][: len(task)] == task
     start = "[tool.flwr.app]\n"
+    own_start = sources(EXAMPLES / "own-start" / "before")
+    for same in ("digits_example/task.py", "digits_example/client_app.py"):
+        assert own_start[same] == newer[same], same
     settings = [project["pyproject.toml"] for project in (older, newer)]
     assert settings[0][settings[0].index(start) :] == settings[1][settings[1].index(start) :]
 
