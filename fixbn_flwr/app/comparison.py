@@ -9,7 +9,7 @@ from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.overrides import variant
 from fixbn_flwr.app.runs.figure import draw_curves, figure_title
 from fixbn_flwr.app.runs.reader import read_metrics
-from fixbn_flwr.app.runs.summary import summarize, summary_table
+from fixbn_flwr.app.runs.summary import freeze_round_of, summarize, summary_table
 from fixbn_flwr.errors import ConfigError
 
 JUDGED = 10  # rounds after T* below which a comparison says nothing
@@ -34,12 +34,16 @@ def compare_with_bn(fixbn: Settings, clients: int, federate: Callable[[Settings]
     plain = variant(fixbn, {"freeze-after": 1.0, "run-name": f"{fixbn.run_name}-beside-BN"})
     folders = {settings.method: federate(settings) for settings in (fixbn, plain)}
     runs = {method: read_metrics(folder) for method, folder in folders.items()}
-    summaries = {method: summarize(metrics, fixbn) for method, metrics in runs.items()}
+    freeze_round = freeze_round_of(runs["FixBN"])
+    summaries = {method: summarize(metrics, freeze_round) for method, metrics in runs.items()}
     figure = folders["FixBN"] / "beside-BN.png"
-    draw_curves(runs, fixbn.freeze_round, figure, title=figure_title(fixbn, clients))
+    draw_curves(runs, freeze_round, figure, title=figure_title(fixbn, clients))
     print(f"\nFixBN beside plain BN, the same config and seed:\n{summary_table(summaries)}")
     print(f"Figure: {figure}")
-    calibration = fixbn.num_server_rounds - fixbn.freeze_round
+    if freeze_round is None:
+        print("The run decided never to freeze the statistics: both runs are plain BN.")
+        return
+    calibration = fixbn.num_server_rounds - freeze_round
     if calibration < JUDGED:
         print(
             f"Too short to judge: {calibration} rounds after T*, in which FixBN has a smaller "

@@ -55,11 +55,13 @@ class LocalTraining:
 
     Attributes:
         phase: The round's phase; None if the server does not use FixBN.
+        learning_rate_factor: What every step's learning rate is multiplied by.
         records: Records to add to a Message API reply. Filled at the end of the block.
         metrics: Metrics to add to those of ``NumPyClient.fit``. Filled at the end of the block.
     """
 
     phase: Phase | None
+    learning_rate_factor: float = 1.0
     records: dict[str, ArrayRecord] = field(default_factory=dict)
     metrics: dict[str, bytes] = field(default_factory=dict)
 
@@ -137,7 +139,7 @@ def local_training(
         return
     _refuse_secure_aggregation(context)
     check_freezable(model)
-    local = LocalTraining(config.phase)
+    local = LocalTraining(config.phase, config.learning_rate_factor)
     optimizer = _unwrapped(optimizer)
     if config.momentum is not Momentum.RESET:
         check_optimizer(optimizer, averaged=config.momentum is Momentum.GLOBAL)

@@ -34,6 +34,7 @@ from fixbn_flwr.persistence.atomic_files import (
 )
 
 KEY = "fixbn-momentum"
+_KEPT_KEY = "fixbn-kept-momentum"
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
@@ -57,9 +58,13 @@ class Stamp:
         return {"run": str(self.run), "round": str(self.round), "model": self.model}
 
     def precedes(self, run: int, config: RoundConfig) -> bool:
-        """Return whether the buffers are of an earlier round of this run, or a run it resumes."""
+        """Return whether the buffers are of an earlier round of this run, or a run it resumes.
+
+        Rounds that the run has gone back from do not count.
+        """
         last = config.server_round - 1 if self.run == run else config.resumed.get(self.run, 0)
-        return self.round <= min(last, config.server_round - 1)
+        after, until = config.discarded or (0, 0)
+        return self.round <= min(last, config.server_round - 1) and not after < self.round <= until
 
 
 def save_buffers(context: Context, config: RoundConfig, buffers: Buffers, model: str) -> None:
@@ -86,7 +91,7 @@ def save_buffers(context: Context, config: RoundConfig, buffers: Buffers, model:
     content = safetensors.torch.save(buffers, metadata=stamp.as_metadata())
     folder = _folder_of(context, config)
     if folder is None:
-        context.state[KEY] = ConfigRecord({KEY: content})
+        context.state[KEY] = ConfigRecord({KEY: content, **_kept(context, config)})
         return
     if not folder.exists():
         logger.info("saving momentum in %s, %.1f MB per round", folder, len(content) / 1e6)
@@ -96,7 +101,7 @@ def save_buffers(context: Context, config: RoundConfig, buffers: Buffers, model:
         rounds = _rounds_in(folder)
         for_checkpoints = {
             max((r for r in rounds if r <= checkpoint), default=0)
-            for checkpoint in config.checkpoints
+            for checkpoint in _rounds_to_keep(config)
         }
         for superseded in set(rounds) - for_checkpoints - {config.server_round}:
             _file(folder, superseded).unlink(missing_ok=True)
@@ -120,10 +125,9 @@ def load_buffers(context: Context, config: RoundConfig, model: str) -> Buffers:
     """
     folder = _folder_of(context, config)
     if folder is None:
-        record = context.state.config_records.get(KEY)
-        return (
-            {} if record is None else _usable(cast(bytes, record.get(KEY)), context, config, model)
-        )
+        contents = _in_state(context)
+        counts = [c for c in contents if (s := _stamp(c)) and s.precedes(context.run_id, config)]
+        return _usable((counts or contents)[0], context, config, model) if contents else {}
     for server_round in sorted(_rounds_in(folder), reverse=True):
         try:
             content = _file(folder, server_round).read_bytes()
@@ -139,6 +143,30 @@ def load_buffers(context: Context, config: RoundConfig, model: str) -> Buffers:
     if config.resumed:
         logger.info("no momentum in %s: if this client trained before, it is lost", folder)
     return {}
+
+
+def _rounds_to_keep(config: RoundConfig) -> list[int]:
+    """Return the rounds after which the run can be resumed, or may go back to."""
+    return [*config.checkpoints, *([] if config.kept_round is None else [config.kept_round])]
+
+
+def _kept(context: Context, config: RoundConfig) -> dict[str, bytes]:
+    """Return the saved buffers of the round that the run may go back to, under another key.
+
+    Those of checkpoints are not needed: ``context.state`` does not outlive the run.
+    """
+    for content in _in_state(context):
+        stamp = _stamp(content)
+        if stamp and config.kept_round is not None and stamp.round <= config.kept_round:
+            return {_KEPT_KEY: content}
+    return {}
+
+
+def _in_state(context: Context) -> list[bytes]:
+    """Return the buffers in ``context.state``, the newest first."""
+    record = context.state.config_records.get(KEY, ConfigRecord())
+    contents = [cast(bytes, content) for content in record.values()]
+    return sorted(contents, key=lambda c: s.round if (s := _stamp(c)) else 0, reverse=True)
 
 
 def _usable(content: bytes, context: Context, config: RoundConfig, model: str) -> Buffers:
@@ -169,6 +197,9 @@ def _dropped(reason: str) -> Buffers:
 
 
 def _mismatch(stamp: Stamp, context: Context, config: RoundConfig) -> str:
+    after, until = config.discarded or (0, 0)
+    if stamp.run == context.run_id and after < stamp.round <= until:
+        return f"it is of round {stamp.round}, and the run has gone back to round {after}"
     return (
         f"it is of run {stamp.run} round {stamp.round}, but this is run {context.run_id} round "
         f"{config.server_round}"

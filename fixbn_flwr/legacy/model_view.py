@@ -14,7 +14,8 @@ from flwr.common import (
 
 from fixbn_flwr.legacy.global_model import PositionedModel
 from fixbn_flwr.method.averaging import Array
-from fixbn_flwr.method.server_rules import ServerState, Update
+from fixbn_flwr.method.server_rules import ServerState
+from fixbn_flwr.method.update import Update
 from fixbn_flwr.server.reply_collection import CheckedReply
 
 Results = Mapping[str, CheckedReply[FitRes]]

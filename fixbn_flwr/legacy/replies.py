@@ -15,7 +15,7 @@ from fixbn_flwr.flower_compat import ClientProxy
 from fixbn_flwr.log import shortened
 from fixbn_flwr.method.averaging import Array, Arrays, Kind, of_kind
 from fixbn_flwr.method.round_config import MOMENTUM_BLOB
-from fixbn_flwr.method.server_rules import Update
+from fixbn_flwr.method.update import Update
 from fixbn_flwr.server.dropped_replies import DroppedReply, DroppedReplyLog
 from fixbn_flwr.server.reply_collection import CheckedReply, Selection, select
 from fixbn_flwr.server.reply_limits import (
@@ -77,7 +77,7 @@ def check_fit(
     arrays = in_sent_types(views, sent, note)
     if momentum is not None:
         momentum = in_sent_types(momentum, sent, note)
-    update = check_update(arrays, momentum, result.num_examples, "num_examples", sent)
+    update = check_update(arrays, momentum, result.num_examples, "num_examples", sent, metrics)
     parameters = ndarrays_to_parameters(list(arrays.values()))
     checked = FitRes(result.status, parameters, result.num_examples, metrics)
     return CheckedReply(checked, update, (form_of(metrics), frozenset(update.momentum)))

@@ -21,9 +21,11 @@ from fixbn_flwr.log import logger
 from fixbn_flwr.method.round_config import MOMENTUM_BLOB
 from fixbn_flwr.method.server_rules import ServerState
 from fixbn_flwr.server.dropped_replies import DroppedReplyLog
-from fixbn_flwr.server.failed_rounds import FailedAggregation, FailedRounds
+from fixbn_flwr.server.failed_rounds import FailedAggregation, FailedRounds, has_diverged
 from fixbn_flwr.server.inner_strategy import InnerStrategy
+from fixbn_flwr.server.inner_strategy_state import attributes_of, put_back
 from fixbn_flwr.server.reply_collection import CheckedReply
+from fixbn_flwr.server.return_point import ReturnPoint
 
 
 class RoundSteps(Strategy):
@@ -61,11 +63,15 @@ class RoundSteps(Strategy):
         self._initial = take_over(strategy, names, self._whole)
         for layer in inner.layers:
             show_whole_models(layer, self._view)
+        self._return_point: ReturnPoint[Parameters] = ReturnPoint(
+            partial(attributes_of, inner.layers), partial(put_back, inner.layers)
+        )
         self._begin_run()
 
     def _begin_run(self) -> None:
         """Forget an earlier run."""
         self._state.start(self._num_rounds, self._names)
+        self._return_point.restore(None)
         self._failed_rounds = FailedRounds()
         self._dropped_log = DroppedReplyLog()
         self._stopping = False
@@ -94,6 +100,7 @@ class RoundSteps(Strategy):
             )  # fmt: skip
         model = self._take(parameters)
         instructions = self._state.begin_round(server_round, model.rest)
+        self._return_point.keep(server_round, parameters, self._state)
         logger.info("FixBN: round %s is %s", server_round, instructions.phase)
         config: dict[str, Scalar] = {**instructions.as_config()}
         if self._state.global_momentum:
@@ -136,17 +143,24 @@ class RoundSteps(Strategy):
             server_round, results, failures, check, self._dropped_log
         )
         usable = len(selection.usable)
+        signals = self._state.observe(
+            {client: checked.update for client, checked in selection.checked.items()},
+            self._view.current.arrays,
+        )
         whole, metrics, failure = None, dict[str, Scalar](), None
         if usable:
             whole, metrics, failure = aggregate(
                 server_round, accepted, rejected, selection, self._view, self._inner, self._state
             )
-        if self._sampled:
+        diverged = has_diverged(selection.dropped, failure, self._sampled)
+        if self._state.switch.end_round(server_round, signals, diverged=diverged):
+            whole = self._return_point.go_back(self._state)
+        elif self._sampled:
             self._failed_rounds.count(
                 server_round, usable, selection.dropped, failure=failure, phase=self._state.phase
             )
         counts = {"fixbn-clients": usable, "fixbn-dropped": self._sampled - usable}
-        return whole, {**metrics, **counts}
+        return whole, {**metrics, **counts, **self._state.metrics(signals)}
 
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager

@@ -22,8 +22,9 @@ from fixbn_flwr.legacy.inner_strategy import OLDER_GENERATION, check_no_client_c
 from fixbn_flwr.legacy.round_steps import RoundSteps
 from fixbn_flwr.method.averaging import Array
 from fixbn_flwr.method.round_config import MomentumMode
-from fixbn_flwr.method.schedule import Phase
+from fixbn_flwr.method.schedule import FreezeAfter, Phase
 from fixbn_flwr.method.server_rules import ServerState, StatisticsAverage
+from fixbn_flwr.method.switch import LearningRateFactor
 from fixbn_flwr.server.inner_strategy import examine, inner_attribute, layers_of
 
 
@@ -47,13 +48,15 @@ class FixBN(RoundSteps):
         strategy: Any ``flwr.server.strategy.Strategy`` that averages arrays. Its copy of the
             initial model is reduced to parameters.
         freeze_after: T*, the last round of exploration. An int is a number of rounds, a float in
-            (0, 1] a share of ``num_rounds``. 1.0 never freezes, which is plain BN.
+            (0, 1] a share of ``num_rounds``. 1.0 never freezes, which is plain BN. "auto" decides
+            during the run.
         parameter_names: The names of the arrays in the order in which clients send them,
             ``list(model.state_dict())``.
         num_rounds: The number of rounds given to ``ServerConfig``, which strategies cannot see.
         momentum: See ``fixbn_flwr.FixBN``. Default: "local".
         statistics: See ``fixbn_flwr.FixBN``. Default: "mean".
         learning_rate_factor: See ``fixbn_flwr.FixBN``. Default: 1.0.
+        guard: See ``fixbn_flwr.FixBN``. Default: True.
         strict: See ``fixbn_flwr.FixBN``. Default: False.
         max_extra_bytes: See ``fixbn_flwr.FixBN``. Default: the model's bytes and a mebibyte.
 
@@ -66,12 +69,13 @@ class FixBN(RoundSteps):
         self,
         strategy: Strategy,
         *,
-        freeze_after: int | float,
+        freeze_after: FreezeAfter,
         parameter_names: Sequence[str],
         num_rounds: int,
         momentum: MomentumMode = "local",
         statistics: StatisticsAverage = "mean",
-        learning_rate_factor: float = 1.0,
+        learning_rate_factor: LearningRateFactor = 1.0,
+        guard: bool = True,
         strict: bool = False,
         max_extra_bytes: int | None = None,
     ) -> None:
@@ -91,7 +95,7 @@ class FixBN(RoundSteps):
         super().__init__(
             strategy,
             examine(strategy, statistics, OLDER_GENERATION),
-            ServerState(freeze_after, momentum, statistics, learning_rate_factor),
+            ServerState(freeze_after, momentum, statistics, learning_rate_factor, guard),
             checked_names(parameter_names),
             num_rounds,
             strict=strict,
@@ -102,6 +106,11 @@ class FixBN(RoundSteps):
     def phase(self) -> Phase:
         """The phase of the current round."""
         return self._state.phase
+
+    @property
+    def freeze_round(self) -> int | None:
+        """T*. None while it is not decided; the number of rounds or more if nothing is frozen."""
+        return self._state.switch.freeze_round
 
     @property
     def frozen_statistics(self) -> dict[str, Array] | None:

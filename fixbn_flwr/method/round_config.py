@@ -21,6 +21,8 @@ MOMENTUM = "fixbn-momentum"  # the mode, and the name of the ArrayRecord of aver
 LEARNING_RATE_FACTOR = "fixbn-learning-rate-factor"
 RESUMED = "fixbn-resumed"  # only in a resumed run
 CHECKPOINTS = "fixbn-checkpoints"  # only in a run that writes checkpoints
+KEPT_ROUND = "fixbn-kept-round"  # only while the run may go back to it
+DISCARDED = "fixbn-discarded"  # only after it has
 
 MOMENTUM_BLOB = "fixbn-momentum-buffers"
 """Key of the averaged buffers in the older generation's config and metrics: safetensors bytes."""
@@ -55,6 +57,8 @@ class RoundConfig:
         resumed: The runs that this run resumes, the first one first: Flower's run id of each, and
             the last of its rounds that counts.
         checkpoints: The rounds after which this run can be resumed.
+        kept_round: The round whose end the run may go back to, if it falls apart; or None.
+        discarded: The rounds that do not count, from after the first number to the second; or None.
     """
 
     server_round: int
@@ -63,6 +67,8 @@ class RoundConfig:
     learning_rate_factor: float
     resumed: Mapping[int, int] = field(default_factory=dict)
     checkpoints: Sequence[int] = ()
+    kept_round: int | None = None
+    discarded: tuple[int, int] | None = None
 
     def as_config(self) -> dict[str, int | float | str]:
         """Return the entries of a message's config, the same in both generations of Flower."""
@@ -76,6 +82,10 @@ class RoundConfig:
             config[RESUMED] = ",".join(f"{run}:{last}" for run, last in self.resumed.items())
         if self.checkpoints:
             config[CHECKPOINTS] = ",".join(map(str, self.checkpoints))
+        if self.kept_round is not None:
+            config[KEPT_ROUND] = self.kept_round
+        if self.discarded is not None:
+            config[DISCARDED] = ":".join(map(str, self.discarded))
         return config
 
     @classmethod
@@ -92,6 +102,8 @@ class RoundConfig:
             return None
         try:
             resumed = (part.partition(":") for part in _parts(config.get(RESUMED)))
+            kept = config.get(KEPT_ROUND)
+            after, _, until = str(config.get(DISCARDED, "")).partition(":")
             return cls(
                 server_round=int(config[ROUND]),
                 phase=Phase(config[PHASE]),
@@ -99,6 +111,8 @@ class RoundConfig:
                 learning_rate_factor=float(config[LEARNING_RATE_FACTOR]),
                 resumed={int(run): int(last) for run, _, last in resumed},
                 checkpoints=tuple(map(int, _parts(config.get(CHECKPOINTS)))),
+                kept_round=None if kept is None else int(kept),
+                discarded=(int(after), int(until)) if until else None,
             )
         except (KeyError, ValueError) as error:
             raise ConfigError(

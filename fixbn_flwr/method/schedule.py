@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import math
 from enum import StrEnum
+from typing import Literal
 
 from fixbn_flwr.errors import ConfigError
+
+FreezeAfter = int | float | Literal["auto"]
+AUTO: Literal["auto"] = "auto"
 
 
 class Phase(StrEnum):
@@ -28,16 +32,18 @@ class Phase(StrEnum):
     CALIBRATION = "calibration"
 
 
-def check_freeze_after(freeze_after: int | float) -> None:
+def check_freeze_after(freeze_after: FreezeAfter) -> None:
     """Raise an error if ``freeze_after`` is invalid for every number of rounds.
 
     Raises:
-        ConfigError: If it is not a number, a negative round, or a share outside (0, 1].
+        ConfigError: If it is another word than "auto", a negative round, or a share outside (0, 1].
     """
+    if freeze_after == AUTO:
+        return
     if isinstance(freeze_after, bool) or not isinstance(freeze_after, int | float):
         raise ConfigError(
             f"freeze_after={freeze_after!r} is neither a round nor a share of the rounds: "
-            "use an int such as 50 (rounds) or a float such as 0.5 (half of the rounds)."
+            'use an int such as 50 (rounds), a float such as 0.5 (half of the rounds), or "auto".'
         )
     if isinstance(freeze_after, int) and freeze_after < 0:
         raise ConfigError(

@@ -7,19 +7,18 @@ This module knows named arrays and no messages.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from fixbn_flwr.errors import ConfigError, NoStatisticsError, StatisticsMovedError
+from fixbn_flwr.errors import ConfigError, StatisticsMovedError
 from fixbn_flwr.log import logger
 from fixbn_flwr.method.averaging import (
     Array,
     Arrays,
     Kind,
-    kind_of,
     median_counters,
     merged_counters,
     of_kind,
@@ -27,15 +26,14 @@ from fixbn_flwr.method.averaging import (
     weighted_mean,
 )
 from fixbn_flwr.method.round_config import MOMENTUM, Momentum, MomentumMode, RoundConfig
-from fixbn_flwr.method.schedule import Phase, check_freeze_after, freeze_round, phase_of
+from fixbn_flwr.method.schedule import AUTO, FreezeAfter, Phase, check_freeze_after
+from fixbn_flwr.method.signals import Signals, SignalTracker
+from fixbn_flwr.method.statistics_names import check_names
+from fixbn_flwr.method.switch import LearningRateFactor, Switch
+from fixbn_flwr.method.update import Update
 
 StatisticsAverage = Literal["mean", "pooled"]
 _AVERAGES = {"mean": weighted_mean, "pooled": pooled_statistics}
-
-_NUMBERED = (
-    "the model's arrays are named 0, 1, 2, ..., as in ArrayRecord([array, ...]), and FixBN finds "
-    "statistics by name: send ArrayRecord(model.state_dict())."
-)
 
 PARAMETERS_ONLY = (
     "A client mod that clips or adds noise must not change statistics, counters or momentum "
@@ -44,31 +42,21 @@ PARAMETERS_ONLY = (
 )
 
 
-@dataclass(frozen=True)
-class Update:
-    """What one client returned, apart from the parameters.
-
-    Attributes:
-        arrays: Statistics and counters, by name.
-        momentum: Momentum buffers by parameter name. Empty unless the mode is global.
-        weight: The client's weight in the average, such as its number of examples.
-    """
-
-    arrays: dict[str, Array]
-    momentum: dict[str, Array]
-    weight: float
-
-
 @dataclass
 class ServerState:
     """The method's options, and what the server keeps from round to round.
 
     Attributes:
-        freeze_after: T*, as rounds (int) or as a share of the rounds (float).
+        freeze_after: T*, as rounds (int), as a share of the rounds (float), or "auto".
         momentum: "reset", "local" or "global".
         statistics: How statistics are averaged, "mean" or "pooled".
-        learning_rate_factor: Factor for every learning rate in calibration.
+        learning_rate_factor: Factor for every learning rate in calibration, or "auto".
+        guard: Whether a run that falls apart after T* goes back to T*.
+        switch: The state of the switch from exploration to calibration.
+        signals: Measures each round's signals.
         phase: The phase of the last round begun; exploration before the first.
+        factor: What clients multiply their learning rates by in that round.
+        last_signals: The signals of the last round; None without a usable reply.
         frozen_statistics: S* by name from round T* + 1 on, None before.
         global_momentum: The averaged buffers by parameter name, in mode "global".
 
@@ -76,19 +64,21 @@ class ServerState:
         ConfigError: If an option has none of these values.
     """
 
-    freeze_after: int | float
+    freeze_after: FreezeAfter
     momentum: MomentumMode
     statistics: StatisticsAverage
-    learning_rate_factor: float
+    learning_rate_factor: LearningRateFactor
+    guard: bool = True
+    switch: Switch = field(init=False)
+    signals: SignalTracker = field(default_factory=SignalTracker, init=False)
     phase: Phase = field(default=Phase.EXPLORATION, init=False)
+    factor: float = field(default=1.0, init=False)
+    last_signals: Signals | None = field(default=None, init=False)
     frozen_statistics: dict[str, Array] | None = field(default=None, init=False)
     global_momentum: dict[str, Array] = field(default_factory=dict, init=False)
-    _freeze_round: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         check_freeze_after(self.freeze_after)
-        if isinstance(self.freeze_after, int):
-            self._freeze_round = self.freeze_after
         if self.momentum not in get_args(MomentumMode):
             raise ConfigError(
                 f'momentum={self.momentum!r} is not a mode: use "reset", "local" or "global".'
@@ -98,11 +88,13 @@ class ServerState:
                 f'statistics={self.statistics!r} is not an average: use "mean" or "pooled".'
             )
         factor = self.learning_rate_factor
-        if not isinstance(factor, int | float) or not (math.isfinite(factor) and factor > 0):
+        is_number = isinstance(factor, int | float) and math.isfinite(factor) and factor > 0
+        if not is_number and factor != AUTO:
             raise ConfigError(
                 f"learning_rate_factor={factor!r} multiplies the learning rate in calibration and "
-                "must be above zero: 1.0 changes nothing, 0.1 is a safe choice."
+                'must be above zero, or "auto": 1.0 changes nothing, 0.1 is a safe choice.'
             )
+        self.switch = Switch(self.freeze_after, factor, guard=self.guard)
 
     def start(self, num_rounds: int, names: Sequence[str]) -> None:
         """Begin a run of ``num_rounds`` rounds of a model with these arrays; forget any earlier.
@@ -111,32 +103,10 @@ class ServerState:
             NoStatisticsError: If statistics are to be frozen and the model has none.
         """
         self.frozen_statistics, self.global_momentum = None, {}
+        self.signals = SignalTracker()
         self.phase = Phase.EXPLORATION
-        self._freeze_round = freeze_round(self.freeze_after, num_rounds)
-        numbered = bool(names) and all(name.isdigit() for name in names)
-        if self._freeze_round >= num_rounds:
-            if numbered:
-                logger.warning("%s Every array is treated as a parameter.", _NUMBERED)
-            if self.freeze_after != 1.0 or isinstance(self.freeze_after, int):
-                logger.warning(
-                    "freeze_after=%s never freezes in %s rounds: this is plain batch "
-                    "normalization. Set freeze_after=1.0 if that is what you want.",
-                    self.freeze_after, num_rounds,
-                )  # fmt: skip
-            return
-        if numbered:
-            raise NoStatisticsError(_NUMBERED)
-        if not any(kind_of(name) is Kind.STATISTIC for name in names):
-            raise NoStatisticsError(
-                f"none of the model's {len(names)} arrays is a running_mean or running_var, so "
-                "there is nothing to freeze. If the model has batch normalization, send all of "
-                "model.state_dict(), not only parameters(). If it has none, set freeze_after=1.0."
-            )
-        if self._freeze_round == 0:
-            logger.warning(
-                "freeze_after=0 freezes the initial statistics. Only a pretrained model has useful "
-                "ones: those of an untrained model are mean 0 and variance 1."
-            )
+        self.switch.start(num_rounds)
+        check_names(names, self.freeze_after, self.switch.freeze_round, num_rounds)
 
     @property
     def averages_momentum(self) -> bool:
@@ -151,22 +121,26 @@ class ServerState:
             arrays: The global statistics and counters.
 
         Raises:
-            ConfigError: If ``freeze_after`` is a share of the rounds and ``start`` was not called.
+            ConfigError: If ``freeze_after`` is no int and ``start`` was not called.
         """
-        if self._freeze_round is None:
+        if not self.switch.is_ready:
             raise ConfigError(
-                f"freeze_after={self.freeze_after} is a share of the rounds, and their number is "
+                f"freeze_after={self.freeze_after!r} depends on the number of rounds, which is "
                 "unknown: run the strategy through its start(), or give freeze_after as an int."
             )
-        self.phase = phase_of(server_round, self._freeze_round)
-        calibrating = self.phase is Phase.CALIBRATION
-        if calibrating and self.frozen_statistics is None:
+        self.phase = self.switch.phase(server_round)
+        if self.phase is Phase.EXPLORATION:
+            self.frozen_statistics = None
+        elif self.frozen_statistics is None:
             self.frozen_statistics = of_kind(arrays, Kind.STATISTIC)
+        self.factor = self.switch.factor(server_round)
         return RoundConfig(
             server_round=server_round,
             phase=self.phase,
             momentum=Momentum(self.momentum),
-            learning_rate_factor=float(self.learning_rate_factor) if calibrating else 1.0,
+            learning_rate_factor=self.factor,
+            kept_round=self.switch.kept_round(server_round),
+            discarded=self.switch.guard.discarded,
         )
 
     def check_unmoved(self, client: int | str, update: Update, *, strict: bool) -> None:
@@ -187,6 +161,26 @@ class ServerState:
         if strict:
             raise StatisticsMovedError(warning)
         logger.warning(warning)
+
+    def observe(self, updates: Mapping[Any, Update], sent: Arrays) -> Signals | None:
+        """Return the signals of a round; None without a usable reply.
+
+        Args:
+            updates: The usable updates by client.
+            sent: The whole model that the clients were sent.
+        """
+        self.last_signals = None
+        if updates:
+            parameters = of_kind(sent, Kind.PARAMETER)
+            frozen = self.phase is Phase.CALIBRATION
+            self.last_signals = self.signals.observe(updates, parameters, frozen=frozen)
+        return self.last_signals
+
+    def metrics(self, signals: Signals | None) -> dict[str, float | int]:
+        """Return the metrics of a round: its signals, and how often the run went back to T*."""
+        retries = self.switch.guard.retries
+        counts = {"fixbn-retries": retries} if retries else {}
+        return {**(signals.as_metrics() if signals else {}), **counts}
 
     def to_defend(self, update: Update) -> dict[str, Array]:
         """Return the arrays that a defending strategy must judge together with the parameters.

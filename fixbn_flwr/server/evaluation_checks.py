@@ -10,7 +10,7 @@ from flwr.app import RecordDict
 
 from fixbn_flwr.errors import ReplyError
 from fixbn_flwr.method.averaging import Arrays
-from fixbn_flwr.method.server_rules import Update
+from fixbn_flwr.method.update import Update
 from fixbn_flwr.server.reply_checks import form_of
 from fixbn_flwr.server.reply_collection import CheckedReply
 from fixbn_flwr.server.reply_limits import check_records, check_weight, extra_bytes

@@ -51,6 +51,14 @@ class FailedAggregation:
         )
 
 
+def has_diverged(
+    dropped: Sequence[DroppedReply], failure: FailedAggregation | None, sampled: int
+) -> bool:
+    """Return whether most of a round's replies, or the new model, hold NaN or infinity."""
+    replies = sum(reply.diverged for reply in dropped)
+    return 2 * replies > sampled or (failure is not None and failure.diverged)
+
+
 class FailedRounds:
     """Counts rounds without a new model.
 

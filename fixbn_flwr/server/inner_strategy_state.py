@@ -65,7 +65,7 @@ class InnerStrategyState:
         return changed
 
     def restore(self, changes: Sequence[dict[str, Any]]) -> None:
-        """Set the changed attributes in strategies that are built as the first ones were.
+        """Set the changed attributes, and give the others that are data their first values.
 
         Raises:
             CheckpointError: If the number of nested strategies differs.
@@ -75,8 +75,13 @@ class InnerStrategyState:
                 f"the checkpoint is of {len(changes)} nested strategies and this run has "
                 f"{len(self._layers)}: build the strategy as it was."
             )
-        for layer, changed in zip(self._layers, changes, strict=True):
-            for name, value in changed.items():
+        for layer, before, changed in zip(self._layers, self._before, changes, strict=True):
+            others = dict(self._others(layer))
+            for name in list(vars(layer)):
+                if name not in others and name not in before:
+                    delattr(layer, name)
+            first = {n: v for n, v in before.items() if n not in others and can_be_kept(v)}
+            for name, value in {**copy.deepcopy(first), **changed}.items():
                 setattr(layer, name, value)
 
     def _others(self, layer: object) -> Iterator[tuple[str, object]]:
@@ -98,6 +103,17 @@ class InnerStrategyState:
 def attributes_of(layers: Sequence[object]) -> list[dict[str, Any]]:
     """Return the current attributes of strategies, for ``put_back``."""
     return [dict(vars(layer)) for layer in layers]
+
+
+def copied(attributes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return copies of attributes that are data, beside the others as they are."""
+    return [
+        {
+            name: copy.deepcopy(value) if can_be_kept(value) else value
+            for name, value in of_layer.items()
+        }
+        for of_layer in attributes
+    ]
 
 
 def put_back(layers: Sequence[object], attributes: Sequence[dict[str, Any]]) -> None:

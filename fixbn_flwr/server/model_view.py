@@ -9,7 +9,8 @@ from flwr.common import ArrayRecord, Message, RecordDict
 from fixbn_flwr.array_records import arrays_of, record_of, record_with
 from fixbn_flwr.flower_compat import make_message
 from fixbn_flwr.method.averaging import Array
-from fixbn_flwr.method.server_rules import ServerState, Update
+from fixbn_flwr.method.server_rules import ServerState
+from fixbn_flwr.method.update import Update
 from fixbn_flwr.server.global_model import GlobalModel
 from fixbn_flwr.server.outgoing_messages import contents_of
 from fixbn_flwr.server.reply_collection import CheckedReply

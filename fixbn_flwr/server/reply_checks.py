@@ -62,9 +62,8 @@ def check_reply(
             f"its arrays cannot be read ({error}): reply with ArrayRecord(model.state_dict())."
         ) from error
     arrays = in_sent_types(views, sent, note)
-    weights = [m[weighted_by] for m in content.metric_records.values() if weighted_by in m]
-    weight = weights[0] if weights else None
-    update = check_update(arrays, momentum, weight, weighted_by, sent)
+    metrics = {k: v for record in content.metric_records.values() for k, v in record.items()}
+    update = check_update(arrays, momentum, metrics.get(weighted_by), weighted_by, sent, metrics)
     # Type and shape from the server: nobody has checked what the client says of them.
     model = record_with(
         {

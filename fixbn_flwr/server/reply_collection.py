@@ -17,7 +17,7 @@ from flwr.common import Message
 
 from fixbn_flwr.errors import ReplyError
 from fixbn_flwr.flower_compat import error_reply
-from fixbn_flwr.method.server_rules import Update
+from fixbn_flwr.method.update import Update
 from fixbn_flwr.server.dropped_replies import DroppedReply, DroppedReplyLog
 
 Client = TypeVar("Client", int, str)

@@ -11,9 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from flwr.app import ArrayRecord
+
 from fixbn_flwr.method.round_config import RoundConfig
 from fixbn_flwr.method.server_rules import ServerState
 from fixbn_flwr.server.inner_strategy_state import InnerStrategyState
+from fixbn_flwr.server.return_point import ReturnPoint
 
 
 class Resumption:
@@ -21,10 +24,16 @@ class Resumption:
 
     Args:
         layers: The inner strategy and those that it wraps in turn.
+
+    Attributes:
+        return_point: The state to which the run returns if it falls apart after T*.
     """
 
     def __init__(self, layers: Sequence[object]) -> None:
         self._inner = InnerStrategyState(layers)
+        self.return_point: ReturnPoint[ArrayRecord] = ReturnPoint(
+            self._inner.changes, self._inner.restore
+        )
         self._run = 0
         self._resumed: dict[int, int] = {}
         self._restored: Mapping[str, Any] | None = None
@@ -39,17 +48,21 @@ class Resumption:
         Args:
             run: Flower's run id.
             rounds_before: The number of rounds that are done already.
-            server: Gets its momentum buffers back.
+            server: Gets its own state back.
 
         Raises:
             CheckpointError: If the inner strategy is not built as it was.
         """
         self._run, self._resumed = run, {}
+        self.return_point.restore(None)
         if self._restored is not None:
             state, self._restored = self._restored, None
             self._resumed = {**dict(state["resumed"]), state["run"]: rounds_before}
             server.global_momentum = dict(state["momentum"])
             self._inner.restore(state["strategy"])
+            server.switch.restore(state["switch"])
+            server.signals.restore(state["signals"])
+            self.return_point.restore(state["return_point"])
 
     def state(self, server: ServerState) -> dict[str, Any]:
         """Return what the next run needs."""
@@ -58,6 +71,9 @@ class Resumption:
             "resumed": [[run, last] for run, last in self._resumed.items()],
             "momentum": server.global_momentum,
             "strategy": self._inner.changes(),
+            "switch": server.switch.state(),
+            "signals": server.signals.state(),
+            "return_point": self.return_point.state(),
         }
 
     def add_to(self, instructions: RoundConfig, checkpoints: Sequence[int]) -> RoundConfig:

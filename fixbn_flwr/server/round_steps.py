@@ -19,7 +19,7 @@ from fixbn_flwr.server.aggregation import aggregate
 from fixbn_flwr.server.defined_replies import with_defined_metrics
 from fixbn_flwr.server.dropped_replies import DroppedReplyLog
 from fixbn_flwr.server.evaluation_checks import check_evaluation
-from fixbn_flwr.server.failed_rounds import FailedRounds
+from fixbn_flwr.server.failed_rounds import FailedRounds, has_diverged
 from fixbn_flwr.server.global_model import GlobalModel, statistics_of
 from fixbn_flwr.server.inner_strategy import InnerStrategy
 from fixbn_flwr.server.model_view import ModelView
@@ -86,6 +86,7 @@ class RoundSteps(Strategy):
         instructions = self._resumption.add_to(
             self._state.begin_round(server_round, model.rest), self.checkpoints
         )
+        self._resumption.return_point.keep(server_round, arrays, self._state)
         logger.info("FixBN: round %s is %s", server_round, instructions.phase)
         messages = copies_of(
             self.strategy.configure_train(server_round, model.parameters, config, grid)
@@ -106,20 +107,28 @@ class RoundSteps(Strategy):
         """Check the replies; let the inner strategy average parameters, average statistics here."""
         selection, undefined = self._select(server_round, replies, self._check_reply)
         usable, sampled = len(selection.usable), len(self._messages)
+        signals = self._state.observe(
+            {client: checked.update for client, checked in selection.checked.items()},
+            self._view.model.arrays,
+        )
         whole, metrics, failure = None, None, None
         if usable:
             whole, metrics, failure = aggregate(
                 server_round, selection, self._view, self._inner, self._state
             )
-        if whole is not None:
-            self._statistics = statistics_of(whole)
-        if sampled:
+        diverged = has_diverged(selection.dropped, failure, sampled)
+        if self._state.switch.end_round(server_round, signals, diverged=diverged):
+            whole = self._resumption.return_point.go_back(self._state)
+        elif sampled:
             self._failed_rounds.count(
                 server_round, usable, selection.dropped, failure=failure, phase=self._state.phase
             )
+        if whole is not None:
+            self._statistics = statistics_of(whole)
+        if sampled:
             counts = {"fixbn-clients": usable, "fixbn-dropped": sampled - usable}
             counts |= {"fixbn-undefined": undefined} if undefined else {}
-            metrics = MetricRecord({**(metrics or {}), **counts})
+            metrics = MetricRecord({**(metrics or {}), **counts, **self._state.metrics(signals)})
         return whole, metrics
 
     def configure_evaluate(

@@ -21,8 +21,10 @@ from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.log import logger
 from fixbn_flwr.method.averaging import Array
 from fixbn_flwr.method.round_config import MomentumMode
-from fixbn_flwr.method.schedule import Phase
+from fixbn_flwr.method.schedule import FreezeAfter, Phase
 from fixbn_flwr.method.server_rules import ServerState, StatisticsAverage
+from fixbn_flwr.method.signals import Signals
+from fixbn_flwr.method.switch import LearningRateFactor
 from fixbn_flwr.server.inner_strategy import examine, inner_attribute, layers_of
 from fixbn_flwr.server.later_rounds import EvaluateFn, LaterRounds, check_first_round
 from fixbn_flwr.server.message_api_strategies import MESSAGE_API
@@ -45,7 +47,8 @@ class FixBN(RoundSteps):
         strategy: Any ``flwr.serverapp.strategy.Strategy`` that averages arrays by name. A wrapper
             for differential privacy goes inside FixBN, around its own strategy.
         freeze_after: T*, the last round of exploration. An int is a number of rounds, a float in
-            (0, 1] a share of ``num_rounds``, 1.0 never freezes (plain BN).
+            (0, 1] a share of ``num_rounds``, 1.0 never freezes (plain BN). "auto" decides during
+            the run when to freeze, or never to; see `docs/when-to-freeze.md`.
         momentum: The clients' momentum buffers at the start of a local training: "reset" (zero),
             "local" (each client's own, the paper's proposal, the default) or "global" (averaged,
             which doubles the payload).
@@ -53,6 +56,11 @@ class FixBN(RoundSteps):
             adds the spread between the clients' means to the variance.
         learning_rate_factor: Clients multiply every learning rate by it in calibration (default:
             1.0). A rate that works with mini-batch statistics can be far too large for frozen ones.
+            "auto" is 0.1, or 1.0 if the clients' updates are much smaller than they were, as after
+            a schedule has lowered the rate.
+        guard: Whether a run that falls apart in the first rounds of calibration goes back to the
+            end of round T* and tries again with 0.3 times the rate, at most three times, and then
+            goes on without freezing. Default: True.
         strict: Raise, instead of warn, when a client returns frozen statistics changed.
         max_extra_bytes: How many bytes of metrics, config records and other arrays a reply may
             hold besides the model. Default: as many as the model has, and a mebibyte.
@@ -70,10 +78,11 @@ class FixBN(RoundSteps):
         self,
         strategy: Strategy,
         *,
-        freeze_after: int | float,
+        freeze_after: FreezeAfter,
         momentum: MomentumMode = "local",
         statistics: StatisticsAverage = "mean",
-        learning_rate_factor: float = 1.0,
+        learning_rate_factor: LearningRateFactor = 1.0,
+        guard: bool = True,
         strict: bool = False,
         max_extra_bytes: int | None = None,
     ) -> None:
@@ -84,7 +93,7 @@ class FixBN(RoundSteps):
                 "flwr.serverapp.strategy, such as FedAvg(), that is not FixBN itself. For a "
                 "strategy of flwr.server.strategy use fixbn_flwr.legacy.FixBN."
             )
-        state = ServerState(freeze_after, momentum, statistics, learning_rate_factor)
+        state = ServerState(freeze_after, momentum, statistics, learning_rate_factor, guard)
         inner = examine(strategy, statistics, MESSAGE_API)
         super().__init__(strategy, inner, state, strict=strict, max_extra_bytes=max_extra_bytes)
         self._stopping = False
@@ -93,6 +102,26 @@ class FixBN(RoundSteps):
     def phase(self) -> Phase:
         """The phase of the current round."""
         return self._state.phase
+
+    @property
+    def freeze_round(self) -> int | None:
+        """T*. None while it is not decided; the number of rounds or more if nothing is frozen."""
+        return self._state.switch.freeze_round
+
+    @property
+    def freeze_reason(self) -> str:
+        """Why T* is what it is, if the run decided it; else empty."""
+        return self._state.switch.reason
+
+    @property
+    def learning_rate_factor(self) -> float:
+        """What clients multiply their learning rates by in the current round."""
+        return self._state.factor
+
+    @property
+    def signals(self) -> Signals | None:
+        """How far the clients are apart, in the last round; None without a usable reply."""
+        return self._state.last_signals
 
     @property
     def frozen_statistics(self) -> dict[str, Array] | None:
@@ -164,7 +193,7 @@ class FixBN(RoundSteps):
         """Log the method's options, then the inner strategy's."""
         state = self._state
         logger.info(
-            "\t├──> FixBN: freeze_after %s | momentum %s | statistics %s | learning rate x %g",
+            "\t├──> FixBN: freeze_after %s | momentum %s | statistics %s | learning rate x %s",
             state.freeze_after, state.momentum, state.statistics, state.learning_rate_factor,
         )  # fmt: skip
         self.strategy.summary()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from fixbn_flwr.errors import NotFiniteError, ReplyError
 from fixbn_flwr.method.averaging import Array, Arrays, Kind, kind_of, of_kind
 from fixbn_flwr.method.round_config import MOMENTUM
-from fixbn_flwr.method.server_rules import Update
+from fixbn_flwr.method.signals import training_loss
+from fixbn_flwr.method.update import Update
 from fixbn_flwr.server.model_names import check_names
 from fixbn_flwr.server.reply_limits import check_weight
 
@@ -37,7 +38,12 @@ def in_sent_types(arrays: Arrays, sent: Arrays, note: Callable[[str], None]) -> 
 
 
 def check_update(
-    arrays: Arrays, momentum: Arrays | None, weight: object, weighted_by: str, sent: Arrays
+    arrays: Arrays,
+    momentum: Arrays | None,
+    weight: object,
+    weighted_by: str,
+    sent: Arrays,
+    metrics: Mapping[str, object],
 ) -> Update:
     """Check what a client returned against what it was sent; return what FixBN averages of it.
 
@@ -47,6 +53,7 @@ def check_update(
         weight: The client's weight in the average.
         weighted_by: The weight's name, for the message.
         sent: The arrays that were sent. Their names, shapes and types must come back.
+        metrics: The client's metrics, which may have its training loss.
 
     Raises:
         ReplyError: If the reply must not be averaged. The message says which array and why.
@@ -62,6 +69,8 @@ def check_update(
         arrays=of_kind(arrays, Kind.STATISTIC, Kind.COUNTER),
         momentum=buffers,
         weight=check_weight(weight, weighted_by),
+        parameters=of_kind(arrays, Kind.PARAMETER),
+        train_loss=training_loss(metrics),
     )
 
 

@@ -88,7 +88,7 @@ def _measure(
                     frozen=mode == FROZEN,
                     local_steps=steps,
                     batch_size=settings.batch_size,
-                    learning_rate=settings.effective_learning_rate(at_round),
+                    learning_rate=settings.learning_rate_at(at_round) * _factor(settings, at_round),
                     draws=what["draws"],
                     seed=SEED + run.seed,
                 )
@@ -96,3 +96,7 @@ def _measure(
                 found["not measured"].append({**row, "why": str(error)})
             else:
                 found["gradients"] += [{**row, **asdict(layer)} for layer in layers]
+
+
+def _factor(settings: Settings, server_round: int) -> float:
+    return float(settings.learning_rate_factor) if server_round > settings.freeze_round else 1.0

@@ -27,7 +27,7 @@ from fixbn_flwr.errors import (
 )
 from fixbn_flwr.legacy.replies import select_results
 from fixbn_flwr.method.averaging import Kind, kind_of
-from fixbn_flwr.method.server_rules import Update
+from fixbn_flwr.method.update import Update
 from fixbn_flwr.server.dropped_replies import DroppedReplyLog
 from fixbn_flwr.server.reply_collection import CheckedReply
 from fixbn_flwr.testing import SerializingGrid

@@ -9,7 +9,8 @@ from fixbn_flwr import Phase
 from fixbn_flwr.errors import ConfigError, NoStatisticsError, StatisticsMovedError
 from fixbn_flwr.method.averaging import Array
 from fixbn_flwr.method.round_config import Momentum, RoundConfig
-from fixbn_flwr.method.server_rules import ServerState, Update
+from fixbn_flwr.method.server_rules import ServerState
+from fixbn_flwr.method.update import Update
 
 NAMES = ["w", "n.weight", "n.running_mean", "n.running_var", "n.num_batches_tracked"]
 

@@ -124,7 +124,7 @@ class FixBNClient:
         torch.manual_seed(seed)  # dropout draws from the global generator
         random = torch.Generator().manual_seed(seed)
         with local_training(bench.model, bench.optimizer, received, self.context) as local:
-            stage = (local.phase, settings.learning_rate_factor)
+            stage = (local.phase, local.learning_rate_factor)
             started = time.monotonic()
             loss = train(
                 bench, self.task, self._data, self._batches(random), random, settings.precision,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from fixbn_flwr.app.config.rules import did_you_mean, problem
 from fixbn_flwr.method import schedule
+from fixbn_flwr.method.schedule import FreezeAfter
 from fixbn_flwr.tasks import get_task
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -24,14 +25,16 @@ def _model(task: str, model: str) -> str | None:
     return problem("model", model, f"no model of task {task}; {did_you_mean(model, models)}")
 
 
-def _norm(norm: str, freeze_after: int | float) -> str | None:
+def _norm(norm: str, freeze_after: FreezeAfter) -> str | None:
     if norm == "bn" or (isinstance(freeze_after, float) and freeze_after == 1.0):
         return None
     text = f"norm {norm} has no running statistics to freeze; write freeze-after=1.0"
     return problem("freeze-after", freeze_after, text)
 
 
-def _freeze_after(freeze_after: int | float, rounds: int) -> str | None:
+def _freeze_after(freeze_after: FreezeAfter, rounds: int) -> str | None:
+    if isinstance(freeze_after, str):
+        return None
     if freeze_after == 0:
         text = (
             "T* = 0 would freeze the statistics of an untrained model; "

@@ -33,7 +33,10 @@ def _keys() -> Iterator[tuple[str, str, str, str]]:
         rule: rules.Rule = field.metadata["rule"]
         words = ", ".join(f"`{word}`" for word in rules.choices_of(field))
         more = f", or `{rule.pattern.example}` {rule.pattern.meaning}" if rule.pattern else ""
+        is_number = field.type in rules.NUMBERS
         limits = f"one of {words}{more}" if words else rule.bounds
+        if is_number and words:
+            limits = f"{rule.bounds}, or {words}"
         allowed = f" ({limits})" if limits else ""
         yield key_of(field.name), json.dumps(field.default), rule.unit, f"{rule.meaning}{allowed}"
 

@@ -8,15 +8,18 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
+from fixbn_flwr.method.schedule import FreezeAfter
+from fixbn_flwr.method.switch import LearningRateFactor
 from fixbn_flwr.models.norm import counts_groups
 from fixbn_flwr.tasks import get_task
 
 Value = bool | float | int | str
 _T = TypeVar("_T")
+NUMBERS = (int, float, FreezeAfter, LearningRateFactor)
 _MAX_LENGTH = 200  # characters of a value that an error message repeats
 
 
@@ -54,7 +57,8 @@ class Rule:
     Attributes:
         meaning: One sentence.
         unit: The unit; empty if there is none.
-        choices: The allowed words; empty if any text, or a number, is allowed.
+        choices: The allowed words; empty if any text is allowed. Of a number, words that are
+            allowed beside numbers.
         pattern: Other allowed values than the choices.
         at_least: Lower bound, included.
         above: Lower bound, excluded.
@@ -131,9 +135,11 @@ def parse(field: "dataclasses.Field[Any]", value: object) -> Value:
         if not isinstance(value, bool):
             raise ValueError("must be true or false; write it without quotes")
         return value
-    if field.type not in (int, float, int | float):
+    if field.type not in NUMBERS:
         return _text(value, choices_of(field), rule.pattern)
-    number = _number(value, whole=field.type is int)
+    if isinstance(value, str) and value in rule.choices:
+        return value
+    number = _number(value, whole=field.type is int, words=rule.choices)
     if not (
         (rule.at_least is None or number >= rule.at_least)
         and (rule.above is None or number > rule.above)
@@ -141,7 +147,7 @@ def parse(field: "dataclasses.Field[Any]", value: object) -> Value:
         and (rule.below is None or number < rule.below)
     ):
         raise ValueError(f"out of bounds; use a number {rule.bounds}")
-    return float(number) if field.type is float else number
+    return float(number) if field.type in (float, LearningRateFactor) else number
 
 
 def _text(value: object, choices: tuple[str, ...], pattern: Pattern | None) -> str:
@@ -154,10 +160,11 @@ def _text(value: object, choices: tuple[str, ...], pattern: Pattern | None) -> s
     return value
 
 
-def _number(value: object, *, whole: bool) -> int | float:
+def _number(value: object, *, whole: bool, words: Sequence[str]) -> int | float:
     noun = "a whole number" if whole else "a number"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"must be {noun}; write it in digits, without quotes")
+        other = "".join(f', or "{word}"' for word in words)
+        raise ValueError(f"must be {noun}{other}; write it in digits, without quotes")
     try:
         finite = math.isfinite(value)
     except OverflowError:  # an int beyond the largest float

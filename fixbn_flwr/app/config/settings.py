@@ -18,8 +18,9 @@ from fixbn_flwr.app.local_step import Precision
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method import schedule
 from fixbn_flwr.method.round_config import MomentumMode
-from fixbn_flwr.method.schedule import Phase
+from fixbn_flwr.method.schedule import AUTO, FreezeAfter
 from fixbn_flwr.method.server_rules import StatisticsAverage
+from fixbn_flwr.method.switch import LearningRateFactor
 from fixbn_flwr.models.norm import NORMS
 from fixbn_flwr.tasks import TASKS, get_task
 from fixbn_flwr.tasks.partition import Scheme
@@ -45,13 +46,13 @@ class Settings:
         2, "classes of each client in `classes`", "classes", at_least=1
     )
     num_server_rounds: int = setting(40, "number of rounds of the run", "rounds", at_least=1)
-    freeze_after: int | float = setting(
+    freeze_after: FreezeAfter = setting(
         0.5,
         "T*, the last round before the statistics freeze: a whole number of rounds, or a "
-        "fraction of them; 1.0 never freezes (plain BN)",
+        "fraction of them; 1.0 never freezes (plain BN); `auto` decides during the run",
         "rounds or share",
-        at_least=0,
-    )
+        choices=("auto",), at_least=0,
+    )  # fmt: skip
     momentum: MomentumMode = setting(
         "local",
         "SGD's momentum buffers between rounds: `reset` to zero, kept at each client (`local`), or "
@@ -59,8 +60,11 @@ class Settings:
     )
     momentum_coefficient: float = setting(0.9, "SGD's momentum", at_least=0, below=1)
     statistics: StatisticsAverage = setting("mean", "how the clients' variances are averaged")
-    learning_rate_factor: float = setting(
-        0.1, "multiplies the learning rate in calibration", "factor", above=0
+    learning_rate_factor: LearningRateFactor = setting(
+        0.1, "multiplies the learning rate in calibration", "factor", choices=("auto",), above=0
+    )
+    guard: bool = setting(
+        True, "whether a run that falls apart after T* goes back to T* and tries a smaller rate"
     )
     fraction_train: float = setting(
         1.0, "share of the clients that train in each round", "share", above=0, at_most=1
@@ -168,19 +172,22 @@ class Settings:
 
     @property
     def freeze_round(self) -> int:
-        """T*, the last round of exploration; `num_server_rounds` if nothing is frozen."""
+        """T*, the last round of exploration; `num_server_rounds` if nothing is frozen yet."""
+        if self.freeze_after == AUTO:
+            return self.num_server_rounds
         return schedule.freeze_round(self.freeze_after, self.num_server_rounds)
+
+    @property
+    def may_freeze(self) -> bool:
+        """Whether the statistics are frozen in this run, or may be."""
+        return self.freeze_after == AUTO or self.freeze_round < self.num_server_rounds
 
     @property
     def method(self) -> str:
         """The label of the method: FixBN, BN, GN, GN8 (and so on), LN, IN or "no norm"."""
         if self.norm == "bn":
-            return "FixBN" if self.freeze_round < self.num_server_rounds else "BN"
+            return "FixBN" if self.may_freeze else "BN"
         return "no norm" if self.norm == "none" else self.norm.upper()
-
-    def phase(self, server_round: int) -> Phase:
-        """Return the phase of a round, counted from 1."""
-        return schedule.phase_of(server_round, self.freeze_round)
 
     def learning_rate_at(self, server_round: int) -> float:
         """Return a round's learning rate by the schedule, without the calibration factor."""
@@ -195,13 +202,6 @@ class Settings:
         if self.learning_rate_schedule == "halfway" and server_round > halfway:
             return self.learning_rate * 0.1
         return self.learning_rate
-
-    def effective_learning_rate(self, server_round: int) -> float:
-        """Return the clients' learning rate: the scheduled one, times the factor in calibration."""
-        calibrates = self.phase(server_round) is Phase.CALIBRATION
-        factor = self.learning_rate_factor if calibrates else 1.0
-        # 0.05 x 0.1 is 0.005000000000000001; nothing is computed with this value.
-        return float(f"{self.learning_rate_at(server_round) * factor:.12g}")
 
     def clients_per_round(self, clients: int) -> int:
         """Return how many of `clients` train in a round, at least one."""

@@ -16,6 +16,7 @@ from fixbn_flwr.app.runs.lock import locked
 from fixbn_flwr.app.runs.reader import CONFIG
 from fixbn_flwr.app.runs.writer import RunFolder, json_bytes
 from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.method.schedule import AUTO
 from fixbn_flwr.persistence.atomic_files import write_atomically
 
 
@@ -42,7 +43,7 @@ def create_run_folder(
     config = {
         "run_config": settings.as_run_config(),
         "method": method,
-        "freeze_round": settings.freeze_round,
+        "freeze_round": None if settings.freeze_after == AUTO else settings.freeze_round,
         "clients": clients,
         "run": run,
         "started": when.isoformat(timespec="seconds"),

@@ -34,7 +34,10 @@ def read_config(path: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads((path / CONFIG).read_text(encoding="utf-8"))
         if not isinstance(config["run_config"], dict):
             raise TypeError("run_config is not a table")
-        config |= {key: int(config[key]) for key in ("clients", "freeze_round", "run")}
+        config |= {key: int(config[key]) for key in ("clients", "run")}
+        config["freeze_round"] = (
+            None if config["freeze_round"] is None else int(config["freeze_round"])
+        )
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
             f"{path} is not the folder of a run: cannot read {CONFIG} ({error}); name a folder "

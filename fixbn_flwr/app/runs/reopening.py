@@ -21,6 +21,7 @@ from fixbn_flwr.app.runs.reader import (
 from fixbn_flwr.app.runs.writer import RunFolder, json_bytes, writing
 from fixbn_flwr.log import logger
 from fixbn_flwr.method.averaging import Arrays
+from fixbn_flwr.method.schedule import AUTO
 from fixbn_flwr.persistence.atomic_files import remove_partial_files, write_atomically
 
 _FINAL = "final.safetensors"
@@ -91,7 +92,9 @@ def _resumed_config(
     return {
         **before,
         "run_config": run_config,
-        "freeze_round": settings.freeze_round,
+        "freeze_round": before["freeze_round"]
+        if settings.freeze_after == AUTO
+        else settings.freeze_round,
         "clients": clients,
         "resumed": [*before.get("resumed", []), resumption],
     }

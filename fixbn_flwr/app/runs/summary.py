@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.method.schedule import Phase
@@ -27,6 +27,10 @@ class RoundMetrics:
         clients: The number of averaged replies.
         dropped: The number of sampled clients without a usable reply.
         train_seconds: The slowest client's training time; None if no client reported it.
+        retries: How often the run has gone back to the end of round T*.
+        signals: How far the clients are apart, see :mod:`fixbn_flwr.method.signals`, by the names
+            of the strategy's metrics.
+        disagreement_by_layer: The disagreement of their running variances, by layer.
     """
 
     round: int
@@ -41,6 +45,9 @@ class RoundMetrics:
     clients: int
     dropped: int
     train_seconds: float | None = None
+    retries: int = 0
+    signals: Mapping[str, float] = field(default_factory=dict)
+    disagreement_by_layer: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,10 +73,21 @@ class Summary:
     megabytes_received: float
 
 
-def summarize(metrics: Sequence[RoundMetrics], settings: Settings) -> Summary:
-    """Return the summary of a run's rounds so far."""
-    freezes = settings.freeze_round < settings.num_server_rounds
-    at_freeze = [m for m in metrics if freezes and m.round == settings.freeze_round]
+def freeze_round_of(metrics: Sequence[RoundMetrics]) -> int | None:
+    """Return T*, the round before the first of calibration; None if nothing was frozen."""
+    frozen = (m.round for m in metrics if m.phase is Phase.CALIBRATION)
+    first = next(frozen, None)
+    return None if first is None else first - 1
+
+
+def summarize(metrics: Sequence[RoundMetrics], freeze_round: int | None) -> Summary:
+    """Return the summary of a run's rounds so far.
+
+    Args:
+        metrics: The rounds.
+        freeze_round: T*, or that of a run to compare with; None if nothing was frozen.
+    """
+    at_freeze = [m for m in metrics if m.round == freeze_round]
     best = best_round(metrics)
     return Summary(
         accuracy_at_freeze=at_freeze[0].test_accuracy if at_freeze else None,
@@ -92,7 +110,7 @@ def round_line(metrics: RoundMetrics, settings: Settings) -> str:
     """Return a round as a line for the console, at most 80 columns wide in most runs."""
     rounds = settings.num_server_rounds
     parts = [f"round {metrics.round:>{len(str(rounds))}}/{rounds}"]
-    if settings.freeze_round < rounds:  # plain BN has no phases
+    if settings.may_freeze:  # plain BN has no phases
         parts.append(f"{metrics.phase:<11}")
     parts.append(f"lr {metrics.learning_rate:<7.4g}")
     train = metrics.train_loss

@@ -27,8 +27,14 @@ import safetensors.numpy
 
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.runs.figure import draw_curves, figure_title
-from fixbn_flwr.app.runs.reader import METRICS, SUMMARY, line_of
-from fixbn_flwr.app.runs.summary import RoundMetrics, Summary, best_round, summarize
+from fixbn_flwr.app.runs.reader import CONFIG, METRICS, SUMMARY, line_of
+from fixbn_flwr.app.runs.summary import (
+    RoundMetrics,
+    Summary,
+    best_round,
+    freeze_round_of,
+    summarize,
+)
 from fixbn_flwr.errors import CheckpointError
 from fixbn_flwr.persistence.atomic_files import write_atomically
 
@@ -97,6 +103,13 @@ class RunFolder:
                 raise
         return self.best_round is not best
 
+    def record_decision(self, freeze_round: int, reason: str) -> None:
+        """Write T*, which the run has decided, to config.json."""
+        with writing(self.path):
+            config = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
+            config |= {"freeze_round": freeze_round, "freeze_reason": reason}
+            write_atomically(self.path / CONFIG, json_bytes(config))
+
     def save_model(
         self, name: Literal["final", "best"], arrays: Mapping[str, npt.NDArray[Any]]
     ) -> Path:
@@ -111,11 +124,12 @@ class RunFolder:
 
     def finish(self) -> Summary:
         """End the run: write summary.json and curves.png, and return the summary."""
-        summary = summarize(self._metrics, self._settings)
+        freeze_round = freeze_round_of(self._metrics)
+        summary = summarize(self._metrics, freeze_round)
         with writing(self.path):
             draw_curves(
                 {self._method: self._metrics},
-                self._settings.freeze_round,
+                freeze_round,
                 self.path / "curves.png",
                 title=figure_title(self._settings, self.clients),
             )

@@ -129,6 +129,7 @@ def _strategy(settings: Settings, needed: int) -> RecordedFixBN:
         momentum=settings.momentum,
         statistics=settings.statistics,
         learning_rate_factor=settings.learning_rate_factor,
+        guard=settings.guard,
     )
 
 

@@ -25,6 +25,7 @@ from fixbn_flwr.app.runs.writer import RunFolder
 from fixbn_flwr.array_records import arrays_of
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method.averaging import Arrays
+from fixbn_flwr.method.schedule import AUTO
 from fixbn_flwr.persistence.checkpoints import Checkpoints
 from fixbn_flwr.persistence.safetensors_tree import Tree
 
@@ -155,7 +156,8 @@ def _check_rounds_left(
             f"resume: {path} ended after round {done} because of patience="
             f'{settings.patience}; to continue, write may-change="patience" and a larger patience'
         )
-    if phase == "calibration" and settings.freeze_round >= done:
+    moved = settings.freeze_after != AUTO and settings.freeze_round >= done
+    if phase == "calibration" and moved:
         text = (
             f"the statistics were frozen before round {done}, and T* cannot move to a later round; "
             "use the previous value, or start a new run"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import cast
 
 from flwr.app import ArrayRecord, Message, MetricRecord
@@ -20,7 +21,7 @@ from fixbn_flwr.app.training import evaluate
 from fixbn_flwr.array_records import arrays_of
 from fixbn_flwr.log import logger
 from fixbn_flwr.method.averaging import Arrays
-from fixbn_flwr.method.schedule import Phase
+from fixbn_flwr.method.schedule import AUTO, Phase
 from fixbn_flwr.persistence.checkpoint_writer import CheckpointWriter
 from fixbn_flwr.persistence.checkpoints import Checkpoints
 from fixbn_flwr.persistence.safetensors_tree import Tree
@@ -96,10 +97,9 @@ class Recorder:
         self._folder = folder
         self._rounds_before = rounds_before
         self._best = best
+        self._always_kept = {settings.freeze_round}
         self._checkpoints = CheckpointWriter(
-            Checkpoints(
-                folder.path / CHECKPOINTS, settings.keep_checkpoints, always=[settings.freeze_round]
-            )
+            Checkpoints(folder.path / CHECKPOINTS, settings.keep_checkpoints, self._always_kept)
         )
         self._last: tuple[int, Tree] | None = None
         self._at_freeze = folder.metrics_of(settings.freeze_round)
@@ -110,6 +110,7 @@ class Recorder:
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Record a round; the call before the first round starts the clock."""
         if server_round == self._rounds_before:
+            self._take_decision()
             self._started = time.monotonic()
             self._bytes = (self._grid.bytes_sent, self._grid.bytes_received)
             return None
@@ -118,6 +119,7 @@ class Recorder:
             if state is not None:
                 files = self._settings.keep_checkpoints + 3  # T*, the round before, and the newest
                 warn_of_full_disk(state, self._folder.clients, files)
+        self._take_decision()
         evaluated = self._settings.evaluates(server_round)
         loss, accuracy = self._evaluate(arrays) if evaluated else (None, None)
         metrics = self._metrics(server_round, loss, accuracy)
@@ -136,6 +138,16 @@ class Recorder:
         if loss is None or accuracy is None:
             return None
         return MetricRecord({"loss": loss, "accuracy": accuracy})
+
+    def _take_decision(self) -> None:
+        """Go on with the T* that the run has decided, once it has."""
+        freeze_round = self._strategy.freeze_round
+        if self._settings.freeze_after != AUTO or freeze_round is None:
+            return
+        self._settings = replace(self._settings, freeze_after=freeze_round)
+        self._always_kept.add(freeze_round)
+        self._at_freeze = self._folder.metrics_of(freeze_round)
+        self._folder.record_decision(freeze_round, self._strategy.freeze_reason)
 
     def close(self) -> None:
         """Write a checkpoint of the last round that has ended, unless there is one.
@@ -164,7 +176,7 @@ class Recorder:
     def _checkpoint(self, server_round: int, arrays: ArrayRecord, is_best: bool) -> Tree:
         """Return what :class:`fixbn_flwr.app.server.resumed_run.ResumedRun` needs."""
         return {
-            "phase": str(self._settings.phase(server_round)),
+            "phase": str(self._strategy.phase),
             "model": arrays,
             "best": True if is_best else self._best,  # do not store the model twice
             "strategy": self._strategy.state(),
@@ -186,7 +198,7 @@ class Recorder:
                 'may-change="learning-rate-factor", or start a new run.',
                 metrics.round, metrics.test_loss, 100 * (metrics.test_accuracy or 0),
                 self._at_freeze.test_loss, 100 * (self._at_freeze.test_accuracy or 0),
-                self._settings.freeze_round, self._settings.learning_rate_factor / 10,
+                self._settings.freeze_round, self._strategy.learning_rate_factor / 10,
                 self._folder.path / CHECKPOINTS,
             )  # fmt: skip
             self._at_freeze = None
@@ -207,10 +219,13 @@ class Recorder:
         started, self._started = self._started, time.monotonic()
         sent, received = self._bytes
         self._bytes = (self._grid.bytes_sent, self._grid.bytes_received)
+        rate = self._settings.learning_rate_at(server_round)
+        signals = self._strategy.signals
         return RoundMetrics(
             round=server_round,
-            phase=self._settings.phase(server_round),
-            learning_rate=self._settings.effective_learning_rate(server_round),
+            phase=self._strategy.phase,
+            # 0.05 x 0.1 is 0.005000000000000001; nothing is computed with this value.
+            learning_rate=float(f"{rate * self._strategy.learning_rate_factor:.12g}"),
             train_loss=train_loss if isinstance(train_loss, float) else None,
             test_loss=loss,
             test_accuracy=accuracy,
@@ -220,6 +235,9 @@ class Recorder:
             clients=int(reported.get("fixbn-clients", 0)),
             dropped=int(reported.get("fixbn-dropped", 0)),
             train_seconds=self._strategy.train_seconds,
+            retries=int(reported.get("fixbn-retries", 0)),
+            signals=signals.as_metrics() if signals else {},
+            disagreement_by_layer=signals.by_layer if signals else {},
         )
 
     def _evaluate(self, arrays: ArrayRecord) -> tuple[float, float]:

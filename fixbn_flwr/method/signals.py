@@ -1,0 +1,202 @@
+"""Measure how far clients are apart, from the replies that the server has anyway.
+
+FixBN freezes the averaged statistics. If clients drift far from each other within a round, that
+average fits none of them. So each round's statistics are compared, in units in which a layer's
+normalized output changes by 1: deviations of running means are divided by the averaged standard
+deviation, and running variances are compared by their logarithms.
+
+Part of what differs is the noise of random batches. It is independent from round to round. So the
+product of a client's deviations in two of its rounds has an expectation without that noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fixbn_flwr.method.averaging import Array, Arrays, Kind, kind_of
+from fixbn_flwr.method.update import Update
+
+_EPSILON = 1e-5  # torch's default in batch normalization, added to every variance
+_LARGEST = 2**24  # bytes of clients' deviations that are kept
+
+Rows = NDArray[np.float64]
+"""One row per client, one column per channel of all layers."""
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What the replies of one round say about the clients.
+
+    A signal of the statistics is None without statistics, and in calibration.
+
+    Attributes:
+        mean_disagreement: The variance of the running means between clients, divided by the
+            averaged running variance; a mean over all channels of all layers.
+        variance_disagreement: The variance of the running variances' logarithms between clients; a
+            mean likewise.
+        systematic_disagreement: The part of ``variance_disagreement`` that is not the noise of
+            random batches. None if no client has replied before.
+        drift: The squared change of the averaged running means since the last round, divided by the
+            averaged running variance; a mean likewise. None in the first round.
+        update_norm: The length of a client's update of the parameters; a median over the clients.
+        update_disagreement: The share of the clients' updates that cancels in their average, in
+            [0, 1]; of their squared lengths.
+        train_loss: The clients' training loss, a median. None if no client reported one.
+        by_layer: ``variance_disagreement`` by the name of the layer.
+    """
+
+    mean_disagreement: float | None = None
+    variance_disagreement: float | None = None
+    systematic_disagreement: float | None = None
+    drift: float | None = None
+    update_norm: float = 0.0
+    update_disagreement: float = 0.0
+    train_loss: float | None = None
+    by_layer: Mapping[str, float] = field(default_factory=dict)
+
+    def as_metrics(self) -> dict[str, float]:
+        """Return the signals as metrics of a round, without the clients' own training loss."""
+        values = {
+            "fixbn-mean-disagreement": self.mean_disagreement,
+            "fixbn-variance-disagreement": self.variance_disagreement,
+            "fixbn-systematic-disagreement": self.systematic_disagreement,
+            "fixbn-drift": self.drift,
+            "fixbn-update-norm": self.update_norm,
+            "fixbn-update-disagreement": self.update_disagreement,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class SignalTracker:
+    """Measures the signals of each round."""
+
+    def __init__(self) -> None:
+        self._mean: Array | None = None  # averaged running means after the last round
+        self._deviations: dict[str, Array] = {}  # of the variances' logarithms, by client
+
+    def observe(
+        self, updates: Mapping[Hashable, Update], sent: Arrays, *, frozen: bool = False
+    ) -> Signals:
+        """Return the signals of a round.
+
+        Args:
+            updates: The usable updates by client, at least one.
+            sent: The parameters that the clients were sent, by name.
+            frozen: Whether the statistics are frozen. Default: False.
+        """
+        listed = list(updates.values())
+        total = sum(update.weight for update in listed)
+        shares = np.array([update.weight / total for update in listed])
+        norm, cancelled = _compared_updates(listed, shares, sent)
+        losses = [update.train_loss for update in listed if update.train_loss is not None]
+        signals: dict[str, Any] = {
+            "update_norm": norm,
+            "update_disagreement": cancelled,
+            # A median, so that a few hostile clients cannot feign a run that falls apart.
+            "train_loss": float(np.median(losses)) if losses else None,
+        }
+        names = [name for name in listed[0].arrays if _is_variance(name)]
+        if names and not frozen:
+            signals |= self._of_statistics(updates, shares, names)
+        return Signals(**signals)
+
+    def _of_statistics(
+        self, updates: Mapping[Hashable, Update], shares: Rows, names: Sequence[str]
+    ) -> dict[str, Any]:
+        listed = list(updates.values())
+        logs = np.log(_rows(listed, names) + _EPSILON)
+        means = _rows(listed, [name.removesuffix("var") + "mean" for name in names])
+        log, mean = shares @ logs, shares @ means
+        logs, means, variance = logs - log, means - mean, np.exp(log)
+        of_channels = shares @ logs**2
+        before, self._mean = self._mean, mean
+        return {
+            "mean_disagreement": float((shares @ means**2 / variance).mean()),
+            "variance_disagreement": float(of_channels.mean()),
+            "systematic_disagreement": self._systematic([str(c) for c in updates], shares, logs),
+            "drift": None if before is None else float(((mean - before) ** 2 / variance).mean()),
+            "by_layer": _by_layer(of_channels, names, listed[0].arrays),
+        }
+
+    def _systematic(self, clients: Sequence[str], shares: Rows, logs: Rows) -> float | None:
+        """Compare deviations with those of each client's last round, and keep them."""
+        products = [
+            (share, float((own * self._deviations[client]).mean()))
+            for client, share, own in zip(clients, shares, logs, strict=True)
+            if client in self._deviations
+        ]
+        for client, own in zip(clients, logs, strict=True):
+            self._deviations.pop(client, None)  # so that the newest come last
+            self._deviations[client] = own.astype(np.float32)
+        while sum(own.nbytes for own in self._deviations.values()) > _LARGEST:
+            del self._deviations[next(iter(self._deviations))]
+        total = sum(share for share, _ in products)
+        return float(sum(p * product for p, product in products) / total) if products else None
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs, for a checkpoint."""
+        return {"mean": self._mean, "deviations": self._deviations}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take what ``state`` returned."""
+        self._mean, self._deviations = state["mean"], dict(state["deviations"])
+
+
+def training_loss(metrics: Mapping[str, object]) -> float | None:
+    """Return the training loss among a client's metrics, or None.
+
+    It is the first number whose name has both "train" and "loss" in it, or else "loss".
+    """
+    named = {
+        name.lower(): float(value)
+        for name, value in metrics.items()
+        if "loss" in name.lower() and isinstance(value, int | float)
+    }
+    of_training = [loss for name, loss in named.items() if "train" in name]
+    return next(iter([*of_training, *named.values()]), None)
+
+
+def _is_variance(name: str) -> bool:
+    return name.endswith("running_var") and kind_of(name) is Kind.STATISTIC
+
+
+def _rows(updates: Sequence[Update], names: Sequence[str]) -> Rows:
+    return np.stack(
+        [np.concatenate([u.arrays[name].ravel() for name in names]) for u in updates]
+    ).astype(np.float64)
+
+
+def _by_layer(of_channels: Rows, names: Sequence[str], arrays: Arrays) -> dict[str, float]:
+    ends = np.cumsum([arrays[name].size for name in names])[:-1]
+    layers = [name.removesuffix("running_var").removesuffix(".") for name in names]
+    return {
+        layer: float(part.mean())
+        for layer, part in zip(layers, np.split(of_channels, ends), strict=True)
+    }
+
+
+def _compared_updates(updates: Sequence[Update], shares: Rows, sent: Arrays) -> tuple[float, float]:
+    """Return the median length of updates, and the share that their average cancels."""
+    squares, averaged = np.zeros(len(updates)), 0.0
+    for name, before in sent.items():
+        dtype = np.promote_types(before.dtype, np.float32)
+        mean = np.zeros(before.size, dtype)
+        for client, (update, share) in enumerate(zip(updates, shares, strict=True)):
+            change = np.subtract(update.parameters[name], before, dtype=dtype).ravel()
+            squares[client] += _squared(change)
+            mean += change * dtype.type(share)
+        averaged += _squared(mean)
+    mean_square = float(shares @ squares)
+    cancelled = 1.0 - averaged / mean_square if 0.0 < mean_square < math.inf else 0.0
+    return float(np.median(np.sqrt(squares))), min(1.0, max(0.0, cancelled))
+
+
+def _squared(values: Array) -> float:
+    # Not a BLAS product: its threads may sum in another order elsewhere.
+    return float(np.einsum("i,i->", values, values.conj()).real)

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from fixbn_flwr.method.guard import Guard
+from fixbn_flwr.method.signals import Signals
+
+T = 20
+
+
+def signals(loss: float | None, norm: float = 1.0) -> Signals:
+    return Signals(train_loss=loss, update_norm=norm)
+
+
+def guard(num_rounds: int = 40) -> Guard:
+    """Return a guard after exploration, with losses of 2 to 0.5 and updates of at most 1."""
+    watching = Guard(num_rounds, enabled=True)
+    for loss in (2.0, 1.0, 0.5):
+        watching.observe(signals(loss))
+    return watching
+
+
+def failed(watching: Guard, *rounds: Signals) -> list[bool]:
+    return [watching.has_failed(of_round, diverged=False) for of_round in rounds]
+
+
+def test_a_loss_that_rises_with_the_switch_and_falls_again_is_no_failure() -> None:
+    losses = (1.9, 1.5, 1.0, 0.8, 0.9)
+    assert failed(guard(), *(signals(loss) for loss in losses)) == [False] * 5
+
+
+def test_a_high_loss_and_long_updates_together_are_a_failure() -> None:
+    assert failed(guard(), signals(2.5, 1.3)) == [True]
+    assert failed(guard(), signals(2.5, 1.2)) == [False]
+    assert failed(guard(), signals(2.3, 1.3)) == [False]
+
+
+def test_losing_what_was_learned_since_the_switch_is_a_failure() -> None:
+    assert failed(guard(), signals(0.5), signals(0.2), signals(0.45)) == [False] * 3
+    assert failed(guard(), signals(0.5), signals(0.2), signals(0.55)) == [False, False, True]
+    assert failed(guard(), signals(0.5), signals(0.4), signals(0.55)) == [False] * 3  # noise
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_a_failure(loss: float) -> None:
+    assert failed(guard(), signals(loss)) == [True]
+
+
+def test_without_a_loss_very_long_updates_are_a_failure() -> None:
+    assert failed(guard(), signals(None, 3.9), signals(None, 4.1)) == [False, True]
+
+
+def test_nan_in_most_replies_is_a_failure_and_no_reply_is_none() -> None:
+    assert guard().has_failed(None, diverged=True)
+    assert not guard().has_failed(None, diverged=False)
+
+
+def test_ten_rounds_are_watched_or_a_tenth_of_all() -> None:
+    assert [r for r in range(T + 1, 41) if guard(40).watches(r, T)] == list(range(21, 31))
+    assert [r for r in range(T + 1, 99) if guard(200).watches(r, T)] == list(range(21, 41))
+    assert not Guard(40, enabled=False).watches(T + 1, T)
+
+
+def test_each_retry_is_watched_anew_until_three_have_failed() -> None:
+    watching = guard()
+    said = []
+    for server_round in (21, 25, 30, 33):
+        assert watching.watches(server_round, T)
+        said.append(watching.go_back(server_round, T))
+        assert watching.discarded == (T, server_round)
+    assert said == [
+        "try 1 of 3 begins, with 0.3 times the rate",
+        "try 2 of 3 begins, with 0.09 times the rate",
+        "try 3 of 3 begins, with 0.027 times the rate",
+        "the run goes on without freezing",
+    ]
+    assert watching.given_up
+    assert not watching.watches(34, T)
+
+
+def test_a_retry_has_losses_of_its_own() -> None:
+    watching = guard()
+    assert failed(watching, signals(0.4), signals(0.1), signals(0.5)) == [False, False, True]
+    watching.go_back(23, T)
+    assert failed(watching, signals(0.5), signals(0.45)) == [False, False]
+
+
+def test_a_restored_guard_judges_the_same() -> None:
+    watching, restored = guard(), Guard(40, enabled=True)
+    failed(watching, signals(0.5), signals(0.2))
+    watching.go_back(22, T)
+    failed(watching, signals(0.5), signals(0.2))
+    restored.restore(watching.state())
+    assert restored == watching
+    assert failed(restored, signals(0.6)) == [True]
