@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastai.callback.core import Callback
-from flwr.common import ArrayRecord, Context, RecordDict
+from flwr.common import ArrayRecord, ConfigRecord, Context, RecordDict
 from torch.optim import Optimizer
 
 from fixbn_flwr.client.training_block import TrainingBlock
@@ -37,12 +37,12 @@ class FixBNCallback(Callback):  # type: ignore[misc]
         self._block = TrainingBlock(received, context)
 
     @property
-    def records(self) -> dict[str, ArrayRecord]:
+    def records(self) -> dict[str, ArrayRecord | ConfigRecord]:
         """Records to add to a Message API reply, after ``fit``."""
         return self._block.records
 
     @property
-    def metrics(self) -> dict[str, bytes]:
+    def metrics(self) -> dict[str, bytes | float]:
         """Metrics to add to those of ``NumPyClient.fit``, after ``fit``."""
         return self._block.metrics
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flwr.common import ArrayRecord, Context, RecordDict
+from flwr.common import ArrayRecord, ConfigRecord, Context, RecordDict
 from transformers import TrainerCallback
 
 from fixbn_flwr.client.training_block import TrainingBlock
@@ -33,12 +33,12 @@ class FixBNCallback(TrainerCallback):
         self._block = TrainingBlock(received, context)
 
     @property
-    def records(self) -> dict[str, ArrayRecord]:
+    def records(self) -> dict[str, ArrayRecord | ConfigRecord]:
         """Records to add to a Message API reply, after ``train()``."""
         return self._block.records
 
     @property
-    def metrics(self) -> dict[str, bytes]:
+    def metrics(self) -> dict[str, bytes | float]:
         """Metrics to add to those of ``NumPyClient.fit``, after ``train()``."""
         return self._block.metrics
 

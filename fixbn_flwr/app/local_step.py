@@ -39,18 +39,28 @@ class LocalStep:
         Args:
             indices: The batch, as indices into ``data``, int64 ``[n]``.
         """
-        model, optimizer = self.bench.model, self.bench.optimizer
-        dtype = next(model.parameters()).dtype
-        images, targets = augmented_batch(
-            self.task, self.data, indices, self.bench.device, dtype, self.random
-        )
-        images = images.contiguous(memory_format=torch.channels_last)
-        with _arithmetic(self.precision, self.bench.device):
-            loss = self.task.loss(model(images), targets)
+        optimizer = self.bench.optimizer
+        loss = batch_loss(self.bench, self.task, self.data, indices, self.random, self.precision)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
         return loss.detach()
+
+
+def batch_loss(
+    bench: Workbench,
+    task: Task,
+    data: Split,
+    indices: Tensor,
+    random: torch.Generator,
+    precision: Precision = "float32",
+) -> Tensor:
+    """Return the loss of a batch, with its graph; see `LocalStep` for the arguments."""
+    dtype = next(bench.model.parameters()).dtype
+    images, targets = augmented_batch(task, data, indices, bench.device, dtype, random)
+    images = images.contiguous(memory_format=torch.channels_last)
+    with _arithmetic(precision, bench.device):
+        return task.loss(bench.model(images), targets)
 
 
 def augmented_batch(

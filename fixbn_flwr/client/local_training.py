@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import safetensors.torch
@@ -28,6 +27,7 @@ from flwr.common import ArrayRecord, Context, RecordDict
 from torch import nn
 from torch.optim import Optimizer
 
+from fixbn_flwr.client.local_result import LocalTraining
 from fixbn_flwr.client.momentum_store import load_buffers, save_buffers
 from fixbn_flwr.errors import ConfigError, MomentumError
 from fixbn_flwr.flower_compat import RECORD_KEY_STATE
@@ -44,26 +44,15 @@ from fixbn_flwr.method.optimizer_buffers import (
     read_momentum,
     write_buffers,
 )
-from fixbn_flwr.method.round_config import MOMENTUM, MOMENTUM_BLOB, PHASE, Momentum, RoundConfig
+from fixbn_flwr.method.round_config import (
+    MOMENTUM,
+    MOMENTUM_BLOB,
+    PHASE,
+    Momentum,
+    RoundConfig,
+)
 from fixbn_flwr.method.schedule import Phase
 from fixbn_flwr.method.weight_slots import without_weights
-
-
-@dataclass
-class LocalTraining:
-    """The result of ``local_training``.
-
-    Attributes:
-        phase: The round's phase; None if the server does not use FixBN.
-        learning_rate_factor: What every step's learning rate is multiplied by.
-        records: Records to add to a Message API reply. Filled at the end of the block.
-        metrics: Metrics to add to those of ``NumPyClient.fit``. Filled at the end of the block.
-    """
-
-    phase: Phase | None
-    learning_rate_factor: float = 1.0
-    records: dict[str, ArrayRecord] = field(default_factory=dict)
-    metrics: dict[str, bytes] = field(default_factory=dict)
 
 
 @contextmanager
@@ -139,7 +128,11 @@ def local_training(
         return
     _refuse_secure_aggregation(context)
     check_freezable(model)
-    local = LocalTraining(config.phase, config.learning_rate_factor)
+    local = LocalTraining(
+        config.phase,
+        config.learning_rate_factor,
+        compared=model if config.compare_gradients else None,
+    )
     optimizer = _unwrapped(optimizer)
     if config.momentum is not Momentum.RESET:
         check_optimizer(optimizer, averaged=config.momentum is Momentum.GLOBAL)

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from flwr.common import ArrayRecord, Context, RecordDict
+from flwr.common import ArrayRecord, ConfigRecord, Context, RecordDict
 from torch import nn
 from torch.optim import Optimizer
 
-from fixbn_flwr.client.local_training import LocalTraining, local_training
+from fixbn_flwr.client.local_result import LocalTraining
+from fixbn_flwr.client.local_training import local_training
 
 
 class TrainingBlock:
@@ -28,12 +29,12 @@ class TrainingBlock:
         self._local: LocalTraining | None = None
 
     @property
-    def records(self) -> dict[str, ArrayRecord]:
+    def records(self) -> dict[str, ArrayRecord | ConfigRecord]:
         """Records to add to a Message API reply, after the training."""
         return {} if self._local is None else self._local.records
 
     @property
-    def metrics(self) -> dict[str, bytes]:
+    def metrics(self) -> dict[str, bytes | float]:
         """Metrics to add to those of ``NumPyClient.fit``, after the training."""
         return {} if self._local is None else self._local.metrics
 

@@ -14,7 +14,7 @@ from fixbn_flwr.errors import ReplyError
 from fixbn_flwr.flower_compat import ClientProxy
 from fixbn_flwr.log import shortened
 from fixbn_flwr.method.averaging import Array, Arrays, Kind, of_kind
-from fixbn_flwr.method.round_config import MOMENTUM_BLOB
+from fixbn_flwr.method.round_config import GRADIENT_COSINE, GRADIENT_NORM_RATIO, MOMENTUM_BLOB
 from fixbn_flwr.method.update import Update
 from fixbn_flwr.server.dropped_replies import DroppedReply, DroppedReplyLog
 from fixbn_flwr.server.reply_collection import CheckedReply, Selection, select
@@ -66,6 +66,8 @@ def check_fit(
     check_sizes({name: len(data) for name, data in zip(sent, tensors, strict=True)}, sent)
     metrics = dict(result.metrics)
     blob = metrics.pop(MOMENTUM_BLOB, None)
+    names = {GRADIENT_COSINE, GRADIENT_NORM_RATIO} & metrics.keys()
+    gradients = {name: metrics.pop(name) for name in names}
     check_metrics(metrics, extra_bytes(sent, max_extra_bytes))
     try:
         views = {name: view_of_bytes(data) for name, data in zip(sent, tensors, strict=True)}
@@ -77,7 +79,9 @@ def check_fit(
     arrays = in_sent_types(views, sent, note)
     if momentum is not None:
         momentum = in_sent_types(momentum, sent, note)
-    update = check_update(arrays, momentum, result.num_examples, "num_examples", sent, metrics)
+    update = check_update(
+        arrays, momentum, result.num_examples, "num_examples", sent, metrics, gradients
+    )
     parameters = ndarrays_to_parameters(list(arrays.values()))
     checked = FitRes(result.status, parameters, result.num_examples, metrics)
     return CheckedReply(checked, update, (form_of(metrics), frozenset(update.momentum)))

@@ -21,9 +21,11 @@ from fixbn_flwr.legacy.global_model import checked_names
 from fixbn_flwr.legacy.inner_strategy import OLDER_GENERATION, check_no_client_clips
 from fixbn_flwr.legacy.round_steps import RoundSteps
 from fixbn_flwr.method.averaging import Array
+from fixbn_flwr.method.options import StatisticsAverage
 from fixbn_flwr.method.round_config import MomentumMode
 from fixbn_flwr.method.schedule import FreezeAfter, Phase
-from fixbn_flwr.method.server_rules import ServerState, StatisticsAverage
+from fixbn_flwr.method.server_rules import ServerState
+from fixbn_flwr.method.signals import Signals
 from fixbn_flwr.method.switch import LearningRateFactor
 from fixbn_flwr.server.inner_strategy import examine, inner_attribute, layers_of
 
@@ -57,6 +59,7 @@ class FixBN(RoundSteps):
         statistics: See ``fixbn_flwr.FixBN``. Default: "mean".
         learning_rate_factor: See ``fixbn_flwr.FixBN``. Default: 1.0.
         guard: See ``fixbn_flwr.FixBN``. Default: True.
+        compare_gradients_every: See ``fixbn_flwr.FixBN``. Default: 0, never.
         strict: See ``fixbn_flwr.FixBN``. Default: False.
         max_extra_bytes: See ``fixbn_flwr.FixBN``. Default: the model's bytes and a mebibyte.
 
@@ -76,6 +79,7 @@ class FixBN(RoundSteps):
         statistics: StatisticsAverage = "mean",
         learning_rate_factor: LearningRateFactor = 1.0,
         guard: bool = True,
+        compare_gradients_every: int = 0,
         strict: bool = False,
         max_extra_bytes: int | None = None,
     ) -> None:
@@ -95,7 +99,14 @@ class FixBN(RoundSteps):
         super().__init__(
             strategy,
             examine(strategy, statistics, OLDER_GENERATION),
-            ServerState(freeze_after, momentum, statistics, learning_rate_factor, guard),
+            ServerState(
+                freeze_after,
+                momentum,
+                statistics,
+                learning_rate_factor,
+                guard,
+                compare_gradients_every,
+            ),
             checked_names(parameter_names),
             num_rounds,
             strict=strict,
@@ -111,6 +122,16 @@ class FixBN(RoundSteps):
     def freeze_round(self) -> int | None:
         """T*. None while it is not decided; the number of rounds or more if nothing is frozen."""
         return self._state.switch.freeze_round
+
+    @property
+    def freeze_reason(self) -> str:
+        """Why T* is what it is, if the run decided it; else empty."""
+        return self._state.switch.reason
+
+    @property
+    def signals(self) -> Signals | None:
+        """How far the clients are apart, in the last round; None without a usable reply."""
+        return self._state.last_signals
 
     @property
     def frozen_statistics(self) -> dict[str, Array] | None:

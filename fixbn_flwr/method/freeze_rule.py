@@ -1,9 +1,9 @@
 """Decide from a run's own signals when to freeze the statistics, or never to.
 
-Freezing helps where the clients' data differ and their updates are short. It makes no difference,
-or costs a little, where the data are alike. It hurts where clients drift so far within a round that
-the averaged statistics fit none of them. `docs/when-to-freeze.md` has the experiments behind the
-numbers in this module.
+Freezing helps where the clients' data differ, so that their updates oppose each other. It makes no
+difference, or costs a little, where they agree. It hurts where clients drift so far within a round
+that the averaged statistics fit none of them. `docs/when-to-freeze.md` has the experiments behind
+the numbers in this module.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ WARM_UP = 0.1  # share of the rounds whose signals are not used
 EARLIEST, LATEST = 0.5, 0.8  # shares of the rounds between which the statistics freeze
 SMALLER = 0.5  # updates this share of their largest: the learning rate has fallen
 MUCH_SMALLER = 0.4  # likewise, far enough for frozen statistics
-TOO_FAR = 0.015  # disagreement above which the averaged statistics fit no client
-ALIKE = 0.1  # share of the disagreement that is not noise, below which data are alike
+TOO_FAR = 0.01  # disagreement above which the averaged statistics fit no client
+UNRELATED = 1.0  # agreement of updates that have nothing to do with each other
 
 Outlook = Literal["help", "make no difference", "hurt"]
 
@@ -48,8 +48,7 @@ class FreezeRule:
     num_rounds: int
     _rounds: int = field(default=0, init=False)
     _disagreement: float = field(default=0.0, init=False)  # summed over rounds
-    _systematic: float = field(default=0.0, init=False)
-    _compared: float = field(default=0.0, init=False)  # disagreement where systematic is known
+    _agreement: float = field(default=0.0, init=False)
     _norms: list[float] = field(default_factory=list, init=False)  # of the last three rounds
     _largest_norm: float = field(default=0.0, init=False)
 
@@ -59,13 +58,11 @@ class FreezeRule:
             return
         self._norms = [*self._norms[-2:], signals.update_norm]
         self._largest_norm = max(self._largest_norm, self._norm)
-        if signals.variance_disagreement is None:
+        if signals.disagreement is None:
             return
         self._rounds += 1
-        self._disagreement += signals.variance_disagreement
-        if signals.systematic_disagreement is not None:
-            self._compared += signals.variance_disagreement
-            self._systematic += signals.systematic_disagreement
+        self._disagreement += signals.disagreement
+        self._agreement += signals.update_agreement
 
     def decide(self, server_round: int) -> Decision | None:
         """Return the decision after a round of exploration; None while it is too early."""
@@ -85,9 +82,9 @@ class FreezeRule:
             case "help":
                 return Decision(True, f"{when}, and {self.description()}")
             case "make no difference":
-                return Decision(False, f"{self.description()}, no more than random batches explain")
+                return Decision(False, f"{self.description()}: they learn the same without")
             case "hurt":
-                return Decision(False, f"{self.description()}, too far for one average")
+                return Decision(False, f"{self.description()}: too far for one average")
 
     @property
     def update_share(self) -> float:
@@ -98,19 +95,17 @@ class FreezeRule:
         """Return what freezing is likely to do; None if no round had statistics."""
         if not self._rounds:
             return None
-        if self._disagreement > TOO_FAR * self._rounds:
-            return "hurt"
-        if self._compared and self._systematic < ALIKE * self._compared:
+        if self._agreement >= UNRELATED * self._rounds:
             return "make no difference"
-        return "help"
+        return "hurt" if self._disagreement > TOO_FAR * self._rounds else "help"
 
     def description(self) -> str:
-        """Return how far the clients' statistics differ, in words."""
-        text = f"clients' statistics differ by {self._disagreement / max(1, self._rounds):.2g}"
-        if self._compared:
-            share = min(1.0, max(0.0, self._systematic / self._compared))
-            text += f" ({share:.0%} of it not noise)"
-        return text
+        """Return how far the clients' statistics and updates differ, in words."""
+        rounds = max(1, self._rounds)
+        return (
+            f"clients' statistics differ by {self._disagreement / rounds:.2g} and their updates "
+            f"agree {self._agreement / rounds:.2g} times as much as unrelated ones"
+        )
 
     @property
     def _norm(self) -> float:

@@ -24,6 +24,11 @@ CHECKPOINTS = "fixbn-checkpoints"  # only in a run that writes checkpoints
 KEPT_ROUND = "fixbn-kept-round"  # only while the run may go back to it
 DISCARDED = "fixbn-discarded"  # only after it has
 
+COMPARE_GRADIENTS = "fixbn-compare-gradients"  # only in rounds in which clients do
+GRADIENTS = "fixbn-gradients"  # the ConfigRecord of a client's comparison
+GRADIENT_COSINE = "fixbn-gradient-cosine"
+GRADIENT_NORM_RATIO = "fixbn-gradient-norm-ratio"
+
 MOMENTUM_BLOB = "fixbn-momentum-buffers"
 """Key of the averaged buffers in the older generation's config and metrics: safetensors bytes."""
 
@@ -58,6 +63,7 @@ class RoundConfig:
             the last of its rounds that counts.
         checkpoints: The rounds after which this run can be resumed.
         kept_round: The round whose end the run may go back to, if it falls apart; or None.
+        compare_gradients: Whether clients compare gradients in this round.
         discarded: The rounds that do not count, from after the first number to the second; or None.
     """
 
@@ -69,6 +75,7 @@ class RoundConfig:
     checkpoints: Sequence[int] = ()
     kept_round: int | None = None
     discarded: tuple[int, int] | None = None
+    compare_gradients: bool = False
 
     def as_config(self) -> dict[str, int | float | str]:
         """Return the entries of a message's config, the same in both generations of Flower."""
@@ -84,6 +91,8 @@ class RoundConfig:
             config[CHECKPOINTS] = ",".join(map(str, self.checkpoints))
         if self.kept_round is not None:
             config[KEPT_ROUND] = self.kept_round
+        if self.compare_gradients:
+            config[COMPARE_GRADIENTS] = 1
         if self.discarded is not None:
             config[DISCARDED] = ":".join(map(str, self.discarded))
         return config
@@ -113,6 +122,7 @@ class RoundConfig:
                 checkpoints=tuple(map(int, _parts(config.get(CHECKPOINTS)))),
                 kept_round=None if kept is None else int(kept),
                 discarded=(int(after), int(until)) if until else None,
+                compare_gradients=COMPARE_GRADIENTS in config,
             )
         except (KeyError, ValueError) as error:
             raise ConfigError(

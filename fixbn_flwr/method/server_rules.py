@@ -6,10 +6,9 @@ This module knows named arrays and no messages.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
@@ -25,14 +24,14 @@ from fixbn_flwr.method.averaging import (
     pooled_statistics,
     weighted_mean,
 )
+from fixbn_flwr.method.options import StatisticsAverage, check_options
 from fixbn_flwr.method.round_config import MOMENTUM, Momentum, MomentumMode, RoundConfig
-from fixbn_flwr.method.schedule import AUTO, FreezeAfter, Phase, check_freeze_after
+from fixbn_flwr.method.schedule import FreezeAfter, Phase
 from fixbn_flwr.method.signals import Signals, SignalTracker
 from fixbn_flwr.method.statistics_names import check_names
 from fixbn_flwr.method.switch import LearningRateFactor, Switch
 from fixbn_flwr.method.update import Update
 
-StatisticsAverage = Literal["mean", "pooled"]
 _AVERAGES = {"mean": weighted_mean, "pooled": pooled_statistics}
 
 PARAMETERS_ONLY = (
@@ -52,6 +51,8 @@ class ServerState:
         statistics: How statistics are averaged, "mean" or "pooled".
         learning_rate_factor: Factor for every learning rate in calibration, or "auto".
         guard: Whether a run that falls apart after T* goes back to T*.
+        compare_gradients_every: Every how many rounds of exploration clients compare gradients; 0
+            for never.
         switch: The state of the switch from exploration to calibration.
         signals: Measures each round's signals.
         phase: The phase of the last round begun; exploration before the first.
@@ -69,6 +70,7 @@ class ServerState:
     statistics: StatisticsAverage
     learning_rate_factor: LearningRateFactor
     guard: bool = True
+    compare_gradients_every: int = 0
     switch: Switch = field(init=False)
     signals: SignalTracker = field(default_factory=SignalTracker, init=False)
     phase: Phase = field(default=Phase.EXPLORATION, init=False)
@@ -78,23 +80,14 @@ class ServerState:
     global_momentum: dict[str, Array] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        check_freeze_after(self.freeze_after)
-        if self.momentum not in get_args(MomentumMode):
-            raise ConfigError(
-                f'momentum={self.momentum!r} is not a mode: use "reset", "local" or "global".'
-            )
-        if self.statistics not in get_args(StatisticsAverage):
-            raise ConfigError(
-                f'statistics={self.statistics!r} is not an average: use "mean" or "pooled".'
-            )
-        factor = self.learning_rate_factor
-        is_number = isinstance(factor, int | float) and math.isfinite(factor) and factor > 0
-        if not is_number and factor != AUTO:
-            raise ConfigError(
-                f"learning_rate_factor={factor!r} multiplies the learning rate in calibration and "
-                'must be above zero, or "auto": 1.0 changes nothing, 0.1 is a safe choice.'
-            )
-        self.switch = Switch(self.freeze_after, factor, guard=self.guard)
+        check_options(
+            self.freeze_after,
+            self.momentum,
+            self.statistics,
+            self.learning_rate_factor,
+            self.compare_gradients_every,
+        )
+        self.switch = Switch(self.freeze_after, self.learning_rate_factor, guard=self.guard)
 
     def start(self, num_rounds: int, names: Sequence[str]) -> None:
         """Begin a run of ``num_rounds`` rounds of a model with these arrays; forget any earlier.
@@ -141,7 +134,12 @@ class ServerState:
             learning_rate_factor=self.factor,
             kept_round=self.switch.kept_round(server_round),
             discarded=self.switch.guard.discarded,
+            compare_gradients=self._compares_gradients(server_round),
         )
+
+    def _compares_gradients(self, server_round: int) -> bool:
+        every = self.compare_gradients_every
+        return self.phase is Phase.EXPLORATION and every > 0 and server_round % every == 0
 
     def check_unmoved(self, client: int | str, update: Update, *, strict: bool) -> None:
         """Warn when a client returned frozen statistics changed.

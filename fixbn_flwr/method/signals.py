@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fixbn_flwr.method.averaging import Array, Arrays, Kind, kind_of
+from fixbn_flwr.method.round_config import GRADIENT_COSINE, GRADIENT_NORM_RATIO
 from fixbn_flwr.method.update import Update
 
 _EPSILON = 1e-5  # torch's default in batch normalization, added to every variance
@@ -40,14 +41,16 @@ class Signals:
             averaged running variance; a mean over all channels of all layers.
         variance_disagreement: The variance of the running variances' logarithms between clients; a
             mean likewise.
-        systematic_disagreement: The part of ``variance_disagreement`` that is not the noise of
-            random batches. None if no client has replied before.
+        systematic_disagreement: The part of ``disagreement`` that is not the noise of random
+            batches. None if no client has replied before.
         drift: The squared change of the averaged running means since the last round, divided by the
             averaged running variance; a mean likewise. None in the first round.
         update_norm: The length of a client's update of the parameters; a median over the clients.
-        update_disagreement: The share of the clients' updates that cancels in their average, in
-            [0, 1]; of their squared lengths.
+        update_agreement: The squared length of the averaged update, divided by what it would be for
+            unrelated updates of the same lengths. It is 1 for these, the number of clients for
+            equal updates of equal clients, and below 1 where updates oppose each other.
         train_loss: The clients' training loss, a median. None if no client reported one.
+        gradients: What clients reported of their gradients, medians by the names of the metrics.
         by_layer: ``variance_disagreement`` by the name of the layer.
     """
 
@@ -56,9 +59,17 @@ class Signals:
     systematic_disagreement: float | None = None
     drift: float | None = None
     update_norm: float = 0.0
-    update_disagreement: float = 0.0
+    update_agreement: float = 1.0
     train_loss: float | None = None
+    gradients: Mapping[str, float] = field(default_factory=dict)
     by_layer: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def disagreement(self) -> float | None:
+        """The mean of ``mean_disagreement`` and ``variance_disagreement``."""
+        if self.mean_disagreement is None or self.variance_disagreement is None:
+            return None
+        return (self.mean_disagreement + self.variance_disagreement) / 2
 
     def as_metrics(self) -> dict[str, float]:
         """Return the signals as metrics of a round, without the clients' own training loss."""
@@ -68,9 +79,10 @@ class Signals:
             "fixbn-systematic-disagreement": self.systematic_disagreement,
             "fixbn-drift": self.drift,
             "fixbn-update-norm": self.update_norm,
-            "fixbn-update-disagreement": self.update_disagreement,
+            "fixbn-update-agreement": self.update_agreement,
         }
-        return {name: value for name, value in values.items() if value is not None}
+        known = {name: value for name, value in values.items() if value is not None}
+        return {**known, **self.gradients}
 
 
 class SignalTracker:
@@ -78,7 +90,7 @@ class SignalTracker:
 
     def __init__(self) -> None:
         self._mean: Array | None = None  # averaged running means after the last round
-        self._deviations: dict[str, Array] = {}  # of the variances' logarithms, by client
+        self._deviations: dict[str, Array] = {}  # of means and of variances, by client
 
     def observe(
         self, updates: Mapping[Hashable, Update], sent: Arrays, *, frozen: bool = False
@@ -93,13 +105,14 @@ class SignalTracker:
         listed = list(updates.values())
         total = sum(update.weight for update in listed)
         shares = np.array([update.weight / total for update in listed])
-        norm, cancelled = _compared_updates(listed, shares, sent)
+        norm, agreement = _compared_updates(listed, shares, sent)
         losses = [update.train_loss for update in listed if update.train_loss is not None]
         signals: dict[str, Any] = {
             "update_norm": norm,
-            "update_disagreement": cancelled,
+            "update_agreement": agreement,
             # A median, so that a few hostile clients cannot feign a run that falls apart.
             "train_loss": float(np.median(losses)) if losses else None,
+            "gradients": _medians([update.gradients for update in listed]),
         }
         names = [name for name in listed[0].arrays if _is_variance(name)]
         if names and not frozen:
@@ -113,25 +126,27 @@ class SignalTracker:
         logs = np.log(_rows(listed, names) + _EPSILON)
         means = _rows(listed, [name.removesuffix("var") + "mean" for name in names])
         log, mean = shares @ logs, shares @ means
-        logs, means, variance = logs - log, means - mean, np.exp(log)
+        variance = np.exp(log)
+        means, logs = (means - mean) / np.sqrt(variance), logs - log
         of_channels = shares @ logs**2
+        clients = [str(client) for client in updates]
         before, self._mean = self._mean, mean
         return {
-            "mean_disagreement": float((shares @ means**2 / variance).mean()),
+            "mean_disagreement": float((shares @ means**2).mean()),
             "variance_disagreement": float(of_channels.mean()),
-            "systematic_disagreement": self._systematic([str(c) for c in updates], shares, logs),
+            "systematic_disagreement": self._systematic(clients, shares, np.hstack([means, logs])),
             "drift": None if before is None else float(((mean - before) ** 2 / variance).mean()),
             "by_layer": _by_layer(of_channels, names, listed[0].arrays),
         }
 
-    def _systematic(self, clients: Sequence[str], shares: Rows, logs: Rows) -> float | None:
+    def _systematic(self, clients: Sequence[str], shares: Rows, deviations: Rows) -> float | None:
         """Compare deviations with those of each client's last round, and keep them."""
         products = [
             (share, float((own * self._deviations[client]).mean()))
-            for client, share, own in zip(clients, shares, logs, strict=True)
+            for client, share, own in zip(clients, shares, deviations, strict=True)
             if client in self._deviations
         ]
-        for client, own in zip(clients, logs, strict=True):
+        for client, own in zip(clients, deviations, strict=True):
             self._deviations.pop(client, None)  # so that the newest come last
             self._deviations[client] = own.astype(np.float32)
         while sum(own.nbytes for own in self._deviations.values()) > _LARGEST:
@@ -162,6 +177,19 @@ def training_loss(metrics: Mapping[str, object]) -> float | None:
     return next(iter([*of_training, *named.values()]), None)
 
 
+def reported_gradients(report: Mapping[str, object]) -> dict[str, float]:
+    """Return what a client reported of its gradients; nothing of it if it is not sound."""
+    names = (GRADIENT_COSINE, GRADIENT_NORM_RATIO)
+    values = [report.get(name) for name in names]
+    sound = [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
+    return dict(zip(names, sound, strict=True)) if len(sound) == len(names) else {}
+
+
+def _medians(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    names = dict.fromkeys(name for report in reports for name in report)
+    return {n: float(np.median([r[n] for r in reports if n in r])) for n in names}
+
+
 def _is_variance(name: str) -> bool:
     return name.endswith("running_var") and kind_of(name) is Kind.STATISTIC
 
@@ -182,7 +210,7 @@ def _by_layer(of_channels: Rows, names: Sequence[str], arrays: Arrays) -> dict[s
 
 
 def _compared_updates(updates: Sequence[Update], shares: Rows, sent: Arrays) -> tuple[float, float]:
-    """Return the median length of updates, and the share that their average cancels."""
+    """Return the median length of updates, and how far they agree; see ``Signals``."""
     squares, averaged = np.zeros(len(updates)), 0.0
     for name, before in sent.items():
         dtype = np.promote_types(before.dtype, np.float32)
@@ -192,9 +220,9 @@ def _compared_updates(updates: Sequence[Update], shares: Rows, sent: Arrays) -> 
             squares[client] += _squared(change)
             mean += change * dtype.type(share)
         averaged += _squared(mean)
-    mean_square = float(shares @ squares)
-    cancelled = 1.0 - averaged / mean_square if 0.0 < mean_square < math.inf else 0.0
-    return float(np.median(np.sqrt(squares))), min(1.0, max(0.0, cancelled))
+    unrelated = float(shares**2 @ squares)
+    agreement = averaged / unrelated if 0.0 < unrelated < math.inf else 1.0
+    return float(np.median(np.sqrt(squares))), agreement
 
 
 def _squared(values: Array) -> float:

@@ -127,7 +127,7 @@ class Switch:
         outlook = self._rule.outlook()
         if outlook is not None:
             logger.info(
-                "FixBN: %s: freezing them is likely to %s here",
+                "FixBN: %s: freezing the statistics is likely to %s here",
                 self._rule.description(), outlook,
             )  # fmt: skip
 

@@ -18,6 +18,7 @@ class Update:
         weight: The client's weight in the average, such as its number of examples.
         parameters: The parameters, by name. The inner strategy averages them.
         train_loss: The training loss that the client reported; None if it reported none.
+        gradients: What the client reported of its gradients, by the names of the metrics.
     """
 
     arrays: dict[str, Array]
@@ -25,3 +26,4 @@ class Update:
     weight: float
     parameters: Mapping[str, Array] = field(default_factory=dict)
     train_loss: float | None = None
+    gradients: Mapping[str, float] = field(default_factory=dict)

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 
 from flwr.common import Array as FlowerArray
-from flwr.common import ArrayRecord, RecordDict
+from flwr.common import ArrayRecord, ConfigRecord, RecordDict
 
 from fixbn_flwr.array_records import record_with, view_of
 from fixbn_flwr.errors import ReplyError
 from fixbn_flwr.flower_compat import make_array
 from fixbn_flwr.method.averaging import Array, Arrays
-from fixbn_flwr.method.round_config import MOMENTUM
+from fixbn_flwr.method.round_config import GRADIENTS, MOMENTUM
 from fixbn_flwr.server.model_names import check_names, under_sent_names
 from fixbn_flwr.server.reply_collection import CheckedReply
 from fixbn_flwr.server.reply_limits import check_records, check_sizes, extra_bytes
@@ -63,7 +63,9 @@ def check_reply(
         ) from error
     arrays = in_sent_types(views, sent, note)
     metrics = {k: v for record in content.metric_records.values() for k, v in record.items()}
-    update = check_update(arrays, momentum, metrics.get(weighted_by), weighted_by, sent, metrics)
+    gradients = content.config_records.get(GRADIENTS, ConfigRecord())
+    weight = metrics.get(weighted_by)
+    update = check_update(arrays, momentum, weight, weighted_by, sent, metrics, gradients)
     # Type and shape from the server: nobody has checked what the client says of them.
     model = record_with(
         {
@@ -73,7 +75,7 @@ def check_reply(
             for name, own in sent.items()
         }
     )
-    others = {k: v for k, v in content.items() if k not in (key, MOMENTUM)}
+    others = {k: v for k, v in content.items() if k not in (key, MOMENTUM, GRADIENTS)}
     checked = RecordDict({key: model, **others})
     return CheckedReply(checked, update, form_of(checked, update.momentum), key)
 

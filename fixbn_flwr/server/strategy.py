@@ -20,9 +20,10 @@ from flwr.serverapp.strategy import Result, Strategy
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.log import logger
 from fixbn_flwr.method.averaging import Array
+from fixbn_flwr.method.options import StatisticsAverage
 from fixbn_flwr.method.round_config import MomentumMode
 from fixbn_flwr.method.schedule import FreezeAfter, Phase
-from fixbn_flwr.method.server_rules import ServerState, StatisticsAverage
+from fixbn_flwr.method.server_rules import ServerState
 from fixbn_flwr.method.signals import Signals
 from fixbn_flwr.method.switch import LearningRateFactor
 from fixbn_flwr.server.inner_strategy import examine, inner_attribute, layers_of
@@ -61,6 +62,9 @@ class FixBN(RoundSteps):
         guard: Whether a run that falls apart in the first rounds of calibration goes back to the
             end of round T* and tries again with 0.3 times the rate, at most three times, and then
             goes on without freezing. Default: True.
+        compare_gradients_every: Every how many rounds of exploration clients compare the gradient
+            under their batch's statistics with that under the global ones, where their code calls
+            ``local.compare_gradients``. Default: 0, never.
         strict: Raise, instead of warn, when a client returns frozen statistics changed.
         max_extra_bytes: How many bytes of metrics, config records and other arrays a reply may
             hold besides the model. Default: as many as the model has, and a mebibyte.
@@ -83,6 +87,7 @@ class FixBN(RoundSteps):
         statistics: StatisticsAverage = "mean",
         learning_rate_factor: LearningRateFactor = 1.0,
         guard: bool = True,
+        compare_gradients_every: int = 0,
         strict: bool = False,
         max_extra_bytes: int | None = None,
     ) -> None:
@@ -93,7 +98,9 @@ class FixBN(RoundSteps):
                 "flwr.serverapp.strategy, such as FedAvg(), that is not FixBN itself. For a "
                 "strategy of flwr.server.strategy use fixbn_flwr.legacy.FixBN."
             )
-        state = ServerState(freeze_after, momentum, statistics, learning_rate_factor, guard)
+        state = ServerState(
+            freeze_after, momentum, statistics, learning_rate_factor, guard, compare_gradients_every
+        )
         inner = examine(strategy, statistics, MESSAGE_API)
         super().__init__(strategy, inner, state, strict=strict, max_extra_bytes=max_extra_bytes)
         self._stopping = False

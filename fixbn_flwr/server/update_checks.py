@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fixbn_flwr.errors import NotFiniteError, ReplyError
 from fixbn_flwr.method.averaging import Array, Arrays, Kind, kind_of, of_kind
 from fixbn_flwr.method.round_config import MOMENTUM
-from fixbn_flwr.method.signals import training_loss
+from fixbn_flwr.method.signals import reported_gradients, training_loss
 from fixbn_flwr.method.update import Update
 from fixbn_flwr.server.model_names import check_names
 from fixbn_flwr.server.reply_limits import check_weight
@@ -44,6 +44,7 @@ def check_update(
     weighted_by: str,
     sent: Arrays,
     metrics: Mapping[str, object],
+    gradients: Mapping[str, object],
 ) -> Update:
     """Check what a client returned against what it was sent; return what FixBN averages of it.
 
@@ -54,6 +55,7 @@ def check_update(
         weighted_by: The weight's name, for the message.
         sent: The arrays that were sent. Their names, shapes and types must come back.
         metrics: The client's metrics, which may have its training loss.
+        gradients: What may have its comparison of gradients.
 
     Raises:
         ReplyError: If the reply must not be averaged. The message says which array and why.
@@ -71,6 +73,7 @@ def check_update(
         weight=check_weight(weight, weighted_by),
         parameters=of_kind(arrays, Kind.PARAMETER),
         train_loss=training_loss(metrics),
+        gradients=reported_gradients(gradients),
     )
 
 

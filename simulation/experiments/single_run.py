@@ -136,6 +136,8 @@ def _result(
         versions=about["versions"],
         command=command,
         extra=extra,
+        freeze_round=about["freeze_round"],
+        freeze_reason=about.get("freeze_reason", ""),
     )
 
 

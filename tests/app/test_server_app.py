@@ -38,7 +38,8 @@ def test_each_round_is_a_line_of_metrics(tmp_path: Path) -> None:
     rounds = rounds_of(folder)
     assert [set(line) for line in rounds] == [
         {"round", "phase", "learning_rate", "train_loss", "test_loss", "test_accuracy",
-         "bytes_sent", "bytes_received", "seconds", "clients", "dropped", "train_seconds"}
+         "bytes_sent", "bytes_received", "seconds", "clients", "dropped", "train_seconds",
+         "retries", "signals", "disagreement_by_layer"}
     ] * 3  # fmt: skip
     assert [line["round"] for line in rounds] == [1, 2, 3]
     assert [line["phase"] for line in rounds] == ["exploration", "exploration", "calibration"]
@@ -266,7 +267,8 @@ def test_divergence_after_t_star_logs_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with contextlib.suppress(RoundsFailedError):  # it may diverge to NaN
-        run_app(tmp_path / "too fast", 4, {"num-server-rounds": 5, "learning-rate-factor": 1000.0})
+        fast = {"num-server-rounds": 5, "learning-rate-factor": 1000.0, "guard": False}
+        run_app(tmp_path / "too fast", 4, fast)
     assert caplog.text.count("the run diverges in calibration") == 1
     assert "at T* = 2: the run diverges" in caplog.text
     assert "such as 100: delete the checkpoints after T* from" in caplog.text

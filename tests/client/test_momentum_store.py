@@ -343,3 +343,51 @@ def test_a_failed_write_leaves_only_the_old_file(
     write_atomically(path, b"new")
     assert path.read_bytes() == b"new"
     assert list(path.parent.iterdir()) == [path]
+
+
+# Going back to an earlier round
+
+
+def test_buffers_of_discarded_rounds_are_not_used(place: Path | None) -> None:
+    client = context(place)
+    save(client, 4, {"x": torch.tensor([4.0])})
+    save(client, 5, {"x": torch.tensor([5.0])}, kept_round=4)
+    save(client, 6, {"x": torch.tensor([6.0])}, kept_round=4)
+    assert load(client, 7, kept_round=4)["x"] == 6
+    assert load(client, 7, kept_round=4, discarded=(4, 6))["x"] == 4
+    save(client, 7, {"x": torch.tensor([7.0])}, kept_round=4, discarded=(4, 6))
+    assert load(client, 8, kept_round=4, discarded=(4, 6))["x"] == 7
+    assert load(client, 8, kept_round=4, discarded=(4, 7))["x"] == 4  # the next try failed, too
+
+
+def test_a_client_that_missed_the_kept_round_goes_back_to_its_last_one_before(
+    place: Path | None,
+) -> None:
+    client = context(place)
+    save(client, 2, {"x": torch.tensor([2.0])})
+    save(client, 6, {"x": torch.tensor([6.0])}, kept_round=4)
+    assert load(client, 8, kept_round=4, discarded=(4, 7))["x"] == 2
+
+
+def test_a_client_that_first_trained_in_a_discarded_round_starts_from_zero(
+    place: Path | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = context(place)
+    save(client, 5, {"x": torch.tensor([5.0])}, kept_round=4)
+    assert load(client, 6, kept_round=4, discarded=(4, 5)) == {}
+    assert "it is of round 5, and the run has gone back to round 4" in caplog.text
+
+
+def test_the_kept_buffers_go_when_the_run_cannot_go_back_any_more(place: Path | None) -> None:
+    client = context(place)
+    for server_round, more in ((4, {}), (5, {"kept_round": 4}), (6, {"kept_round": 4}), (7, {})):
+        save(client, server_round, {"x": torch.tensor([float(server_round)])}, **more)
+    assert load(client, 8, discarded=(4, 7)) == {}
+
+
+def test_the_state_keeps_one_copy_more_whatever_checkpoints_there_are() -> None:
+    client = context(None)
+    for server_round in range(1, 8):
+        kept = {"kept_round": 3} if server_round > 3 else {}
+        save(client, server_round, BUFFERS, checkpoints=(1, 2, 5), **kept)
+    assert len(client.state.config_records[KEY]) == 2

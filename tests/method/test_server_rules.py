@@ -43,7 +43,9 @@ def test_a_run_explores_and_then_calibrates() -> None:
     assert server.frozen_statistics is None
     server.begin_round(2, arrays)
     arrays = server.end_round([update(5, 1, count=6)], arrays)
-    assert server.begin_round(3, arrays) == RoundConfig(3, Phase.CALIBRATION, Momentum.LOCAL, 0.5)
+    assert server.begin_round(3, arrays) == RoundConfig(
+        3, Phase.CALIBRATION, Momentum.LOCAL, 0.5, kept_round=2
+    )
     assert server.frozen_statistics == {"n.running_mean": 5, "n.running_var": 1}
     assert server.end_round([update(9, 1, count=99)], arrays) == rest(5, 1, 6)
 

@@ -35,7 +35,7 @@ def observed(*updates: Update, tracker: SignalTracker | None = None, frozen: boo
 def test_equal_clients_do_not_disagree() -> None:
     signals = observed(update(weights=(1.0, 2.0)), update(weights=(1.0, 2.0)))
     assert (signals.mean_disagreement, signals.variance_disagreement) == (0.0, 0.0)
-    assert signals.update_disagreement == pytest.approx(0.0)
+    assert signals.update_agreement == pytest.approx(2.0)
     assert signals.update_norm == pytest.approx(math.sqrt(5))
 
 
@@ -78,12 +78,20 @@ def test_noise_cancels_and_a_lasting_difference_stays() -> None:
     first = observed(update(variance=(e, e)), update(variance=(1 / e, 1 / e)), tracker=tracker)
     assert first.systematic_disagreement is None
     second = observed(update(variance=(e, 1 / e)), update(variance=(1 / e, e)), tracker=tracker)
-    assert second.variance_disagreement == pytest.approx(1.0, rel=1e-4)
-    assert second.systematic_disagreement == pytest.approx((1 - 1) / 2, abs=1e-4)
+    assert second.disagreement == pytest.approx(1 / 2, rel=1e-4)  # the means are equal
+    assert second.systematic_disagreement == pytest.approx((1 - 1) / 4, abs=1e-4)
     third = observed(update(variance=(e, e)), update(variance=(1 / e, 1 / e)), tracker=tracker)
     assert third.systematic_disagreement == pytest.approx(0.0, abs=1e-4)
     fourth = observed(update(variance=(e, e)), update(variance=(1 / e, 1 / e)), tracker=tracker)
-    assert fourth.systematic_disagreement == pytest.approx(1.0, rel=1e-4)
+    assert fourth.systematic_disagreement == pytest.approx(1 / 2, rel=1e-4)
+
+
+def test_means_count_as_much_as_variances() -> None:
+    tracker = SignalTracker()
+    for _ in range(2):
+        signals = observed(update((1.0, 1.0)), update((-1.0, -1.0)), tracker=tracker)
+    assert signals.disagreement == pytest.approx(1 / 2, rel=1e-4)
+    assert signals.systematic_disagreement == pytest.approx(1 / 2, rel=1e-4)
 
 
 def test_a_client_is_compared_with_its_own_last_round_only() -> None:
@@ -94,11 +102,11 @@ def test_a_client_is_compared_with_its_own_last_round_only() -> None:
     assert tracker.observe(others, SENT).systematic_disagreement is None
     one_again = {1: update(variance=(e, e)), 5: update(variance=(1 / e, 1 / e))}
     again = tracker.observe(one_again, SENT).systematic_disagreement
-    assert again == pytest.approx(1.0, rel=1e-4)
+    assert again == pytest.approx(1 / 2, rel=1e-4)
 
 
 def test_the_oldest_deviations_go_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fixbn_flwr.method.signals._LARGEST", 3 * 8)  # two float32 channels each
+    monkeypatch.setattr("fixbn_flwr.method.signals._LARGEST", 3 * 16)  # four float32 each
     tracker = SignalTracker()
     for client in range(5):
         tracker.observe({client: update()}, SENT)
@@ -113,14 +121,15 @@ def test_drift_is_the_change_of_the_average_since_the_last_round() -> None:
     assert second.drift == pytest.approx(((3 - 1) ** 2 + 0) / 2, rel=1e-4)
 
 
-def test_updates_that_cancel_disagree_entirely() -> None:
+def test_updates_that_cancel_do_not_agree_at_all() -> None:
     signals = observed(update(weights=(3.0, 4.0)), update(weights=(-3.0, -4.0)))
-    assert (signals.update_norm, signals.update_disagreement) == (5.0, 1.0)
+    assert (signals.update_norm, signals.update_agreement) == (5.0, 0.0)
 
 
-def test_orthogonal_updates_of_two_clients_lose_half() -> None:
-    signals = observed(update(weights=(1.0, 0.0)), update(weights=(0.0, 1.0)))
-    assert signals.update_disagreement == pytest.approx(0.5)
+@pytest.mark.parametrize("weight", [1.0, 5.0])
+def test_orthogonal_updates_agree_as_unrelated_ones_do(weight: float) -> None:
+    signals = observed(update(weights=(1.0, 0.0), weight=weight), update(weights=(0.0, 2.0)))
+    assert signals.update_agreement == pytest.approx(1.0)
 
 
 def test_one_client_cannot_feign_a_loss_or_a_long_update() -> None:
@@ -134,14 +143,14 @@ def test_half_precision_does_not_overflow() -> None:
     large = Update({}, {}, 1.0, {"w": np.full(2, 3e4, np.float16)})
     signals = SignalTracker().observe({1: large, 2: large}, sent)
     assert signals.update_norm == pytest.approx(math.sqrt(2) * 3e4, rel=1e-3)
-    assert signals.update_disagreement == pytest.approx(0.0, abs=1e-3)
+    assert signals.update_agreement == pytest.approx(2.0, rel=1e-3)
 
 
 def test_frozen_statistics_and_models_without_any_have_no_disagreement() -> None:
     without = Update({}, {}, 1.0, {"w": np.ones(2)})
     for signals in (observed(update(), frozen=True), observed(without)):
         metrics = signals.as_metrics()
-        assert metrics.keys() == {"fixbn-update-norm", "fixbn-update-disagreement"}
+        assert metrics.keys() == {"fixbn-update-norm", "fixbn-update-agreement"}
 
 
 def test_a_restored_tracker_goes_on_with_the_same_bits() -> None:

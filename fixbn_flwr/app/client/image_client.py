@@ -7,7 +7,7 @@ in a client.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from fixbn_flwr.app.batches import batches_by_epochs, batches_by_steps
 from fixbn_flwr.app.client.node_config import Node, settings_of
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.cuda_graphs import replays
-from fixbn_flwr.app.training import evaluate, seed_of, train
+from fixbn_flwr.app.local_step import batch_loss
+from fixbn_flwr.app.training import evaluate, on_device, seed_of, train
 from fixbn_flwr.app.workbench import Workbench, find_device, workbench
 from fixbn_flwr.array_records import arrays_of, record_of
 from fixbn_flwr.client.local_training import local_training
@@ -124,6 +125,7 @@ class FixBNClient:
         torch.manual_seed(seed)  # dropout draws from the global generator
         random = torch.Generator().manual_seed(seed)
         with local_training(bench.model, bench.optimizer, received, self.context) as local:
+            local.compare_gradients(self._first_loss(bench, seed))
             stage = (local.phase, local.learning_rate_factor)
             started = time.monotonic()
             loss = train(
@@ -151,6 +153,17 @@ class FixBNClient:
         metrics = MetricRecord({"loss": loss, "accuracy": accuracy})
         metrics["num-examples"] = len(own)
         return RecordDict({"metrics": metrics})
+
+    def _first_loss(self, bench: Workbench, seed: int) -> Callable[[], Tensor]:
+        """Return what computes the loss of the round's first batch, in float32."""
+
+        def loss() -> Tensor:
+            random = torch.Generator().manual_seed(seed)
+            batch = next(self._batches(random))
+            data = on_device(self._data, bench.device)
+            return batch_loss(bench, self.task, data, batch, bench.random_of(random))
+
+        return loss
 
     @property
     def _data(self) -> Split:

@@ -17,9 +17,9 @@ from fixbn_flwr.app.config.rules import Value, key_of, setting
 from fixbn_flwr.app.local_step import Precision
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method import schedule
+from fixbn_flwr.method.options import StatisticsAverage
 from fixbn_flwr.method.round_config import MomentumMode
 from fixbn_flwr.method.schedule import AUTO, FreezeAfter
-from fixbn_flwr.method.server_rules import StatisticsAverage
 from fixbn_flwr.method.switch import LearningRateFactor
 from fixbn_flwr.models.norm import NORMS
 from fixbn_flwr.tasks import TASKS, get_task
@@ -63,8 +63,9 @@ class Settings:
     learning_rate_factor: LearningRateFactor = setting(
         0.1, "multiplies the learning rate in calibration", "factor", choices=("auto",), above=0
     )
-    guard: bool = setting(
-        True, "whether a run that falls apart after T* goes back to T* and tries a smaller rate"
+    guard: bool = setting(True, "go back to T* with a smaller rate if the run falls apart after it")
+    compare_gradients_every: int = setting(
+        0, "interval at which clients compare gradients until T*; 0: never", "rounds", at_least=0
     )
     fraction_train: float = setting(
         1.0, "share of the clients that train in each round", "share", above=0, at_most=1

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fixbn_flwr.tasks import get_task
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ STYLES = (
 )
 _MARKERS_PER_LINE = 12
 _LOG_FROM_RATIO = 100.0
+DISAGREEMENT = "fixbn-variance-disagreement"
 
 
 def figure_title(settings: "Settings", clients: int) -> str:
@@ -50,9 +53,9 @@ def draw_curves(
     *,
     title: str,
 ) -> None:
-    """Draw test accuracy, training loss and test loss of each run into a PNG file.
+    """Draw accuracy, losses and the clients' disagreement of each run into a PNG file.
 
-    Rounds without a finite value are left out.
+    Rounds without a finite value are left out. Clients disagree until the statistics are frozen.
 
     Args:
         runs: The rounds of each run, by label.
@@ -63,9 +66,9 @@ def draw_curves(
     from matplotlib.figure import Figure  # its canvas is Agg: no display, no global state
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(8.0, 6.4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(9.0, 6.4), dpi=120, layout="constrained")
     axes = figure.subplot_mosaic(
-        [["accuracy", "accuracy"], ["train", "test"]], height_ratios=(1.4, 1.0)
+        [["accuracy"] * 3, ["train", "test", "disagreement"]], height_ratios=(1.4, 1.0)
     )
     axes["test"].sharex(axes["train"])
     axes["test"].sharey(axes["train"])
@@ -74,10 +77,15 @@ def draw_curves(
         _line(axes["accuracy"], style, label, [(m.round, m.test_accuracy, 100.0) for m in rounds])
         _line(axes["train"], style, label, [(m.round, m.train_loss, 1.0) for m in rounds])
         _line(axes["test"], style, label, [(m.round, m.test_loss, 1.0) for m in rounds])
+        apart = [(m.round, m.signals.get(DISAGREEMENT), 1.0) for m in rounds]
+        _line(axes["disagreement"], style, label, apart)
 
     axes["accuracy"].set(ylabel="test accuracy (%)", ylim=(0, 102))
     axes["train"].set(ylabel="training loss (nats)")
     axes["test"].set(ylabel="test loss (nats)")
+    axes["disagreement"].set(ylabel="clients' disagreement")
+    if any(y > 0 for line in axes["disagreement"].lines for y in np.asarray(line.get_ydata())):
+        axes["disagreement"].set_yscale("log")
     losses = [
         loss
         for rounds in runs.values()

@@ -130,6 +130,7 @@ def _strategy(settings: Settings, needed: int) -> RecordedFixBN:
         statistics=settings.statistics,
         learning_rate_factor=settings.learning_rate_factor,
         guard=settings.guard,
+        compare_gradients_every=settings.compare_gradients_every,
     )
 
 

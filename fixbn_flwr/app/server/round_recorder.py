@@ -16,20 +16,17 @@ from fixbn_flwr.app.runs.reader import CHECKPOINTS
 from fixbn_flwr.app.runs.summary import RoundMetrics, round_line
 from fixbn_flwr.app.runs.writer import RunFolder
 from fixbn_flwr.app.server.client_registry_grid import ClientRegistryGrid
+from fixbn_flwr.app.server.divergence import DivergenceWarning
 from fixbn_flwr.app.server.rng_state import random_state
 from fixbn_flwr.app.training import evaluate
 from fixbn_flwr.array_records import arrays_of
-from fixbn_flwr.log import logger
 from fixbn_flwr.method.averaging import Arrays
-from fixbn_flwr.method.schedule import AUTO, Phase
+from fixbn_flwr.method.schedule import AUTO
 from fixbn_flwr.persistence.checkpoint_writer import CheckpointWriter
 from fixbn_flwr.persistence.checkpoints import Checkpoints
 from fixbn_flwr.persistence.safetensors_tree import Tree
 from fixbn_flwr.server.strategy import FixBN
 from fixbn_flwr.tasks import Split, Task
-
-DIVERGED = 5.0  # times the test loss at T*; a model that learns slowly stays well below
-BY_CHANCE = 1.2  # times the accuracy of guessing; a model that falls below it is lost
 
 
 class RecordedFixBN(FixBN):
@@ -102,7 +99,7 @@ class Recorder:
             Checkpoints(folder.path / CHECKPOINTS, settings.keep_checkpoints, self._always_kept)
         )
         self._last: tuple[int, Tree] | None = None
-        self._at_freeze = folder.metrics_of(settings.freeze_round)
+        self._divergence = DivergenceWarning(folder, chance=1 / task.classes)
         self._started = time.monotonic()
         self._bytes = (0, 0)
         self._announce_checkpoints()
@@ -124,8 +121,8 @@ class Recorder:
         loss, accuracy = self._evaluate(arrays) if evaluated else (None, None)
         metrics = self._metrics(server_round, loss, accuracy)
         print(round_line(metrics, self._settings))
-        self._warn_of_divergence(metrics)
         is_best = self._folder.append(metrics)
+        self._divergence.warn(metrics, self._settings, self._strategy.learning_rate_factor)
         if is_best:
             self._best = arrays_of(arrays)
             self._folder.save_model("best", self._best)
@@ -146,7 +143,6 @@ class Recorder:
             return
         self._settings = replace(self._settings, freeze_after=freeze_round)
         self._always_kept.add(freeze_round)
-        self._at_freeze = self._folder.metrics_of(freeze_round)
         self._folder.record_decision(freeze_round, self._strategy.freeze_reason)
 
     def close(self) -> None:
@@ -183,25 +179,6 @@ class Recorder:
             "metrics": list(self._folder.lines),
             "random": random_state(),
         }
-
-    def _warn_of_divergence(self, metrics: RoundMetrics) -> None:
-        """Warn once if the run diverges with frozen statistics."""
-        if metrics.round == self._settings.freeze_round:
-            self._at_freeze = metrics
-        if metrics.phase is Phase.EXPLORATION or self._at_freeze is None:
-            return
-        if _has_diverged(metrics, self._at_freeze, chance=1 / self._task.classes):
-            logger.warning(
-                "round %s: test loss %.3g, accuracy %.1f %%; they were %.3g and %.1f %% at "
-                "T* = %s: the run diverges in calibration. Use a smaller learning-rate-factor, "
-                "such as %g: delete the checkpoints after T* from %s and resume the run with "
-                'may-change="learning-rate-factor", or start a new run.',
-                metrics.round, metrics.test_loss, 100 * (metrics.test_accuracy or 0),
-                self._at_freeze.test_loss, 100 * (self._at_freeze.test_accuracy or 0),
-                self._settings.freeze_round, self._strategy.learning_rate_factor / 10,
-                self._folder.path / CHECKPOINTS,
-            )  # fmt: skip
-            self._at_freeze = None
 
     def _announce_checkpoints(self) -> None:
         """Announce the checkpoint rounds, so that clients keep the momentum to roll back to."""
@@ -244,18 +221,3 @@ class Recorder:
         bench = workbench_of(self._task, self._settings)
         bench.load(arrays_of(arrays))
         return evaluate(bench, self._task, self._test)
-
-
-def _has_diverged(now: RoundMetrics, at_freeze: RoundMetrics, chance: float) -> bool:
-    """Return whether the model is lost, by a test after T*.
-
-    Args:
-        now: The round's metrics.
-        at_freeze: The metrics of round T*.
-        chance: The accuracy of guessing.
-    """
-    if now.test_loss is None or at_freeze.test_loss is None:
-        return False
-    accuracy, before = now.test_accuracy or 0.0, at_freeze.test_accuracy or 0.0
-    fell = before > 2 * BY_CHANCE * chance and accuracy <= BY_CHANCE * chance
-    return fell or not now.test_loss <= DIVERGED * at_freeze.test_loss  # also if NaN

@@ -12,7 +12,6 @@ import pytest
 from fixbn_flwr.app.config.key_table import key_table
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.errors import ConfigError
-from fixbn_flwr.method.schedule import Phase
 
 # The tests below do not depend on the app's defaults.
 BASE: dict[str, Any] = {
@@ -60,7 +59,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"batch-size": True}, "batch-size = true: must be a whole number"),
     ({"learning-rate": "0.1"}, "must be a number; write it in digits, without quotes"),
     ({"learning-rate": True}, "learning-rate = true: must be a number"),
-    ({"freeze-after": True}, "freeze-after = true: must be a number"),
+    (
+        {"freeze-after": True},
+        'freeze-after = true: must be a number, or "auto"; write it in digits',
+    ),
+    ({"freeze-after": "never"}, 'freeze-after = "never": must be a number, or "auto"; write it'),
+    ({"learning-rate-factor": "0.1"}, 'must be a number, or "auto"; write it in digits, without'),
+    ({"learning-rate": "auto"}, 'learning-rate = "auto": must be a number; write it in digits'),
+    ({"freeze-after": "auto", "norm": "gn"}, 'freeze-after = "auto": norm gn has no running'),
     ({"task": 1}, "task = 1: must be text; use one of digits, cifar10"),
     ({"run-name": 1}, "run-name = 1: must be text; write it in quotes"),
     # finite
@@ -218,17 +224,14 @@ def test_each_round_has_the_scheduled_learning_rate(schedule: str, rates: list[f
     )
     rounds = range(1, 9)
     assert [settings.learning_rate_at(t) for t in rounds] == pytest.approx(rates, abs=1e-7)
-    # T* is 4, so the factor 0.1 applies from round 5.
-    effective = [rate * (0.1 if t > 4 else 1) for t, rate in zip(rounds, rates, strict=True)]
-    assert [settings.effective_learning_rate(t) for t in rounds] == pytest.approx(
-        effective, abs=1e-7
-    )
 
 
-def test_the_phase_changes_after_t_star() -> None:
-    settings = made({"freeze-after": 3})
-    phases = [settings.phase(t) for t in (1, 3, 4, 40)]
-    assert phases == [Phase.EXPLORATION] * 2 + [Phase.CALIBRATION] * 2
+def test_numbers_may_be_left_to_the_run() -> None:
+    settings = made({"freeze-after": "auto", "learning-rate-factor": "auto"})
+    assert (settings.freeze_after, settings.learning_rate_factor) == ("auto", "auto")
+    assert (settings.freeze_round, settings.method) == (40, "FixBN")  # not decided yet
+    assert settings.may_freeze
+    assert not made({"freeze-after": 1.0}).may_freeze
 
 
 @pytest.mark.parametrize(

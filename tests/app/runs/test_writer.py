@@ -141,7 +141,7 @@ def test_each_round_is_appended_as_one_line(tmp_path: Path) -> None:
             "round": 1, "phase": "exploration", "learning_rate": 0.02, "train_loss": 1.5,
             "test_loss": 0.5, "test_accuracy": 0.5, "bytes_sent": 2_000_000,
             "bytes_received": 500_000, "seconds": 0.25, "clients": 10, "dropped": 0,
-            "train_seconds": None,
+            "train_seconds": None, "retries": 0, "signals": {}, "disagreement_by_layer": {},
         }
     ]  # fmt: skip
     folder.append(second)
@@ -237,12 +237,11 @@ def test_finish_writes_the_summary_and_the_figure(tmp_path: Path) -> None:
 
 
 def test_a_summary_omits_values_without_freeze_or_evaluation(tmp_path: Path) -> None:
-    bn = settings(tmp_path, freeze_after=1.0)
     accuracies = [0.5, 0.7, 0.7, 0.6]
-    summary = summarize([metrics(t, a) for t, a in enumerate(accuracies, start=1)], bn)
+    summary = summarize([metrics(t, a) for t, a in enumerate(accuracies, start=1)], None)
     assert (summary.accuracy_at_freeze, summary.final_accuracy) == (None, 0.6)
     assert (summary.best_accuracy, summary.best_round) == (0.7, 2)
-    assert summarize([], bn) == Summary(None, None, None, None, 0, 0.0, 0.0)
+    assert summarize([], None) == Summary(None, None, None, None, 0, 0.0, 0.0)
 
 
 def test_the_summary_table_lists_two_runs() -> None:

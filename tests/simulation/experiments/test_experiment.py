@@ -86,7 +86,7 @@ def test_methods_have_the_same_learning_rate_in_every_round(name, scale):
         for run in runs:
             if run.method in ("BN", "FixBN", "GN", "centralised"):
                 settings = Settings.from_run_config(run.run_config)
-                course = [settings.effective_learning_rate(r + 1) for r in range(run.rounds)]
+                course = [rate_of(settings, r + 1) for r in range(run.rounds)]
                 first = settings.learning_rate
                 where = (str(first), str(run.seed), *map(str, run.setting.values()))
                 courses.setdefault(where, {})[run.method] = [r / first for r in course]
@@ -96,9 +96,14 @@ def test_methods_have_the_same_learning_rate_in_every_round(name, scale):
                 assert all(course == pytest.approx(expected) for course in by_method.values())
 
 
-def test_there_are_seven_experiments():
+def rate_of(settings, server_round):
+    factor = settings.learning_rate_factor if server_round > settings.freeze_round else 1.0
+    return settings.learning_rate_at(server_round) * factor
+
+
+def test_there_are_eight_experiments():
     assert names() == [
-        "freeze-after", "frequency", "gradients", "map", "momentum", "normalisers",
+        "freeze-after", "freeze-rule", "frequency", "gradients", "map", "momentum", "normalisers",
         "segmentation",
     ]  # fmt: skip
 
