@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 import warnings
 from collections.abc import Callable
 
@@ -117,8 +118,9 @@ def _check(name: str, model: TrainedModel, exported: Callable[[Tensor], object])
 
 
 def _cannot_be_represented(name: str, why: str) -> ConfigError:
+    words = textwrap.shorten(why, 300, placeholder=" ...")  # some exporters write pages
     return ConfigError(
-        f"{name} cannot represent this network ({why}): its forward must not depend on the values"
+        f"{name} cannot represent this network ({words}): its forward must not depend on the values"
         " or the number of the images. Change the network, or use --format safetensors, which"
         " holds the weights alone."
     )
