@@ -64,9 +64,15 @@ def export(
             missing, or the folder cannot be written.
 
     Examples:
-        >>> export("runs/mine", "tflite")
-        Traceback (most recent call last):
-        fixbn_flwr.errors.ConfigError: format is 'tflite', which does not exist: use onnx, ...
+        >>> import tempfile
+        >>> from contextlib import redirect_stdout
+        >>> from fixbn_flwr.app.centralised import train_centrally
+        >>> from fixbn_flwr.app.overrides import settings_of
+        >>> with tempfile.TemporaryDirectory() as runs, redirect_stdout(None):
+        ...     settings = settings_of([f"output-dir={runs}", "num-server-rounds=2"])
+        ...     path = export(train_centrally(settings, clients=10), "torchscript")
+        >>> path.parent.name, path.name
+        ('export-best', 'model.pt')
     """
     if file_format not in get_args(Format):
         raise ConfigError(

@@ -76,9 +76,8 @@ def torchscript_file(model: TrainedModel) -> bytes:
         >>> from fixbn_flwr.tasks.signature import Signature
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
         >>> signature = Signature(("no", "yes"), (1, 8, 8), mean=(0.5,), std=(0.5,), white=1)
-        >>> content = torchscript_file(TrainedModel(network, signature))
-        >>> torch.jit.load(io.BytesIO(content))(torch.zeros(5, 1, 8, 8)).shape
-        torch.Size([5, 2])
+        >>> torchscript_file(TrainedModel(network, signature))[:2]  # a ZIP archive
+        b'PK'
     """
     file = io.BytesIO()
     with warnings.catch_warnings():

@@ -60,6 +60,17 @@ class TrainedModel(nn.Module):
         std: The standard deviation that is divided by.
         white: The largest value of a pixel in uint8 arrays, which is 1 after scaling.
         per_pixel: Whether it returns the class of each pixel.
+
+    Examples:
+        >>> from PIL import Image
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+        >>> signature = Signature(("no", "yes"), (1, 8, 8), mean=(127.0,), std=(60.0,), white=255)
+        >>> model = TrainedModel(network, signature)
+        >>> model(torch.zeros(5, 1, 8, 8)).shape
+        torch.Size([5, 2])
+        >>> (prediction,) = model.predict([Image.new("L", (28, 28))])
+        >>> prediction.label in model.class_names
+        True
     """
 
     _mean: Tensor

@@ -27,7 +27,7 @@ def digits(tmp_path: Path) -> list[Path]:
     _, test = load_splits(get_task("digits"))
     files = [tmp_path / f"{number}.png" for number in range(3)]
     for number, file in enumerate(files):
-        Image.fromarray((test.images[number, 0].numpy() * 15).astype(np.uint8)).save(file)
+        Image.fromarray((test.images[:][number, 0].numpy() * 15).astype(np.uint8)).save(file)
     return files
 
 

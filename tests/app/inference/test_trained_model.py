@@ -53,7 +53,7 @@ def test_predictions_have_the_accuracy_that_the_run_recorded(run_folder: Path, w
     _, test = load_splits(get_task("digits"))
     accuracies = [line["test_accuracy"] for line in rounds_of(run_folder)]
     expected = max(accuracies) if which == "best" else accuracies[-1]
-    predictions = load(run_folder, which).predict(test.images.numpy())  # type: ignore[arg-type]
+    predictions = load(run_folder, which).predict(test.images[:].numpy())
     right = [int(p.label) == target for p, target in zip(predictions, test.targets, strict=True)]
     assert np.mean(right) == pytest.approx(expected, abs=1e-7)
     assert expected > 0.2
@@ -62,8 +62,8 @@ def test_predictions_have_the_accuracy_that_the_run_recorded(run_folder: Path, w
 def test_files_give_the_predictions_of_the_stored_pixels(run_folder: Path, tmp_path: Path) -> None:
     _, test = load_splits(get_task("digits"))
     model = load(run_folder)
-    (stored,) = model.predict([test.images[0].numpy()])
-    image = Image.fromarray((test.images[0, 0].numpy() * 15.9375).round().astype(np.uint8))
+    (stored,) = model.predict([test.images[:1][0].numpy()])
+    image = Image.fromarray((test.images[:1][0, 0].numpy() * 15.9375).round().astype(np.uint8))
     image.save(tmp_path / "digit.png")
     of_image, of_file = model.predict([image, tmp_path / "digit.png"])
     assert of_image == of_file
