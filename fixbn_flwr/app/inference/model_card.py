@@ -80,7 +80,7 @@ without `fixbn_flwr.load`, take images that are already normalized.
 
 _METHODS = {
     "FixBN": "federated learning with FixBN ([arXiv 2303.06530](https://arxiv.org/abs/2303.06530))",
-    "centralised": "all data in one place, without federated learning",
+    "centralised": "centralized training on all data in one place",
 }
 
 
@@ -114,8 +114,7 @@ def model_card(
         model_index=_model_index(name, settings["task"], here, model),
         name=name,
         summary=f"It classifies {'pixels' if model.per_pixel else 'images'} ({images}) into"
-        f" {classes} classes. It was trained by {method}, using"
-        " [Flower](https://flower.ai) and fixbn-flwr.",
+        f" {classes} classes. It was trained by {method}, using fixbn-flwr.",
         task=settings["task"],
         images=images,
         classes=", ".join(model.class_names),
