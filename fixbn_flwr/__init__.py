@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fixbn_flwr.app.inference.loading import load
     from fixbn_flwr.client.local_training import local_training
     from fixbn_flwr.client.numpy_client_mod import numpy_client_mod
     from fixbn_flwr.client.parameters_only import parameters_only
@@ -20,6 +21,7 @@ __all__ = [
     "flat_arrays_mod",
     "flat_in_deployment",
     "freeze_statistics",
+    "load",
     "local_training",
     "numpy_client_mod",
     "parameters_only",
@@ -32,6 +34,7 @@ _MODULES = {
     "flat_arrays_mod": "transport.packed_grid",
     "flat_in_deployment": "transport.packed_grid",
     "freeze_statistics": "method.batch_norm",
+    "load": "app.inference.loading",
     "local_training": "client.local_training",
     "numpy_client_mod": "client.numpy_client_mod",
     "parameters_only": "client.parameters_only",

@@ -21,6 +21,7 @@ def test_dir_lists_exactly_the_public_names() -> None:
         "flat_arrays_mod",
         "flat_in_deployment",
         "freeze_statistics",
+        "load",
         "local_training",
         "numpy_client_mod",
         "parameters_only",

@@ -55,4 +55,5 @@ TASK = Task(
     augment=None,
     loss=cross_entropy,
     metric=Accuracy,
+    class_names=tuple(CLASSES),
 )

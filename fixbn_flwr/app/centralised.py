@@ -23,6 +23,7 @@ from fixbn_flwr.app.training import evaluate, seed_of, train
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method.schedule import Phase
 from fixbn_flwr.tasks import get_task, load_splits
+from fixbn_flwr.tasks.signature import Signature
 
 METHOD = "centralised"
 
@@ -51,7 +52,8 @@ def train_centrally(settings: Settings, clients: int) -> Path:
             f"{settings.batch_size * together} images per step, more than the {len(data)} "
             "available; use a smaller batch-size, fewer clients or a smaller fraction-train."
         )
-    folder = create_run_folder(settings, method=METHOD, clients=clients)
+    signature = Signature.of(task, test.images)
+    folder = create_run_folder(settings, method=METHOD, clients=clients, signature=signature)
     print(f"Run folder: {folder.path}")
     torch.manual_seed(settings.seed)  # for the same initial model as the federation
     bench.model.load_state_dict(task.models[settings.model](settings.norm).state_dict())

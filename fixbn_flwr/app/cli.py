@@ -6,6 +6,8 @@ fixbn run task=cifar10 data-dir=~/data    # any key of the run config, see the d
 fixbn compare                             # FixBN, then plain BN
 fixbn centralised                         # the baseline: no federation, as many steps
 fixbn run resume=runs/20260101-120000-digits-FixBN      # resume a stopped run
+fixbn predict runs/20260101-120000-digits-FixBN image.png
+fixbn export runs/20260101-120000-digits-FixBN --format onnx
 fixbn delete runs/20260101-120000-digits-FixBN
 """
 
@@ -25,6 +27,7 @@ import typer
 from typer.core import TyperCommand
 
 from fixbn_flwr.app.command_errors import run_commands
+from fixbn_flwr.app.inference.commands import export, predict
 from fixbn_flwr.engine.fork_server import start_fork_server
 
 # Everything else is imported where it is used: the help must not wait for torch, and the workers'
@@ -187,6 +190,10 @@ def centralised(overrides: Overrides = None, clients: Clients = None) -> None:
     from fixbn_flwr.app.overrides import new_run, settings_of
 
     train_centrally(new_run(settings_of(overrides, label=METHOD)), clients or CLIENTS)
+
+
+cli.command()(predict)
+cli.command()(export)
 
 
 @cli.command()

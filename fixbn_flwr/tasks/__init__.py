@@ -68,6 +68,11 @@ def _own_task(module: str, attribute: str) -> Task:
             f"{module}:{attribute} has the name {task.name!r}, which also names run folders: use"
             " only letters, digits, '_' and '-'."
         )
+    if len(task.class_names) not in (0, task.classes):
+        raise ConfigError(
+            f"{module}:{attribute} has {len(task.class_names)} class_names, but {task.classes}"
+            " classes: name each class, or none."
+        )
     return task
 
 

@@ -24,7 +24,10 @@ from fixbn_flwr.tasks.images import decode, encoded, find_folder, read_columns
 from fixbn_flwr.tasks.segmentation import IGNORED, Masks, mean_iou, pixel_cross_entropy
 from fixbn_flwr.tasks.task import Split, Task
 
-CLASSES = 11
+CLASSES = (
+    "sky", "building", "pole", "road", "pavement", "tree", "sign or symbol", "fence", "car",
+    "pedestrian", "bicyclist",
+)  # fmt: skip
 VOID = 11  # the files' value for pixels without a class
 SIZE = (180, 240)  # height and width
 PART = 20  # frames; each recording is divided into equal parts of about this length
@@ -56,7 +59,7 @@ def _read(path: Path) -> Split:
     if int(masks.max()) > VOID:
         raise ConfigError(
             f"{path} has a mask with the value {int(masks.max())}, but CamVid's classes are 0 to"
-            f" {CLASSES - 1}, and {VOID} marks pixels without a class: replace the file."
+            f" {len(CLASSES) - 1}, and {VOID} marks pixels without a class: replace the file."
         )
     masks[masks == VOID] = IGNORED
     return Split(images, masks[:, 0], _parts(columns["sequence"]))
@@ -75,13 +78,14 @@ def _parts(recordings: list[str]) -> Tensor:
 
 TASK = Task(
     name="camvid",
-    classes=CLASSES,
+    classes=len(CLASSES),
     load=load,
-    models={"deeplabv3plus": partial(deeplab, classes=CLASSES)},
+    models={"deeplabv3plus": partial(deeplab, classes=len(CLASSES))},
     mean=(104.90, 108.28, 110.19),
     std=(77.03, 78.07, 77.01),
     augment=None,
     loss=pixel_cross_entropy,
-    metric=partial(mean_iou, CLASSES),
+    metric=partial(mean_iou, len(CLASSES)),
     masks=Masks(crop=(160, 208), window=(192, 240), evaluation_batch=32),
+    class_names=CLASSES,
 )

@@ -23,6 +23,10 @@ from fixbn_flwr.tasks.task import Split, Task
 
 logger = logging.getLogger(__name__)
 
+CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
+)  # fmt: skip
+
 
 def load(data_dir: Path | None) -> tuple[Split, Split]:
     """Load 50,000 training and 10,000 test images; download them first if necessary.
@@ -64,7 +68,7 @@ def _read(folder: Path, *, train: bool) -> Split:
 
 TASK = Task(
     name="cifar10",
-    classes=10,
+    classes=len(CLASSES),
     load=load,
     models={"resnet20": resnet20},
     mean=(125.31, 122.95, 113.87),
@@ -72,4 +76,5 @@ TASK = Task(
     augment=crop_and_flip,
     loss=cross_entropy,
     metric=Accuracy,
+    class_names=CLASSES,
 )

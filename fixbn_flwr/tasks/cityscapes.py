@@ -145,4 +145,5 @@ TASK = Task(
     loss=pixel_cross_entropy,
     metric=partial(mean_iou, len(CLASSES)),
     masks=Masks(crop=(512, 1024), window=(512, 1024), evaluation_batch=4),
+    class_names=tuple(CLASSES),
 )

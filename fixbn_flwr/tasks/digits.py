@@ -93,4 +93,5 @@ TASK = Task(
     augment=None,
     loss=cross_entropy,
     metric=Accuracy,
+    white=16,
 )

@@ -11,6 +11,7 @@ The data are two Parquet files, `train.parquet` and `test.parquet`, with the col
 
 from __future__ import annotations
 
+import string
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from fixbn_flwr.tasks.images import find_folder, read_parquet
 from fixbn_flwr.tasks.metrics import Accuracy
 from fixbn_flwr.tasks.task import Split, Task
 
-CLASSES = 62
+CLASSES = tuple(string.digits + string.ascii_uppercase + string.ascii_lowercase)
 
 
 def load(data_dir: Path | None) -> tuple[Split, Split]:
@@ -35,18 +36,19 @@ def load(data_dir: Path | None) -> tuple[Split, Split]:
         ConfigError: If a file is missing, damaged or not this data set.
     """
     folder = find_folder(data_dir, ["femnist-small"], ["train.parquet"])
-    read = partial(read_parquet, mode="L", size=28, label="character", classes=CLASSES)
+    read = partial(read_parquet, mode="L", size=28, label="character", classes=len(CLASSES))
     return read(folder / "train.parquet", group="writer_id"), read(folder / "test.parquet")
 
 
 TASK = Task(
     name="femnist",
-    classes=CLASSES,
+    classes=len(CLASSES),
     load=load,
-    models={"small-resnet": partial(small_resnet, classes=CLASSES)},
+    models={"small-resnet": partial(small_resnet, classes=len(CLASSES))},
     mean=(245.43,),
     std=(41.37,),
     augment=None,
     loss=cross_entropy,
     metric=Accuracy,
+    class_names=CLASSES,
 )

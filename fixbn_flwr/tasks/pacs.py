@@ -5,7 +5,7 @@ ICCV 2017, https://arxiv.org/abs/1710.03077. With `partition=natural` each clien
 four domains: the clients have the same classes, but their images look very different.
 
 The data are two Parquet files, `train.parquet` and `test.parquet`, of 64x64 pixels, with the
-columns `image`, `label` (dog, elephant, giraffe, guitar, horse, house, person) and `domain`.
+columns `image`, `label` (0 to 6) and `domain`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fixbn_flwr.tasks.images import find_folder, read_parquet
 from fixbn_flwr.tasks.metrics import Accuracy
 from fixbn_flwr.tasks.task import Split, Task
 
-CLASSES = 7
+CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 
 
 def load(data_dir: Path | None) -> tuple[Split, Split]:
@@ -35,18 +35,19 @@ def load(data_dir: Path | None) -> tuple[Split, Split]:
         ConfigError: If a file is missing, damaged or not this data set.
     """
     folder = find_folder(data_dir, ["pacs-64"], ["train.parquet"])
-    read = partial(read_parquet, mode="RGB", size=64, label="label", classes=CLASSES)
+    read = partial(read_parquet, mode="RGB", size=64, label="label", classes=len(CLASSES))
     return read(folder / "train.parquet", group="domain"), read(folder / "test.parquet")
 
 
 TASK = Task(
     name="pacs",
-    classes=CLASSES,
+    classes=len(CLASSES),
     load=load,
-    models={"resnet20": partial(resnet20, classes=CLASSES)},
+    models={"resnet20": partial(resnet20, classes=len(CLASSES))},
     mean=(181.35, 174.33, 164.75),
     std=(77.15, 80.16, 87.40),
     augment=crop_and_flip,
     loss=cross_entropy,
     metric=Accuracy,
+    class_names=CLASSES,
 )

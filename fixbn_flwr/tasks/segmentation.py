@@ -65,6 +65,10 @@ class Masks:
             crops.append((pair[0].flip(-1), pair[1].flip(-1)) if mirrored else pair)
         return torch.stack([image for image, _ in crops]), torch.stack([mask for _, mask in crops])
 
+    def window_of(self, images: Tensor) -> tuple[int, int]:
+        """Return the height and width of the windows of images."""
+        return _at_most(self.window, images)
+
     def windows(self, images: Tensor, masks: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Divide the images into adjacent windows; each pixel is in exactly one.
 
@@ -75,7 +79,7 @@ class Masks:
             images: A normalised batch.
             masks: The class of each pixel.
         """
-        height, width = _at_most(self.window, images)
+        height, width = self.window_of(images)
         for top in range(0, images.shape[2], height):
             for left in range(0, images.shape[3], width):
                 here = (..., slice(top, top + height), slice(left, left + width))

@@ -81,6 +81,8 @@ class Task:
         metric: Creates a metric in [0, 1], which is updated with `(outputs, targets)`.
         masks: How to cut images and masks, for a segmentation task, whose `augment` is None. None
             for a classification task.
+        class_names: The name of each class, for predictions. Default: the numbers of the classes.
+        white: The largest value of a stored pixel, which is white. Default: 255.
     """
 
     name: str
@@ -93,6 +95,8 @@ class Task:
     loss: Callable[[Tensor, Tensor], Tensor]
     metric: Callable[[], Metric]
     masks: Masks | None = None
+    class_names: tuple[str, ...] = ()
+    white: int = 255
 
 
 def normalise(task: Task, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

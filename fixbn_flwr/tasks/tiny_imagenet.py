@@ -27,8 +27,8 @@ from fixbn_flwr.tasks.augmentation import crop_and_flip
 from fixbn_flwr.tasks.images import decode, find_folder, read_parquet
 from fixbn_flwr.tasks.metrics import Accuracy
 from fixbn_flwr.tasks.task import Split, Task
+from fixbn_flwr.tasks.tiny_imagenet_classes import CLASSES
 
-CLASSES = 200
 SIZE = 64  # pixels
 
 
@@ -46,7 +46,7 @@ def load(data_dir: Path | None) -> tuple[Split, Split]:
     names = ["tiny-imagenet-200", "tiny-imagenet-50"]
     folder = find_folder(data_dir, names, ["train", "train.parquet"])
     if (folder / "train.parquet").exists():
-        read = partial(read_parquet, mode="RGB", size=SIZE, label="label_200", classes=CLASSES)
+        read = partial(read_parquet, mode="RGB", size=SIZE, label="label_200", classes=len(CLASSES))
         return read(folder / "train.parquet"), read(folder / "validation.parquet")
     try:
         classes = _classes(folder / "train")
@@ -64,7 +64,7 @@ def _incomplete(what: str) -> ConfigError:
 
 def _classes(train: Path) -> list[str]:
     classes = sorted(entry.name for entry in train.iterdir() if entry.is_dir())
-    if len(classes) != CLASSES:
+    if len(classes) != len(CLASSES):
         raise _incomplete(f"{train} has {len(classes)} folders, not one for each of 200 classes")
     return classes
 
@@ -78,7 +78,7 @@ def _read_train(train: Path, classes: list[str]) -> Split:
         raise _incomplete(
             f"{fewest} has {min(numbers)} images (*.JPEG), other classes have {max(numbers)}"
         )
-    targets = torch.arange(CLASSES).repeat_interleave(max(numbers))
+    targets = torch.arange(len(CLASSES)).repeat_interleave(max(numbers))
     return _split([file for images in files for file in images], targets)
 
 
@@ -111,7 +111,7 @@ def _split(files: list[Path], targets: torch.Tensor) -> Split:
 
 TASK = Task(
     name="tiny-imagenet",
-    classes=CLASSES,
+    classes=len(CLASSES),
     load=load,
     models={"resnet18": resnet18},
     mean=(122.45, 114.27, 101.36),
@@ -119,4 +119,5 @@ TASK = Task(
     augment=crop_and_flip,
     loss=cross_entropy,
     metric=Accuracy,
+    class_names=CLASSES,
 )

@@ -1,5 +1,6 @@
 """The example of users' own data: it is generated, loaded, trained on, and shown in the docs."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,6 +130,7 @@ def test_offices_with_their_own_data_train_on_all_of_it_in_a_fixed_order(
         return tmp_path / name
 
     first = run("first", "ABC")
+    assert json.loads((first / "config.json").read_text())["own_data"] is True
     assert [line["clients"] for line in rounds_of(first)] == [3, 3, 3]
     second = run("again", "CAB")  # other machines have these numbers
     final = "final.safetensors"

@@ -82,6 +82,17 @@ def test_get_task_imports_a_users_own_task(own: Callable[[str], None]) -> None:
     assert get_task("own_module:MINE") is task
 
 
+def test_an_own_task_that_names_only_some_classes_is_refused(own: Callable[[str], None]) -> None:
+    own(
+        "from dataclasses import replace; from fixbn_flwr.tasks import get_task\n"
+        "MINE = replace(get_task('digits'), class_names=('zero', 'one'))"
+    )
+    with pytest.raises(
+        ConfigError, match="own_module:MINE has 2 class_names, but 10 classes: name each class"
+    ):
+        get_task("own_module:MINE")
+
+
 @pytest.mark.parametrize(
     ("code", "name", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -18,10 +19,18 @@ from fixbn_flwr.app.runs.writer import RunFolder, json_bytes
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method.schedule import AUTO
 from fixbn_flwr.persistence.atomic_files import write_atomically
+from fixbn_flwr.tasks.signature import Signature
 
 
 def create_run_folder(
-    settings: Settings, *, method: str, clients: int, run: int = 0, when: datetime | None = None
+    settings: Settings,
+    *,
+    method: str,
+    clients: int,
+    signature: Signature,
+    own_data: bool = False,
+    run: int = 0,
+    when: datetime | None = None,
 ) -> RunFolder:
     """Create `<output-dir>/<run-name>` with its config.json, and lock it.
 
@@ -31,6 +40,8 @@ def create_run_folder(
         settings: The run config.
         method: The run's label.
         clients: The number of all its clients.
+        signature: What the model takes and returns.
+        own_data: Whether the clients train on their own data. Default: on parts of the task's.
         run: Flower's id of the run. Default: 0, without Flower.
         when: The start of the run. Default: now.
 
@@ -45,6 +56,8 @@ def create_run_folder(
         "method": method,
         "freeze_round": None if settings.freeze_after == AUTO else settings.freeze_round,
         "clients": clients,
+        "own_data": own_data,
+        "signature": dataclasses.asdict(signature),
         "run": run,
         "started": when.isoformat(timespec="seconds"),
         "versions": versions(),

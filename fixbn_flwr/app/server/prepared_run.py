@@ -21,6 +21,7 @@ from fixbn_flwr.app.workbench import find_device
 from fixbn_flwr.log import logger
 from fixbn_flwr.method.averaging import Arrays
 from fixbn_flwr.tasks import Split, Task, get_task, load_splits
+from fixbn_flwr.tasks.signature import Signature
 from fixbn_flwr.transport.packed_grid import flat_in_deployment
 
 
@@ -74,7 +75,12 @@ def prepare_run(grid: Grid, context: Context) -> PreparedRun:
     strategy = _strategy(settings, registry.needed)
     if resumed is None:
         folder = create_run_folder(
-            settings, method=settings.method, clients=clients, run=context.run_id
+            settings,
+            method=settings.method,
+            clients=clients,
+            signature=Signature.of(task, test.images),
+            own_data=own_data,
+            run=context.run_id,
         )
         arrays = ArrayRecord(model.state_dict())
         return PreparedRun(settings, task, test, registry, folder, strategy, arrays)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,12 @@ from fixbn_flwr.app.runs.summary import (
 )
 from fixbn_flwr.errors import CheckpointError, ConfigError
 from fixbn_flwr.method.schedule import Phase
+from fixbn_flwr.tasks.signature import Signature
 
 WHEN = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
+SIGNATURE = Signature(("no", "yes"), (1, 8, 8), mean=(4.5,), std=(6.25,), white=16)
+
+create = partial(create_run_folder, signature=SIGNATURE)
 
 
 def settings(folder: Path, **run_config: Any) -> Settings:
@@ -47,12 +52,13 @@ def metrics(server_round: int, accuracy: float | None, **changes: Any) -> RoundM
 
 def test_config_json_has_settings_versions_and_hardware(tmp_path: Path) -> None:
     given = settings(tmp_path, run_name="one")
-    folder = create_run_folder(given, method="FixBN", clients=10, when=WHEN)
+    folder = create(given, method="FixBN", clients=10, when=WHEN)
     assert folder.path == tmp_path / "one"
     config = json.loads((folder.path / "config.json").read_text())
     assert Settings.from_run_config(config["run_config"]) == given
     assert (config["method"], config["freeze_round"], config["clients"]) == ("FixBN", 2, 10)
     assert config["started"] == "2024-05-06T07:08:09+00:00"
+    assert Signature.from_json(config["signature"]) == SIGNATURE
     assert list(config["versions"]) == ["fixbn_flwr", "flwr", "torch", "python"]
     assert all(config["versions"].values())
     assert list(config["hardware"]) == ["cpu", "cores", "gpu"]
@@ -62,10 +68,7 @@ def test_config_json_has_settings_versions_and_hardware(tmp_path: Path) -> None:
 
 def test_a_generated_name_has_time_task_and_method_and_is_unique(tmp_path: Path) -> None:
     norm = settings(tmp_path, norm="none", freeze_after=1.0)
-    names = [
-        create_run_folder(norm, method=norm.method, clients=2, when=WHEN).path.name
-        for _ in range(3)
-    ]
+    names = [create(norm, method=norm.method, clients=2, when=WHEN).path.name for _ in range(3)]
     first = "20240506-070809-digits-no-norm"
     assert names == [first, f"{first}-2", f"{first}-3"]
 
@@ -75,17 +78,17 @@ def test_an_empty_output_dir_means_fixbn_runs_in_the_home_directory(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     given = settings(tmp_path, output_dir="", run_name="x")
-    assert create_run_folder(given, method="FixBN", clients=2).path == tmp_path / "fixbn-runs" / "x"
+    assert create(given, method="FixBN", clients=2).path == tmp_path / "fixbn-runs" / "x"
     given = settings(tmp_path, output_dir="~/mine", run_name="x")
-    assert create_run_folder(given, method="FixBN", clients=2).path == tmp_path / "mine" / "x"
+    assert create(given, method="FixBN", clients=2).path == tmp_path / "mine" / "x"
 
 
 def test_an_existing_run_is_refused_and_unchanged(tmp_path: Path) -> None:
     given = settings(tmp_path, run_name="one")
-    config = create_run_folder(given, method="FixBN", clients=10, when=WHEN).path / "config.json"
+    config = create(given, method="FixBN", clients=10, when=WHEN).path / "config.json"
     before = config.read_bytes()
     with pytest.raises(ConfigError, match=r'run-name = "one": .*/one exists'):
-        create_run_folder(given, method="FixBN", clients=99)
+        create(given, method="FixBN", clients=99)
     assert config.read_bytes() == before
 
 
@@ -95,9 +98,7 @@ def test_an_output_dir_that_is_a_file_is_refused(tmp_path: Path, output_dir: str
     with pytest.raises(
         ConfigError, match=r"output-dir = .*cannot create a run folder in .*; name a"
     ):
-        create_run_folder(
-            settings(tmp_path, output_dir=f"{tmp_path}/{output_dir}"), method="FixBN", clients=2
-        )
+        create(settings(tmp_path, output_dir=f"{tmp_path}/{output_dir}"), method="FixBN", clients=2)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -111,9 +112,7 @@ def test_no_files_are_left_if_config_json_cannot_be_written(
     monkeypatch.setattr(os, "fsync", fail)
     (tmp_path / "there").mkdir()
     with pytest.raises(ConfigError, match="no room"):
-        create_run_folder(
-            settings(tmp_path, output_dir=f"{tmp_path}/there/a/b"), method="FixBN", clients=2
-        )
+        create(settings(tmp_path, output_dir=f"{tmp_path}/there/a/b"), method="FixBN", clients=2)
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["there"]
 
 
@@ -128,11 +127,11 @@ def test_an_output_dir_without_permission_is_refused(
     with pytest.raises(
         ConfigError, match=r"output-dir = .*Permission denied.*name a writable directory"
     ):
-        create_run_folder(settings(tmp_path), method="FixBN", clients=2)
+        create(settings(tmp_path), method="FixBN", clients=2)
 
 
 def test_each_round_is_appended_as_one_line(tmp_path: Path) -> None:
-    folder = create_run_folder(settings(tmp_path), method="FixBN", clients=10)
+    folder = create(settings(tmp_path), method="FixBN", clients=10)
     first, second = metrics(1, 0.5), metrics(2, None, train_loss=None, dropped=3)
     folder.append(first)
     lines = (folder.path / "metrics.jsonl").read_text().splitlines()
@@ -150,7 +149,7 @@ def test_each_round_is_appended_as_one_line(tmp_path: Path) -> None:
 
 
 def test_metrics_of_a_diverged_run_are_valid_json_and_can_be_read(tmp_path: Path) -> None:
-    folder = create_run_folder(settings(tmp_path), method="FixBN", clients=10)
+    folder = create(settings(tmp_path), method="FixBN", clients=10)
     folder.append(metrics(1, 0.1, train_loss=math.nan, test_loss=math.inf))
     line = (folder.path / "metrics.jsonl").read_text()
     assert '"train_loss": "nan", "test_loss": "inf"' in line
@@ -161,7 +160,7 @@ def test_metrics_of_a_diverged_run_are_valid_json_and_can_be_read(tmp_path: Path
 
 
 def test_append_returns_whether_the_round_is_the_best_so_far(tmp_path: Path) -> None:
-    folder = create_run_folder(settings(tmp_path), method="FixBN", clients=10)
+    folder = create(settings(tmp_path), method="FixBN", clients=10)
     accuracies = [None, 0.0, 0.5, 0.5, None, 0.4, 0.6]
     best = [folder.append(metrics(t, a)) for t, a in enumerate(accuracies, start=1)]
     assert best == [False, True, True, False, False, False, True]
@@ -172,7 +171,7 @@ def test_the_error_names_missing_or_damaged_metrics(tmp_path: Path) -> None:
         ConfigError, match=r"is not the folder of a run: cannot read metrics\.jsonl"
     ):
         read_metrics(tmp_path)
-    folder = create_run_folder(settings(tmp_path), method="FixBN", clients=10)
+    folder = create(settings(tmp_path), method="FixBN", clients=10)
     folder.append(metrics(1, 0.5))
     for damaged in ('{"round": 2, "pha', '{"round": 2}', "[]", '{"phase": "exploration"}'):
         valid = (folder.path / "metrics.jsonl").read_text()
@@ -183,7 +182,7 @@ def test_the_error_names_missing_or_damaged_metrics(tmp_path: Path) -> None:
 
 
 def test_a_model_keeps_dtypes_shapes_and_values(tmp_path: Path) -> None:
-    folder = create_run_folder(settings(tmp_path), method="FixBN", clients=10)
+    folder = create(settings(tmp_path), method="FixBN", clients=10)
     arrays: dict[str, npt.NDArray[Any]] = {
         "weight": np.arange(6, dtype=np.float32).reshape(2, 3).T,  # not contiguous in memory
         "every_other": np.arange(6, dtype=np.float64)[::2],
@@ -199,7 +198,7 @@ def test_a_model_keeps_dtypes_shapes_and_values(tmp_path: Path) -> None:
 
 
 def test_the_same_arrays_give_the_same_bytes_in_any_order(tmp_path: Path) -> None:
-    folder = create_run_folder(settings(tmp_path), method="FixBN", clients=10)
+    folder = create(settings(tmp_path), method="FixBN", clients=10)
     arrays = {name: np.full((3, 5), i, np.float32) for i, name in enumerate("dacb")}
     final = folder.save_model("final", arrays).read_bytes()
     best = folder.save_model("best", dict(sorted(arrays.items()))).read_bytes()
@@ -209,7 +208,7 @@ def test_the_same_arrays_give_the_same_bytes_in_any_order(tmp_path: Path) -> Non
 def test_a_model_that_cannot_be_written_leaves_the_previous_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = create_run_folder(settings(tmp_path), method="FixBN", clients=10)
+    folder = create(settings(tmp_path), method="FixBN", clients=10)
     path = folder.save_model("best", {"a": np.zeros(3)})
     before = path.read_bytes()
 
@@ -224,7 +223,7 @@ def test_a_model_that_cannot_be_written_leaves_the_previous_one(
 
 
 def test_finish_writes_the_summary_and_the_figure(tmp_path: Path) -> None:
-    folder = create_run_folder(settings(tmp_path), method="FixBN", clients=10)
+    folder = create(settings(tmp_path), method="FixBN", clients=10)
     for server_round, accuracy in enumerate([0.3, 0.6, 0.7, 0.65], start=1):
         folder.append(metrics(server_round, accuracy))
     summary = folder.finish()

@@ -1,0 +1,1 @@
+"""Use the model of a run: load it, predict with it, export it."""
