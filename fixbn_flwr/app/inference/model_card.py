@@ -12,7 +12,7 @@ from typing import Any
 
 from fixbn_flwr.app.inference.loading import Which
 from fixbn_flwr.app.inference.trained_model import TrainedModel
-from fixbn_flwr.app.runs.summary import RoundMetrics, best_round
+from fixbn_flwr.app.runs.summary import RoundMetrics, best_round, freeze_round_of
 from fixbn_flwr.method.schedule import Phase
 
 _CARD = """\
@@ -104,11 +104,11 @@ def model_card(
     channels, height, width = model.input_size
     images = f"{'gray' if channels == 1 else 'color'}, {height}x{width} pixels"
     method = _METHODS.get(config["method"], f"federated learning, {config['method']}")
-    freezes = config["freeze_round"] < settings["num-server-rounds"]
+    freeze_round = freeze_round_of(metrics)
     here = best_round(metrics) if which == "best" else next(reversed(metrics), None)
     rows = {"this model": here}
-    if freezes:
-        rows["at T\\*"] = next((m for m in metrics if m.round == config["freeze_round"]), None)
+    if freeze_round is not None:
+        rows["at T\\*"] = next((m for m in metrics if m.round == freeze_round), None)
     return _CARD.format(
         pipeline="image-segmentation" if model.per_pixel else "image-classification",
         model_index=_model_index(name, settings["task"], here, model),
@@ -123,9 +123,9 @@ def model_card(
         network=settings["model"],
         norm=settings["norm"],
         method=method,
-        freeze=config["freeze_round"] if freezes else "none",
+        freeze="none" if freeze_round is None else freeze_round,
         rounds=f"{len(metrics)} of {settings['num-server-rounds']}",
-        statistics=_statistics(here, config["freeze_round"]) if freezes else "",
+        statistics="" if freeze_round is None else _statistics(here, freeze_round),
         metric=_metric(model),
         metrics="\n".join(_row(label, of) for label, of in rows.items() if of is not None),
         channels=channels,

@@ -13,6 +13,7 @@ from fixbn_flwr.app.inference.loading import load
 from fixbn_flwr.app.inference.model_card import model_card
 from fixbn_flwr.app.inference.trained_model import TrainedModel
 from fixbn_flwr.app.runs.reader import read_config, read_metrics
+from fixbn_flwr.method.schedule import Phase
 from fixbn_flwr.tasks.signature import Signature
 from tests.support.pages import table_rows
 
@@ -87,7 +88,9 @@ def test_it_says_whether_the_model_is_from_before_the_freeze(run_folder: Path) -
 
 
 def test_a_run_that_froze_nothing_has_no_freeze(run_folder: Path) -> None:
-    card = card_of(run_folder, method="BN", freeze_round=5)
+    rounds = read_metrics(run_folder)
+    metrics = [replace(of_round, phase=Phase.EXPLORATION) for of_round in rounds]
+    card = card_of(run_folder, method="BN", metrics=metrics)
     assert rows_of(card)["T\\*, the last round before the statistics freeze"] == "none"
     assert "at T" not in "".join(rows_of(card))
     assert "frozen" not in card
