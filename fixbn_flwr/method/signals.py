@@ -24,6 +24,7 @@ from fixbn_flwr.method.round_config import GRADIENT_COSINE, GRADIENT_NORM_RATIO
 from fixbn_flwr.method.update import Update
 
 _EPSILON = 1e-5  # torch's default in batch normalization, added to every variance
+_SAMPLED = 2**17  # values of a large model that are compared
 _LARGEST = 2**24  # bytes of clients' deviations that are kept
 
 Rows = NDArray[np.float64]
@@ -211,18 +212,28 @@ def _by_layer(of_channels: Rows, names: Sequence[str], arrays: Arrays) -> dict[s
 
 def _compared_updates(updates: Sequence[Update], shares: Rows, sent: Arrays) -> tuple[float, float]:
     """Return the median length of updates, and how far they agree; see ``Signals``."""
-    squares, averaged = np.zeros(len(updates)), 0.0
-    for name, before in sent.items():
-        dtype = np.promote_types(before.dtype, np.float32)
-        mean = np.zeros(before.size, dtype)
-        for client, (update, share) in enumerate(zip(updates, shares, strict=True)):
-            change = np.subtract(update.parameters[name], before, dtype=dtype).ravel()
-            squares[client] += _squared(change)
-            mean += change * dtype.type(share)
-        averaged += _squared(mean)
+    values = sum(array.size for array in sent.values())
+    stride = -(-values // _SAMPLED) if values else 1
+    before = _sampled(sent, sent, stride)
+    squares, mean = np.zeros(len(updates)), np.zeros_like(before)
+    for client, (update, share) in enumerate(zip(updates, shares, strict=True)):
+        change = _sampled(update.parameters, sent, stride)
+        change -= before
+        squares[client] = _squared(change)
+        change *= before.dtype.type(share)
+        mean += change
     unrelated = float(shares**2 @ squares)
-    agreement = averaged / unrelated if 0.0 < unrelated < math.inf else 1.0
-    return float(np.median(np.sqrt(squares))), agreement
+    agreement = _squared(mean) / unrelated if 0.0 < unrelated < math.inf else 1.0
+    whole = values / max(1, before.size)
+    return float(np.median(np.sqrt(whole * squares))), agreement
+
+
+def _sampled(arrays: Arrays, like: Arrays, stride: int) -> Array:
+    """Return every so-and-so-many value of all arrays, in float32 or wider."""
+    if not like:
+        return np.zeros(0, np.float32)
+    flat = np.concatenate([arrays[name].ravel()[::stride] for name in like])
+    return flat.astype(np.promote_types(flat.dtype, np.float32), copy=False)
 
 
 def _squared(values: Array) -> float:

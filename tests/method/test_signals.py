@@ -132,6 +132,26 @@ def test_orthogonal_updates_agree_as_unrelated_ones_do(weight: float) -> None:
     assert signals.update_agreement == pytest.approx(1.0)
 
 
+def test_a_sample_of_a_large_model_tells_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    sent = {"a": np.zeros((40, 50), np.float32), "b": np.zeros(3000, np.float32)}
+    common = {name: random.normal(size=array.shape) for name, array in sent.items()}
+    updates = {
+        client: Update(
+            {}, {}, 1.0,
+            {n: (v + random.normal(size=v.shape)).astype(np.float32) for n, v in common.items()},
+        )
+        for client in range(4)
+    }  # fmt: skip
+    whole = SignalTracker().observe(updates, sent)
+    monkeypatch.setattr("fixbn_flwr.method.signals._SAMPLED", 1000)
+    sample = SignalTracker().observe(updates, sent)
+    assert whole.update_agreement == pytest.approx(2.5, rel=0.1)  # (4 * 1 + 1) / 2
+    assert sample.update_agreement == pytest.approx(whole.update_agreement, rel=0.1)
+    assert sample.update_norm == pytest.approx(whole.update_norm, rel=0.05)
+    assert sample.update_norm != whole.update_norm
+
+
 def test_one_client_cannot_feign_a_loss_or_a_long_update() -> None:
     honest = [update(weights=(3.0, 4.0), loss=1.0) for _ in range(3)]
     signals = observed(*honest, update(weights=(1e6, 1e6), loss=1e9))
