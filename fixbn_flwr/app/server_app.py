@@ -30,6 +30,8 @@ def main(grid: Grid, context: Context) -> None:
     arrays = train(run)
     run.folder.save_model("final", arrays_of(arrays))
     print(summary_table({run.settings.method: run.folder.finish()}))
+    if run.strategy.advice:
+        print(f"Advice: {run.strategy.advice}")
     if state := folder_of(run.settings, run.folder.run):
         print(report(state))
 

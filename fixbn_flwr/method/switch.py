@@ -96,8 +96,8 @@ class Switch:
             self.guard.observe(signals)
         if self.freeze_round is None:
             self._decide(server_round)
-        if server_round == self._num_rounds and self.freeze_after == 1.0:
-            self._advise()
+        if server_round == self._num_rounds and self.advice:
+            logger.info("FixBN: %s", self.advice)
         return False
 
     def _decide(self, server_round: int) -> None:
@@ -123,13 +123,13 @@ class Switch:
         )  # fmt: skip
         return True
 
-    def _advise(self) -> None:
-        outlook = self._rule.outlook()
-        if outlook is not None:
-            logger.info(
-                "FixBN: %s: freezing the statistics is likely to %s here",
-                self._rule.description(), outlook,
-            )  # fmt: skip
+    @property
+    def advice(self) -> str:
+        """What freezing is likely to do in a run that never freezes; empty in others."""
+        outlook = self._rule.outlook() if self.freeze_after == 1.0 else None
+        if outlook is None:
+            return ""
+        return f"{self._rule.description()}: freezing the statistics is likely to {outlook} here"
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs, for a checkpoint."""

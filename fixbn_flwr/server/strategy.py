@@ -121,6 +121,11 @@ class FixBN(RoundSteps):
         return self._state.switch.reason
 
     @property
+    def advice(self) -> str:
+        """What freezing is likely to do here, with ``freeze_after=1.0``; else empty."""
+        return self._state.switch.advice
+
+    @property
     def learning_rate_factor(self) -> float:
         """What clients multiply their learning rates by in the current round."""
         return self._state.factor

@@ -143,7 +143,10 @@ class Recorder:
             return
         self._settings = replace(self._settings, freeze_after=freeze_round)
         self._always_kept.add(freeze_round)
-        self._folder.record_decision(freeze_round, self._strategy.freeze_reason)
+        reason = self._strategy.freeze_reason
+        self._folder.record_decision(freeze_round, reason)
+        never = freeze_round >= self._settings.num_server_rounds
+        print(f"{'No freeze' if never else f'T* = {freeze_round}'}: {reason}")
 
     def close(self) -> None:
         """Write a checkpoint of the last round that has ended, unless there is one.

@@ -46,10 +46,13 @@ def read(folder: Path) -> dict[str, Any]:
     return config
 
 
-def test_the_decision_is_recorded_with_its_reason(tmp_path: Path) -> None:
+def test_the_decision_is_recorded_and_printed_with_its_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = run(decided(tmp_path))
     config, rounds = read(folder), rounds_of(folder)
     frozen = config["freeze_round"]
+    assert f"\nT* = {frozen}: {config['freeze_reason']}\n" in capsys.readouterr().out
     assert ROUNDS / 2 <= frozen < ROUNDS
     assert "clients' statistics differ by" in config["freeze_reason"]
     assert config["run_config"]["freeze-after"] == "auto"
@@ -90,6 +93,15 @@ def test_a_run_that_decides_resumes_to_the_same_bits(
     assert [line["signals"] for line in rounds_of(resumed)] == [
         line["signals"] for line in rounds_of(whole)
     ]
+
+
+def test_plain_bn_ends_with_advice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(decided(tmp_path / "bn", freeze_after=1.0))
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Advice: ")]
+    assert len(said) == 1
+    assert said[0].endswith("freezing the statistics is likely to help here")
+    run(config_of(tmp_path / "fixbn"))
+    assert "Advice" not in capsys.readouterr().out
 
 
 def falls_apart(root: Path, **more: Any) -> dict[str, Any]:
