@@ -122,13 +122,14 @@ def run(
 ) -> None:
     """Simulate a federation on this machine."""
     _start_imports(engine)
+    from fixbn_flwr.app.interruption import resume_hint
     from fixbn_flwr.app.overrides import settings_of
     from fixbn_flwr.app.runs.reader import read_config
 
     settings = settings_of(overrides)
     if settings.resume:
         clients = clients or read_config(Path(settings.resume))["clients"]
-    with _running(engine) as federate:
+    with _running(engine) as federate, resume_hint(settings):
         federate(settings, clients or CLIENTS, workers)
 
 

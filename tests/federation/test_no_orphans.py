@@ -56,8 +56,9 @@ def test_nothing_survives_a_kill(engine: str, tmp_path: Path) -> None:
 def test_nothing_survives_ctrl_c(engine: str, tmp_path: Path) -> None:
     with training(engine, tmp_path) as process:
         os.killpg(process.pid, signal.SIGINT)
-        process.communicate()
+        output, _ = process.communicate()
         assert process.returncode not in (0, None)
+        assert "Resume it with: fixbn run resume=" in output
         # The guard of a SuperLink ends a moment later.
         wait_until(lambda: not processes_of(tmp_path), "all its processes have ended")
 
