@@ -124,7 +124,7 @@ def test_a_reply_is_sorted_into_the_order_of_the_message() -> None:
     sent |= {f"n.running_{kind}": np.float32([1]) for kind in ("mean", "var")}
     returned = {name: sent[name] for name in reversed(sent)}
     momentum = {name: sent[name] for name in "cab"}
-    update = check_update(returned, momentum, 1, "num-examples", sent)
+    update = check_update(returned, momentum, 1, "num-examples", sent, {}, {})
     assert list(update.arrays) == ["n.running_mean", "n.running_var"]
     assert list(update.momentum) == ["a", "b", "c"]
 
@@ -132,9 +132,9 @@ def test_a_reply_is_sorted_into_the_order_of_the_message() -> None:
 def test_a_client_may_return_an_infinity_that_it_received() -> None:
     """The mask of an attention layer holds infinity, for example."""
     sent = {"mask": np.float32([0, -np.inf])}
-    check_update(sent, None, 1, "num-examples", sent)
+    check_update(sent, None, 1, "num-examples", sent, {}, {})
     with pytest.raises(ReplyError, match="'mask' holds NaN or infinity"):
-        check_update({"mask": np.float32([np.inf, 0])}, None, 1, "num-examples", sent)
+        check_update({"mask": np.float32([np.inf, 0])}, None, 1, "num-examples", sent, {}, {})
 
 
 @pytest.mark.parametrize("weight", [-1, float("nan"), float("inf"), [1, 2]])

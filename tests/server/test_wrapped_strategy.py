@@ -153,6 +153,7 @@ def test_the_config_of_a_round_contains_fixbns_keys() -> None:
             "server-round": 2,
             "fixbn-phase": "calibration",
             "fixbn-learning-rate-factor": 0.1,
+            "fixbn-kept-round": 1,
             "records": ["arrays", "config", "fixbn-momentum"],
         },
     ]

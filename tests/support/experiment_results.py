@@ -26,3 +26,21 @@ def means_of(results: Iterable[Result]) -> dict[tuple[str, ...], float]:
     for result in results:
         found[result.method, *result.setting.values()].append(100 * (result.accuracy or 0.0))
     return {place: statistics.fmean(values) for place, values in found.items()}
+
+
+def finished_results_of(name: str) -> list[Result]:
+    """Return those results of the experiment's plan whose whole setting and seed has finished."""
+    experiment = Experiment(name, Scale.CPU)
+    lines = read(results_file(name, "cpu"))
+    rate = searched_rates(experiment, lines)
+    assert rate is not None, name
+    planned = experiment.results(rate)
+    found = lines_of(planned, lines)
+    number: dict[tuple[str, ...], int] = defaultdict(int)
+    for run in planned:
+        number[run.grid, str(run.setting), str(run.seed)] += 1
+    for line in found:
+        number[line.grid, str(dict(line.setting)), str(line.seed)] -= 1
+    return [
+        line for line in found if not number[line.grid, str(dict(line.setting)), str(line.seed)]
+    ]

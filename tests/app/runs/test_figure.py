@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ def metrics(
 
 
 RUN = [
-    metrics(1, 0.25, 2.0, 2.5),
+    replace(metrics(1, 0.25, 2.0, 2.5), signals={"fixbn-variance-disagreement": 0.25}),
     metrics(2, None, math.nan, None),
-    metrics(3, 0.75, 1.0, math.inf),
+    replace(metrics(3, 0.75, 1.0, math.inf), signals={"fixbn-variance-disagreement": 0.5}),
     metrics(4, 1.0, None, 0.5),
 ]
 
@@ -58,11 +59,13 @@ def test_the_curves_have_the_finite_values_of_each_round(
     assert curves(figure, 0, 1) == [([1, 3, 4], [25.0, 75.0, 100.0])]
     assert curves(figure, 1, 1) == [([1, 3], [2.0, 1.0])]
     assert curves(figure, 2, 1) == [([1, 4], [2.5, 0.5])]
+    assert curves(figure, 3, 1) == [([1, 3], [0.25, 0.5])]
     labels = [(ax.get_xlabel(), ax.get_ylabel()) for ax in figure.axes]
     assert labels == [
         ("round", "test accuracy (%)"),
         ("round", "training loss (nats)"),
         ("round", "test loss (nats)"),
+        ("round", "clients' disagreement"),
     ]
     assert figure.get_suptitle() == "digits"
 
@@ -85,7 +88,7 @@ def test_nothing_is_marked_without_a_freeze(
 ) -> None:
     draw_curves({"BN": RUN}, freeze_round, tmp_path / "curves.png", title="")
     assert [(len(ax.lines), len(ax.patches), len(ax.texts)) for ax in drawn[0].axes] == (
-        [(1, 0, 0)] * 3
+        [(1, 0, 0)] * 4
     )
 
 
@@ -106,7 +109,7 @@ def test_a_wide_range_of_losses_gets_a_log_scale(
 ) -> None:
     runs = {"a": [metrics(1, 0.5, 1.0, worst)]}
     draw_curves(runs, None, tmp_path / "curves.png", title="")
-    assert [ax.get_yscale() for ax in drawn[0].axes] == ["linear", scale, scale]
+    assert [ax.get_yscale() for ax in drawn[0].axes] == ["linear", scale, scale, "linear"]
 
 
 def test_a_run_without_rounds_still_gives_a_figure(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from fixbn_flwr.app.runs.summary import RoundMetrics
-from fixbn_flwr.app.server.round_recorder import _has_diverged
+from fixbn_flwr.app.server.divergence import _has_diverged
 from fixbn_flwr.method.schedule import Phase
 
 
