@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections import defaultdict
 
@@ -10,7 +11,7 @@ import pytest
 from fixbn_flwr.method import freeze_rule, guard
 from simulation.experiments.result_log import Result
 from tests.support.experiment_results import finished_results_of
-from tests.support.pages import marked, page
+from tests.support.pages import ROOT, marked, page
 
 PAGE = page("when-to-freeze.md")
 FIXED = ("T* 25 %", "T* 50 %", "T* 75 %")
@@ -55,6 +56,24 @@ def rule_table(grid: str) -> str:
 @pytest.mark.parametrize("grid", ["tuned", "validated"])
 def test_the_tables_are_the_data(grid: str) -> None:
     assert marked(PAGE, grid) == rule_table(grid)
+
+
+def digits_table() -> str:
+    """Return the table of the runs on digits."""
+    runs = json.loads((ROOT / "simulation/results/freeze-rule/digits.json").read_text())["runs"]
+    found: dict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)
+    for run in runs:
+        factor = "-" if run["what"] == "plain BN" else f"{run['factor']:g}"
+        found[run["what"], factor].append((run["seed"], 100 * run["final_accuracy"]))
+    lines = ["| run | factor | seeds 0, 1, ... |", "| --- | ---: | --- |"]
+    for (what, factor), values in sorted(found.items()):
+        shown = ", ".join(f"{accuracy:.1f}" for _, accuracy in sorted(values))
+        lines.append(f"| {what} | {factor} | {shown} |")
+    return "\n".join(lines)
+
+
+def test_the_runs_on_digits_are_the_data() -> None:
+    assert marked(PAGE, "digits") == digits_table()
 
 
 def test_the_rule_is_within_its_aim_except_where_the_page_says_so() -> None:
