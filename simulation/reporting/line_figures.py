@@ -153,7 +153,10 @@ def figure_of_gradients(
 def _freezes_after(run: Result) -> float:
     """Return T* as a share of the rounds, in %."""
     rounds: int = run.run_config["num-server-rounds"]
-    return 100 * freeze_round(run.run_config["freeze-after"], rounds) / rounds
+    frozen = run.freeze_round
+    if frozen is None:  # an older result, whose config has it
+        frozen = freeze_round(run.run_config["freeze-after"], rounds)
+    return 100 * frozen / rounds
 
 
 def _course(run: Result) -> dict[float, float]:

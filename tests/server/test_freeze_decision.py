@@ -12,7 +12,16 @@ import torch
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.common import ndarrays_to_parameters
 from flwr.server.strategy import FedAvg as OlderFedAvg
-from flwr.serverapp.strategy import FedAvg, Result
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAvg,
+    FedAvgM,
+    FedMedian,
+    FedYogi,
+    Krum,
+    Result,
+    Strategy,
+)
 from torch import Tensor, nn
 
 from fixbn_flwr import FixBN, Phase
@@ -199,3 +208,23 @@ def test_signals_are_metrics_of_every_round() -> None:
         assert {n for n in of_round if n.startswith("fixbn-")} - {
             "fixbn-clients", "fixbn-dropped"
         } == expected  # fmt: skip
+
+
+STRATEGIES: dict[str, Callable[[], Strategy]] = {
+    "FedAvgM": lambda: FedAvgM(fraction_evaluate=0.0, server_momentum=0.5),
+    "FedYogi": lambda: FedYogi(fraction_evaluate=0.0),
+    "FedMedian": lambda: FedMedian(fraction_evaluate=0.0),
+    "Krum": lambda: Krum(fraction_evaluate=0.0, num_malicious_nodes=1),
+    "clipping around FedAvg": lambda: DifferentialPrivacyServerSideFixedClipping(
+        FedAvg(fraction_evaluate=0.0), 0.0, 10.0, CLIENTS
+    ),
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_it_decides_under_other_strategies(strategy: str) -> None:
+    """It reads the replies, not what the inner strategy makes of them."""
+    wrapped = FixBN(STRATEGIES[strategy](), freeze_after="auto")
+    federate(wrapped, "different data, one step")
+    assert wrapped.freeze_round is not None
+    assert "their updates agree" in wrapped.freeze_reason
