@@ -6,6 +6,7 @@ fixbn run task=cifar10 data-dir=~/data    # any key of the run config, see the d
 fixbn compare                             # FixBN, then plain BN
 fixbn centralised                         # the baseline: no federation, as many steps
 fixbn run resume=runs/20260101-120000-digits-FixBN      # resume a stopped run
+fixbn report runs/20260101-120000-digits-FixBN          # one HTML page, of several runs too
 fixbn predict runs/20260101-120000-digits-FixBN image.png
 fixbn export runs/20260101-120000-digits-FixBN --format onnx
 fixbn delete runs/20260101-120000-digits-FixBN
@@ -28,6 +29,7 @@ from typer.core import TyperCommand
 
 from fixbn_flwr.app.command_errors import run_commands
 from fixbn_flwr.app.inference.commands import export, predict
+from fixbn_flwr.app.report.commands import report
 from fixbn_flwr.engine.fork_server import start_fork_server
 
 # Everything else is imported where it is used: the help must not wait for torch, and the workers'
@@ -193,6 +195,7 @@ def centralised(overrides: Overrides = None, clients: Clients = None) -> None:
     train_centrally(new_run(settings_of(overrides, label=METHOD)), clients or CLIENTS)
 
 
+cli.command()(report)
 cli.command()(predict)
 cli.command()(export)
 

@@ -12,7 +12,8 @@ from fixbn_flwr.errors import ConfigError, FixBNError
 
 # Packages of the extra "app", as Python names them.
 _OF_THE_APP = {
-    "cloudpickle", "cryptography", "matplotlib", "PIL", "pyarrow", "rich", "sklearn", "torchvision"
+    "cloudpickle", "cryptography", "jinja2", "matplotlib", "PIL", "pyarrow", "rich", "sklearn",
+    "torchvision",
 }  # fmt: skip
 
 

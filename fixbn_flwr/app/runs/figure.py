@@ -74,11 +74,13 @@ def draw_curves(
     axes["test"].sharey(axes["train"])
     for index, (label, rounds) in enumerate(runs.items()):
         style = index % len(STYLES)
-        _line(axes["accuracy"], style, label, [(m.round, m.test_accuracy, 100.0) for m in rounds])
-        _line(axes["train"], style, label, [(m.round, m.train_loss, 1.0) for m in rounds])
-        _line(axes["test"], style, label, [(m.round, m.test_loss, 1.0) for m in rounds])
+        draw_line(
+            axes["accuracy"], style, label, [(m.round, m.test_accuracy, 100.0) for m in rounds]
+        )
+        draw_line(axes["train"], style, label, [(m.round, m.train_loss, 1.0) for m in rounds])
+        draw_line(axes["test"], style, label, [(m.round, m.test_loss, 1.0) for m in rounds])
         apart = [(m.round, m.signals.get(DISAGREEMENT), 1.0) for m in rounds]
-        _line(axes["disagreement"], style, label, apart)
+        draw_line(axes["disagreement"], style, label, apart)
 
     axes["accuracy"].set(ylabel="test accuracy (%)", ylim=(0, 102))
     axes["train"].set(ylabel="training loss (nats)")
@@ -120,10 +122,17 @@ def draw_curves(
     figure.savefig(path, format="png")
 
 
-def _line(
+def draw_line(
     ax: "Axes", style: int, label: str, points: Sequence[tuple[int, float | None, float]]
 ) -> None:
-    """Draw a run's curve through the rounds that have a finite value, each times its scale."""
+    """Draw a run's curve through the rounds that have a finite value, each times its scale.
+
+    Args:
+        ax: Where to draw it.
+        style: Which of `STYLES` the run has.
+        label: Its name in the legend.
+        points: Round, value and scale.
+    """
     known = [(x, y * scale) for x, y, scale in points if y is not None and math.isfinite(y)]
     color, dashes, marker = STYLES[style]
     step = max(1, len(known) // _MARKERS_PER_LINE)

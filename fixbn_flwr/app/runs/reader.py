@@ -34,7 +34,8 @@ def read_config(path: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads((path / CONFIG).read_text(encoding="utf-8"))
         if not isinstance(config["run_config"], dict):
             raise TypeError("run_config is not a table")
-        config |= {key: int(config[key]) for key in ("clients", "run")}
+        config["clients"] = int(config["clients"])
+        config["run"] = int(config.get("run", 0))  # runs of older versions did not record it
         config["freeze_round"] = (
             None if config["freeze_round"] is None else int(config["freeze_round"])
         )

@@ -1,0 +1,70 @@
+"""A report of real runs on digits."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fixbn_flwr.app.report.page import write_report
+from fixbn_flwr.errors import ConfigError
+from tests.support.pages import ROOT
+from tests.support.whole_app import run_app
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the page of a run with FixBN and of one with another rate and without a freeze."""
+    folder = tmp_path_factory.mktemp("report")
+    fixbn = run_app(folder / "a", 3, {"run-name": "fixbn", "fraction-train": 1.0})
+    changes = {"run-name": "plain", "freeze-after": 1.0, "learning-rate": 0.02}
+    plain = run_app(folder / "b", 3, {**changes, "fraction-train": 1.0})
+    write_report([fixbn, plain], folder / "report.html")
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def text_of(page: str) -> str:
+    without = re.sub(r"<(svg|style).*?</\1>", " ", page, flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]+>", " ", without).split())
+
+
+def test_it_needs_no_network(page: str) -> None:
+    sources = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)""", page)
+    assert sources
+    assert all(source.startswith(("#", "data:")) for source in sources)
+    assert "<script" not in page
+    assert "@import" not in page
+
+
+def test_it_has_every_part_for_every_run(page: str) -> None:
+    text = text_of(page)
+    for part in ("Accuracy and loss", "Clients", "statistics lie apart", "Confusion matrix",
+                 "Bytes, seconds and dropped clients"):  # fmt: skip
+        assert part in text
+    assert "round 2" in text  # T*
+    assert "nothing is frozen" in text
+    assert "Not available" not in text
+    assert page.count('src="data:image/svg') == page.count("<img") >= 8
+
+
+def test_it_says_how_the_configs_differ(page: str) -> None:
+    text = text_of(page)
+    assert re.search(r"learning-rate ≠ 0\.05 0\.05 0\.02", text)
+    assert re.search(r"freeze-after ≠ 0\.5 2 1\.0", text)
+    assert "batch-size 16 8 8" in text  # not the default, and the same in both
+
+
+def test_old_runs_without_models_and_signals_are_shown_too(tmp_path: Path) -> None:
+    runs = [ROOT / "simulation" / "results" / "digits" / name for name in ("FixBN", "BN")]
+    write_report(runs, tmp_path / "report.html")
+    text = text_of((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "No round of this run has measured it." in text
+    assert "Not available on this machine" in text
+    assert "93.3%" in text
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not the folder of a run"):
+        write_report([tmp_path], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
