@@ -60,9 +60,10 @@ class Resumption:
             self._resumed = {**dict(state["resumed"]), state["run"]: rounds_before}
             server.global_momentum = dict(state["momentum"])
             self._inner.restore(state["strategy"])
-            server.switch.restore(state["switch"])
-            server.signals.restore(state["signals"])
-            self.return_point.restore(state["return_point"])
+            if "switch" in state:  # older versions did not keep it
+                server.switch.restore(state["switch"])
+                server.signals.restore(state["signals"])
+                self.return_point.restore(state["return_point"])
 
     def state(self, server: ServerState) -> dict[str, Any]:
         """Return what the next run needs."""

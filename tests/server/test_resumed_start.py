@@ -160,3 +160,19 @@ def test_a_strategy_that_is_built_differently_is_refused(tmp_path: Path) -> None
     strategy.restore(tree["strategy"])
     with pytest.raises(CheckpointError, match="build the strategy as it was"):
         federation(strategy, 2, arrays=tree["model"], first_round=3)
+
+
+def test_a_checkpoint_of_an_older_version_still_resumes(tmp_path: Path) -> None:
+    make, checkpoints = makes("FedAvgM", "global"), Checkpoints(tmp_path / "c")
+    whole = federation(make(), 1, stop_after=ROUNDS + 1)
+    with pytest.raises(KeyboardInterrupt):
+        federation(make(), 1, checkpoints, stop_after=4)
+    done, tree = checkpoints.newest()
+    for later in ("switch", "signals", "return_point"):
+        del tree["strategy"][later]
+    again = make()
+    again.restore(tree["strategy"])
+    resumed = federation(
+        again, 2, arrays=tree["model"], first_round=done + 1, stop_after=ROUNDS + 1
+    )
+    assert same(resumed, whole)
