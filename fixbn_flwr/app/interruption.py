@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.runs.reader import CHECKPOINTS, is_finished
@@ -22,5 +22,8 @@ def resume_hint(settings: Settings) -> Iterator[None]:
         rounds = Checkpoints(folder / CHECKPOINTS).rounds()
         if rounds and not is_finished(folder):
             command = shlex.join(["fixbn", "run", f"resume={folder}"])
-            print(f"Stopped after round {rounds[-1]}. Resume it with: {command}", file=sys.stderr)
+            with suppress(BrokenPipeError):  # nobody reads any more; the interruption counts
+                print(
+                    f"Stopped after round {rounds[-1]}. Resume it with: {command}", file=sys.stderr
+                )
         raise

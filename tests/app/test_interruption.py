@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -48,3 +50,17 @@ def test_other_errors_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(ValueError, match="x"), resume_hint(of(tmp_path / "run")):
         raise ValueError("x")
     assert capsys.readouterr().err == ""
+
+
+def test_a_closed_output_does_not_hide_the_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Checkpoints(tmp_path / "run" / "checkpoints").save(7, {"x": np.ones(2)})
+    reader, writer = os.pipe()
+    os.close(reader)
+    closed = os.fdopen(writer, "w", buffering=1)
+    monkeypatch.setattr("sys.stderr", closed)
+    interrupted(of(tmp_path / "run"))
+    monkeypatch.undo()
+    with contextlib.suppress(BrokenPipeError):
+        closed.close()

@@ -17,7 +17,7 @@ from tests.support.whole_app import run_app
 pytestmark = pytest.mark.slow
 
 FIXBN = str(PROGRAMS / "fixbn")
-ROUNDS = {"local": 100, "ray": 12}  # more than are done before the kill
+ROUNDS = {"local": 100, "ray": 60}  # more than are done before the kill
 
 
 def kill_server(run: subprocess.Popen[str], engine: str) -> None:

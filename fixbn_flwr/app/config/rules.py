@@ -1,6 +1,6 @@
 """The rule of each run-config key: its meaning, type, words and bounds.
 
-:mod:`fixbn_flwr.app.config.settings` names the keys and their defaults.
+:mod:`fixbn_flwr.app.config.keys` names the keys and their defaults.
 :mod:`fixbn_flwr.app.config.checks` has the checks that need more than a rule.
 """
 
