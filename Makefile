@@ -3,6 +3,7 @@
 # make test-long   real federations, on Ray and between processes, kills, soak (half an hour more)
 # make test-nightly   the library with other releases of Flower and PyTorch (a quarter of an hour)
 # make gpu    tests, benchmark and a run on a GPU (eight minutes at most; results in gpu/)
+# make gpu-evidence   the experiments at full size on a GPU; again, it goes on where it stopped
 # make docs   the documentation site, in site/
 # They set up their own environment in .venv first; PYTHON picks another Python, 3.11 or newer.
 
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 # A cluster that is there would take in the simulations of other tests.
 ALONE := tests/federation/test_ray_cluster.py
 
-.PHONY: run test test-long test-nightly test-versions gpu lint docs clean
+.PHONY: run test test-long test-nightly test-versions gpu gpu-data gpu-evidence lint docs clean
 
 run: $(READY)
 	$(BIN)/fixbn compare
@@ -43,6 +44,27 @@ gpu: $(READY)
 	$(BIN)/python -m simulation.benchmarks gpu --output gpu/speed.json
 	if [ -d $(DATA)/cifar-10-batches-py ]; then \
 		$(BIN)/fixbn run --clients 5 $(PAPER_SCALE) data-dir=$(DATA) output-dir=gpu; fi
+
+# The experiments at full size, the most important first, for MINUTES. gpu-data packs CIFAR-10 to travel.
+MINUTES ?= 9
+DEVICE ?= cuda
+OUTPUT ?= gpu/results
+EVIDENCE := normalisers freeze-after frequency momentum map feature-shift segmentation gradients freeze-rule
+PACKED := gpu-data/cifar10-part.parquet
+
+gpu-data: $(PACKED)
+	for name in femnist-small pacs-64 camvid-240x180 tiny-imagenet-50; do cp -rT $(DATA)/$$name gpu-data/$$name; done
+
+$(PACKED): | $(READY)
+	$(BIN)/python -m simulation.experiments.packed_tasks $(DATA) gpu-data
+
+gpu-evidence: $(READY)
+	timeout --signal=INT $(MINUTES)m sh -c 'for name in $(EVIDENCE); do \
+		$(BIN)/python -m simulation.experiments run $$name --scale gpu --device $(DEVICE) \
+			--data-dir $(if $(wildcard $(PACKED)),gpu-data,$(DATA)) --output $(OUTPUT) --folders gpu/runs \
+			|| left="$$left $$name"; done; \
+		[ -z "$$left" ] || { echo "Not complete, see above:$$left"; exit 1; }' \
+	|| [ $$? -eq 124 ]
 
 lint: $(READY)
 	$(BIN)/ruff check

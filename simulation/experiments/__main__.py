@@ -19,6 +19,7 @@ from fixbn_flwr.app.command_errors import run_commands
 from fixbn_flwr.tasks import get_task, load_splits
 from simulation import REPOSITORY
 from simulation.experiments.experiment import Experiment, Scale, names
+from simulation.experiments.matching_results import search_of
 from simulation.experiments.result_log import RESULTS
 from simulation.experiments.runner import Runner
 from simulation.reporting.markdown_report import write_report
@@ -29,7 +30,7 @@ cli = typer.Typer(help=_HELP, no_args_is_help=True, add_completion=False, rich_m
 
 Name = Annotated[str, typer.Argument(help="Name of the experiment; see `list`.")]
 OfScale = Annotated[
-    Scale, typer.Option(help="smoke: seconds; cpu: an hour on two cores; paper: a GPU.")
+    Scale, typer.Option(help="smoke: seconds; cpu: two cores, small images; gpu: full size.")
 ]
 Output = Annotated[Path, typer.Option(help="Directory of results, tables and figures.")]
 
@@ -41,8 +42,11 @@ def show() -> None:
         experiments = [Experiment(name, scale) for scale in Scale]
         print(f"{name}: {experiments[0].title}")
         for experiment in experiments:
-            runs, searches = len(experiment.outline()), len(experiment.searches())
-            print(f"    {experiment.scale:<6} {runs:>4} runs, {searches:>4} to find learning rates")
+            runs, searches = len(experiment.outline()), len(search_of(experiment, []).missing)
+            print(
+                f"    {experiment.scale:<6} {runs:>4} runs, and {searches:>4} or more to find"
+                " learning rates"
+            )
 
 
 @cli.command()

@@ -14,8 +14,8 @@ of an experiment overrides them:
         evaluations         the approximate number of evaluations of a run
         config              run config of all runs
         axes                the values on axes; all by default
-        learning-rates      the rates to search, each in a run of `search-share` of the length;
-                            one rate is not searched
+        learning-rates      the first rates of the search, each in a run of `search-share` of the
+                            length; see `rate_search`. One rate is not searched
         search-axes         the axes with a search for each value; one search for all others
 
 The key `clients-times` of an axis multiplies the number of clients. `length` of a method or axis
@@ -28,7 +28,7 @@ from __future__ import annotations
 import itertools
 import json
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
@@ -49,7 +49,7 @@ class Scale(StrEnum):
 
     SMOKE = "smoke"  # seconds, on digits, to test that it runs
     CPU = "cpu"  # about an hour on two cores
-    PAPER = "paper"  # the paper's sizes, on a GPU
+    GPU = "gpu"  # full size, on a GPU
 
 
 _SCALE_KEYS = {
@@ -57,8 +57,8 @@ _SCALE_KEYS = {
     "search-axes", "search-share", "seeds",
 }  # fmt: skip
 
-Rate = Callable[[str, Mapping[str, str]], float]
-"""Returns the learning rate of a method in a setting."""
+Rate = Callable[[str, Mapping[str, str]], float | None]
+"""Returns the learning rate of a method in a setting; None if it is not known yet."""
 
 
 class Experiment:
@@ -87,58 +87,40 @@ class Experiment:
         self.measure: Mapping[str, Any] | None = None
         if "measure" in content:
             self.measure = _merge(content["measure"], self._scale.get("measure", {}))
+        self.first_rates: list[float] = self._scale["learning-rates"]
         self._search_axes: list[str] = self._scale["search-axes"]
         self._check_scale()
         self.outline()  # checks all run configs
 
-    def searches(self) -> list[Run]:
-        """Return the runs of the search for each method's learning rate; none for one rate."""
-        rates: list[float] = self._scale["learning-rates"]
-        if len(rates) == 1:
-            return []
-        share: float = self._scale["search-share"]
-        runs = [
-            self._run("search", grid, method, self._searched(setting), SEARCH_SEED, rate, share)
-            for grid, method, setting in self._places()
+    def searched_places(self) -> list[tuple[str, dict[str, str]]]:
+        """Return each method and setting that has a learning rate of its own."""
+        found = [
+            (method, self._searched(setting))
+            for _, method, setting in self._places()
             if self._searched_as(method) == method
-            for rate in rates
         ]
-        return list({(run.id, run.method, *run.setting.items()): run for run in runs}.values())
+        return [place for k, place in enumerate(found) if place not in found[:k]]
+
+    def search(self, method: str, setting: Mapping[str, str], rate: float) -> Run:
+        """Return the run that tries a learning rate for a method in a setting."""
+        share: float = self._scale["search-share"]
+        return self._run("search", "", method, setting, SEARCH_SEED, rate, share)
 
     def results(self, rate: Rate) -> list[Run]:
-        """Return the runs of the experiment, with learning rates from the search.
+        """Return the runs of the experiment whose learning rate is known.
 
         All methods run with one seed before the next seed starts.
         """
         return [
-            self._run(
-                "result", grid, method, setting, seed,
-                rate(self._searched_as(method), self._searched(setting)),
-            )
+            self._run("result", grid, method, setting, seed, found)
             for seed in self._scale["seeds"]
             for grid, method, setting in self._places()
-        ]  # fmt: skip
+            if (found := rate(self._searched_as(method), self._searched(setting))) is not None
+        ]
 
     def outline(self) -> list[Run]:
         """Return the runs of the experiment before their learning rates are known."""
-        first: float = self._scale["learning-rates"][0]
-        return self.results(lambda *_: first)
-
-    def chosen(self, tried: Iterable[tuple[Run, float]]) -> Rate:
-        """Return the best learning rates of the search.
-
-        Args:
-            tried: The searches and their scores; higher is better.
-        """
-        if len(self._scale["learning-rates"]) == 1:
-            return lambda *_: self._scale["learning-rates"][0]
-        best: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[float, float]] = {}
-        for run, score in tried:
-            place = (run.method, tuple(run.setting.items()))
-            found = (score, float(run.run_config["learning-rate"]))
-            if place not in best or score > best[place][0]:
-                best[place] = found
-        return lambda method, setting: best[method, tuple(setting.items())][1]
+        return self.results(lambda *_: self.first_rates[0])
 
     def _places(self) -> list[tuple[str, str, dict[str, str]]]:
         places = []

@@ -5,12 +5,13 @@ When a plan changes, results of the earlier plan stay in the file. Tables must n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from simulation.experiments.experiment import Experiment, Rate
+from simulation.experiments.experiment import Experiment
 from simulation.experiments.planned_run import Run
+from simulation.experiments.rate_search import best_rate, next_rates
 from simulation.experiments.result_log import Result
 
 
@@ -21,14 +22,60 @@ def lines_of(runs: Iterable[Run], lines: Iterable[Result]) -> list[Result]:
     return [line for run, line in ended if same_config(run, line)]
 
 
-def searched_rates(experiment: Experiment, lines: Sequence[Result]) -> Rate | None:
-    """Return the rates with the highest held-out accuracy; None until all searches completed."""
-    searches = experiment.searches()
-    ended = lines_of(searches, lines)
-    if len(ended) < len(searches):
-        return None
-    scores = [-1.0 if line.diverged else line.accuracy or 0.0 for line in ended]
-    return experiment.chosen(zip(searches, scores, strict=True))
+@dataclass(frozen=True)
+class Search:
+    """Where the search for an experiment's learning rates stands.
+
+    Attributes:
+        tried: The runs of the search that have ended.
+        ended: Their results.
+        missing: The runs to do next; empty if the search is over.
+        rates: The best rate of each method and setting whose search is over, or the only one.
+    """
+
+    tried: list[Run]
+    ended: list[Result]
+    missing: list[Run]
+    rates: Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
+
+    def rate(self, method: str, setting: Mapping[str, str]) -> float | None:
+        """Return the best rate of a method in a setting; None while it is searched for."""
+        return self.rates.get((method, tuple(setting.items())))
+
+
+def search_of(experiment: Experiment, lines: Sequence[Result]) -> Search:
+    """Return where the search for learning rates stands, by the recorded results.
+
+    The score of a rate is its held-out accuracy. A run that diverged has the lowest score.
+    """
+    recorded = [line for line in lines if line.kind == "search"]
+    tried: list[Run] = []
+    ended: list[Result] = []
+    missing: list[Run] = []
+    rates = {}
+    for method, setting in experiment.searched_places():
+        if len(experiment.first_rates) == 1:
+            rates[method, tuple(setting.items())] = experiment.first_rates[0]
+            continue
+        scores: dict[float, float] = {}
+        while rates_to_try := next_rates(scores, experiment.first_rates):
+            runs = [experiment.search(method, setting, rate) for rate in rates_to_try]
+            found = lines_of(runs, recorded)
+            for line in found:
+                scores[line.learning_rate] = -1.0 if line.diverged else line.accuracy or 0.0
+            ended += found
+            tried += [run for run in runs if run.run_config["learning-rate"] in scores]
+            if len(found) < len(runs):
+                missing += [run for run in runs if run.run_config["learning-rate"] not in scores]
+                break
+        else:
+            rates[method, tuple(setting.items())] = best_rate(scores)
+    return Search(tried, ended, missing, rates)
+
+
+def recorded_results(experiment: Experiment, lines: Sequence[Result]) -> list[Result]:
+    """Return the results of the experiment's current plan that have been recorded."""
+    return lines_of(experiment.results(search_of(experiment, lines).rate), lines)
 
 
 def same_config(run: Run, line: Result) -> bool:

@@ -34,7 +34,7 @@ from simulation.experiments.matching_results import (
     in_place_of,
     lines_of,
     same_config,
-    searched_rates,
+    search_of,
 )
 from simulation.experiments.planned_run import Run
 from simulation.experiments.result_log import Result, append, read, results_file
@@ -78,14 +78,15 @@ class Runner:
         Raises:
             FixBNError: If a run cannot start, or its process was killed. Completed runs are kept.
         """
-        searches = self._experiment.searches()
+        experiment = self._experiment
         with _progress() as progress, self._processes() as pool:
-            work = _work([*searches, *self._experiment.outline()])
-            total = progress.add_task(self._experiment.name, total=work)
-            self._complete(searches, pool, progress, total)
-            rate = searched_rates(self._experiment, read(self._file))
-            assert rate is not None  # all searches have completed
-            self._complete(self._experiment.results(rate), pool, progress, total)
+            total = progress.add_task(experiment.name)
+            while missing := (search := search_of(experiment, read(self._file))).missing:
+                ended = _work(search.tried)
+                work = ended + _work([*missing, *experiment.outline()])
+                progress.update(total, total=work, completed=ended)
+                self._complete(missing, pool, progress, total)
+            self._complete(experiment.results(search.rate), pool, progress, total)
         return read(self._file)
 
     @contextmanager

@@ -24,7 +24,7 @@ from fixbn_flwr.app.local_run import local_grid
 from fixbn_flwr.app.runs.reader import read_metrics
 from fixbn_flwr.engine.simulation import run_server
 from fixbn_flwr.errors import RoundsFailedError
-from simulation.experiments.gradient_runs import measure_run
+from simulation.experiments.gradient_runs import kept_models, measure_run
 from simulation.experiments.planned_run import Run
 from simulation.experiments.result_log import Result, mean_of_last_rounds
 
@@ -59,6 +59,7 @@ def execute(
         **run.run_config,
         **machine,
         "checkpoint-every": 0,  # an interrupted run starts again
+        **(kept_models(run, measure) if measure else {}),
         "output-dir": str(folder.parent),
         "run-name": folder.name,
     }

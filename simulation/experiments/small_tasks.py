@@ -24,6 +24,7 @@ from fixbn_flwr.models.resnet20 import ResidualNetwork
 from fixbn_flwr.tasks import Split, Task, load_splits
 from fixbn_flwr.tasks.camvid import TASK as CAMVID_WHOLE
 from fixbn_flwr.tasks.cifar10 import TASK as CIFAR10_WHOLE
+from fixbn_flwr.tasks.pacs import TASK as PACS_WHOLE
 from fixbn_flwr.tasks.segmentation import IGNORED, Masks, mean_iou, pixel_cross_entropy
 from simulation.experiments.held_out_task import choose
 
@@ -74,6 +75,12 @@ CIFAR10 = replace(
     name="cifar10-small",
     load=_smaller(CIFAR10_WHOLE, slice(2000)),
     models={"resnet8": resnet8, **CIFAR10_WHOLE.models},
+)
+PACS = replace(
+    PACS_WHOLE,
+    name="pacs-small",
+    load=_smaller(PACS_WHOLE, slice(None)),
+    models={"resnet8": partial(resnet8, classes=7), **PACS_WHOLE.models},
 )
 CAMVID = replace(
     CAMVID_WHOLE,

@@ -19,14 +19,15 @@ from simulation.reporting.figure_layout import (
     seeds_note,
 )
 from simulation.reporting.grouping import axes, methods, place, results_of, values
-from simulation.reporting.heat_map import difference, draw_map
+from simulation.reporting.heat_map import draw_map
+from simulation.reporting.intervals import paired
 from simulation.reporting.panels import draw_lines, draw_points, scale_of, set_scale, styles_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SLOT = 0.12  # width of a method's marker, in inches
-CELL_WIDTH, CELL_HEIGHT = 0.62, 0.42  # size of a cell of a map with its number, in inches
+CELL_WIDTH, CELL_HEIGHT = 0.62, 0.5  # size of a cell of a map with its number, in inches
 KINDS = ("points", "lines", "map")
 
 
@@ -42,12 +43,13 @@ class View:
         x_label: The label of the x axis, with its unit.
         panels: The axis of the grid with a panel per value. Default: one panel.
         rows: The axis of the grid on the y axis of a map.
-        baseline: The method of a map whose accuracy is subtracted from that of the others.
+        pairs: The pairs of methods to compare, the first minus the second: the panels of a map,
+            and the rows of the table of differences. Default: no comparison.
         y_label: The label of the y axis, with its unit. Default: "test accuracy (%)".
 
     Raises:
-        ConfigError: If the kind is unknown, a map lacks `rows` or `baseline` or has `panels`, or
-            another kind has `rows` or a `baseline`.
+        ConfigError: If the kind is unknown, a map lacks `rows` or `pairs` or has `panels`, or
+            another kind has `rows`.
     """
 
     title: str
@@ -56,7 +58,7 @@ class View:
     x_label: str
     panels: str | None = None
     rows: str | None = None
-    baseline: str | None = None
+    pairs: Sequence[tuple[str, str]] = ()
     y_label: str = "test accuracy (%)"
 
     def __post_init__(self) -> None:
@@ -65,15 +67,13 @@ class View:
             raise ConfigError(
                 f"{view}: {self.kind!r} is not a kind: choose one of {', '.join(KINDS)}."
             )
-        if self.kind == "map" and (None in (self.rows, self.baseline) or self.panels is not None):
+        if self.kind == "map" and (not self.rows or not self.pairs or self.panels):
             raise ConfigError(
-                f"{view}: a map has one panel per method, rows and a method to subtract:"
-                " set rows and baseline, and remove panels."
+                f"{view}: a map has rows, and one panel for each pair of methods: set rows and"
+                " pairs, and remove panels."
             )
-        if self.kind != "map" and (self.rows, self.baseline) != (None, None):
-            raise ConfigError(
-                f"{view}: only a map has rows and a baseline: remove them, or set kind to map."
-            )
+        if self.kind != "map" and self.rows:
+            raise ConfigError(f"{view}: only a map has rows: remove them, or set kind to map.")
 
 
 def draw(results: Sequence[Result], view: View, path: Path) -> None:
@@ -85,8 +85,8 @@ def figure_of(results: Sequence[Result], view: View) -> Figure:
     """Return the figure of a grid's results: mean and range over the seeds by method.
 
     Raises:
-        ConfigError: If there is no result, the axes of the view are not those of the grid, or the
-            baseline of a map is not one of several methods.
+        ConfigError: If there is no result, the axes of the view are not those of the grid, or a
+            map has no pair of methods with results.
     """
     shown = results_of(results)
     check_axes(shown, [axis for axis in (view.x, view.panels, view.rows) if axis is not None])
@@ -151,16 +151,9 @@ def _marks(shown: Sequence[Result], view: View) -> Figure:
 
 
 def _map(shown: Sequence[Result], view: View) -> Figure:
-    """Return a figure with a panel per method: its difference from the baseline in each cell."""
+    """Return a figure with a panel for each pair of methods: their difference in each cell."""
     names = methods(shown)
     assert view.rows is not None  # checked by View
-    assert view.baseline is not None
-    if view.baseline not in names or len(names) == 1:
-        raise ConfigError(
-            f'view "{view.title}": the baseline is {view.baseline!r}, but the methods with a result'
-            f" are {', '.join(names)}: choose one of several methods with results, or run the"
-            " missing ones."
-        )
     rows, columns = values(shown, view.rows), values(shown, view.x)
     cells = {
         name: [
@@ -169,30 +162,36 @@ def _map(shown: Sequence[Result], view: View) -> Figure:
         ]
         for name in names
     }
-    baseline = cells.pop(view.baseline)
-    flat = [cell for table in cells.values() for row in table for cell in row]
+    pairs = [(one, other) for one, other in view.pairs if {one, other} <= cells.keys()]
+    if not pairs:
+        raise ConfigError(
+            f'view "{view.title}": no pair of {", ".join(f"{a} and {b}" for a, b in view.pairs)}'
+            f" has results; the methods with a result are {', '.join(names)}: run the missing ones."
+        )
     found = [
-        difference(cell, below)
-        for table in cells.values()
-        for row, row_below in zip(table, baseline, strict=True)
+        paired(cell.by_seed, below.by_seed).mean
+        for one, other in pairs
+        for row, row_below in zip(cells[one], cells[other], strict=True)
         for cell, below in zip(row, row_below, strict=True)
     ]
     limit = max((abs(number) for number in found if math.isfinite(number)), default=1.0)
     figure, grid = new_figure(
-        len(cells),
+        len(pairs),
         columns=int(WIDTH / (CELL_WIDTH * len(columns) + 0.6)),
         title=view.title,
         panel_height=CELL_HEIGHT * len(rows) + 1.0,
     )
-    for ax, (name, table) in zip(grid, cells.items(), strict=True):
-        image = draw_map(ax, table, baseline, max(limit, 1.0))
-        ax.set_title(f"{name} minus {view.baseline}", fontsize="medium")
+    for ax, (one, other) in zip(grid, pairs, strict=True):
+        image = draw_map(ax, cells[one], cells[other], max(limit, 1.0))
+        ax.set_title(f"{one} minus {other}", fontsize="medium")
         ax.set_xticks(range(len(columns)), columns)
         ax.set_yticks(range(len(rows)), rows)
     label_axes(grid, view.x_label, view.rows)
     bar = figure.colorbar(image, ax=grid, location="bottom", aspect=40, shrink=0.7)
     measured = view.y_label.removesuffix(" (%)")
+    flat = [cell for table in cells.values() for row in table for cell in row]
     bar.set_label(
-        f"difference in {measured} (percentage points), of the mean over {seeds_note(flat)}"
+        f"difference in {measured} (percentage points), mean over {seeds_note(flat)} with its"
+        " 95 % interval; bold if that excludes 0"
     )
     return figure

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from fixbn_flwr.errors import ConfigError
 from simulation.experiments.result_log import Result
+from simulation.reporting.intervals import interval
 
 
 @dataclass(frozen=True)
@@ -17,12 +18,17 @@ class Cell:
     """The runs of a method in one cell of a grid. They differ only in their seed.
 
     Attributes:
-        accuracies: The accuracies of the runs that completed, in %.
+        by_seed: The accuracy of each run that completed, in %, by its seed.
         diverged: The number of runs that failed or ended with a loss that is not finite.
     """
 
-    accuracies: tuple[float, ...]
+    by_seed: Mapping[int, float]
     diverged: int
+
+    @property
+    def accuracies(self) -> tuple[float, ...]:
+        """The accuracies of the runs that completed, in %."""
+        return tuple(self.by_seed.values())
 
     @property
     def runs(self) -> int:
@@ -35,11 +41,11 @@ class Cell:
         return statistics.fmean(self.accuracies) if self.accuracies else math.nan
 
     def __str__(self) -> str:
-        """Return the mean, sample standard deviation and number of seeds: "57.2 ± 1.3 (3)"."""
+        """Return the mean, its 95 % interval and the number of seeds: "57.2 ± 1.3 (3)"."""
         parts = []
         if len(self.accuracies) > 1:
-            deviation = statistics.stdev(self.accuracies)
-            parts.append(f"{self.mean:.1f} ± {deviation:.1f} ({len(self.accuracies)})")
+            half = interval(self.accuracies).half
+            parts.append(f"{self.mean:.1f} ± {half:.1f} ({len(self.accuracies)})")
         elif self.accuracies:
             parts.append(f"{self.mean:.1f} (1)")
         if self.diverged:
@@ -82,7 +88,7 @@ def cell_of(runs: Sequence[Result]) -> Cell:
     """Return the cell of runs that differ only in their seed."""
     ended = [run for run in runs if not run.diverged]
     return Cell(
-        tuple(100 * run.accuracy for run in ended if run.accuracy is not None),
+        {run.seed: 100 * run.accuracy for run in ended if run.accuracy is not None},
         len(runs) - len(ended),
     )
 

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from fixbn_flwr.method.schedule import freeze_round
-from simulation.experiments.gradients import ALL_LAYERS
 from simulation.experiments.result_log import Result
 from simulation.reporting.figure_layout import add_legend, label_axes, new_figure, seeds_note
 from simulation.reporting.grid_figures import check_axes, panel_settings
-from simulation.reporting.grouping import cell_of, distinct, methods, results_of
+from simulation.reporting.grouping import cell_of, methods, results_of
 from simulation.reporting.panels import (
     Scale,
     Style,
     draw_diverged,
     scale_of,
     set_scale,
-    style,
     styles_of,
 )
 
@@ -31,17 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARKS = 8  # markers per line
-
-_MEASURED = {
-    "cosine": (
-        "cosine with the\ncentralized update",
-        "1: same direction as the centralized update; 0: orthogonal to it",
-    ),
-    "norm_ratio": (
-        "length relative to the\ncentralized update",
-        "1: as long as the centralized update",
-    ),
-}
 
 
 def draw_courses(
@@ -104,49 +89,6 @@ def figure_of_courses(
     if freezes:
         note += "; vertical line: T*, after which FixBN's statistics are frozen"
     add_legend(figure, styles_of(names), line=True, note=note)
-    return figure
-
-
-def draw_gradients(
-    rows: Sequence[Mapping[str, Any]],
-    measured: Literal["cosine", "norm_ratio"],
-    path: Path,
-    title: str,
-) -> None:
-    """Save the comparison of updates by layer as PNG; see `figure_of_gradients`."""
-    figure_of_gradients(rows, measured, title).savefig(path, format="png")
-
-
-def figure_of_gradients(
-    rows: Sequence[Mapping[str, Any]], measured: Literal["cosine", "norm_ratio"], title: str
-) -> Figure:
-    """Return the comparison of updates by layer, with a panel per model and number of steps.
-
-    Args:
-        rows: The comparisons, with "model", "local_steps", "mode", "name", "depth" and the measured
-            quantity. Lines are the mean over runs. Rows named "all layers" are not drawn.
-        measured: The cosine of the two updates, or the ratio of their lengths.
-        title: The title.
-    """
-    layers = [row for row in rows if row["name"] != ALL_LAYERS]
-    models = distinct(str(row["model"]) for row in layers)
-    modes = distinct(str(row["mode"]) for row in layers)
-    steps = sorted({int(row["local_steps"]) for row in layers})
-    means = pd.DataFrame(layers).groupby(["model", "local_steps", "mode", "depth"])[measured].mean()
-    figure, grid = new_figure(
-        len(models) * len(steps), columns=len(steps), title=title, panel_height=2.3
-    )
-    places = [(model, count) for model in models for count in steps]
-    for ax, (model, count) in zip(grid, places, strict=True):
-        for index, mode in enumerate(modes):
-            if (model, count, mode) in means:
-                _plot(ax, list(means[model, count, mode].items()), style(index), index)
-        ax.set_title(f"{model}, {count} local step{'s' * (count != 1)}", fontsize="medium")
-        ax.grid(alpha=0.3)
-        ax.spines[["top", "right"]].set_visible(False)
-    label, note = _MEASURED[measured]
-    label_axes(grid, "layer, from the input on", label)
-    add_legend(figure, {mode: style(k) for k, mode in enumerate(modes)}, line=True, note=note)
     return figure
 
 

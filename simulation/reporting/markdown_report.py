@@ -8,22 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.tasks import get_task
 from simulation.experiments.experiment import Experiment
-from simulation.experiments.gradient_runs import INITIAL
-from simulation.experiments.gradients import explained_share
-from simulation.experiments.matching_results import lines_of, searched_rates
+from simulation.experiments.matching_results import lines_of, search_of
 from simulation.experiments.result_log import Result, read, results_file
+from simulation.reporting.differences import differences
+from simulation.reporting.gradient_figure import draw_updates, updates_table
 from simulation.reporting.grid_figures import draw
 from simulation.reporting.grouping import distinct
-from simulation.reporting.line_figures import draw_courses, draw_gradients
+from simulation.reporting.line_figures import draw_courses
 from simulation.reporting.tables import (
     console,
     costs,
-    gradients_table,
     hardware_line,
     learning_rates,
     table,
@@ -46,19 +44,17 @@ def write_report(experiment: Experiment, output: Path) -> Path:
     source = results_file(experiment.name, experiment.scale, output)
     command = f"python -m simulation.experiments run {experiment.name} --scale {experiment.scale}"
     lines = read(source)
-    searches = lines_of(experiment.searches(), lines)
-    rate = searched_rates(experiment, lines)
-    planned = experiment.results(rate) if rate else []
-    results = lines_of(planned, lines)
+    search = search_of(experiment, lines)
+    results = lines_of(experiment.results(search.rate), lines)
     if not results:
         raise ConfigError(f"{source} has no result yet: run `{command}` first.")
     parts = [
         f"# {experiment.title}",
-        f"`{command}`:"
-        f" {len(results)} of {len(planned)} runs. {hardware_line([*searches, *results])}",
+        f"`{command}`: {len(results)} of {len(experiment.outline())} runs."
+        f" {hardware_line([*search.ended, *results])}",
         f"{_conditions(results)} An accuracy is the mean over the last fifth of a run's"
-        " rounds, and only over rounds after T* if the run freezes. Cells are the mean ± standard"
-        " deviation over the seeds, with their number.",
+        " rounds, and only over rounds after T* if the run freezes. Cells are the mean over the"
+        " seeds, ± half of its 95 % interval, with their number.",
     ]
     folder = source.parent
     for name, view in experiment.views.items():
@@ -69,18 +65,24 @@ def write_report(experiment: Experiment, output: Path) -> Path:
         draw(of_grid, view, figure)
         text = table(of_grid, view.x)
         console(text)
-        parts += [f"## {view.title}", f"{view.y_label}:", text, f"![{view.title}]({figure.name})"]
+        parts += [f"## {view.title}", f"{view.y_label}:", text]
+        if view.pairs:
+            parts += [
+                "Differences in percentage points, paired by seed, ± half of the 95 % interval:",
+                differences(of_grid, view.x, view.pairs),
+            ]
+        parts += [f"![{view.title}]({figure.name})"]
         if view.kind == "points" and view.panels is None:
             courses = folder / f"{experiment.scale}-{name}-courses.png"
             draw_courses(of_grid, view.x, courses, view.title, view.y_label)
             parts += [f"![By round: {view.title}]({courses.name})"]
         parts += [costs(of_grid)]
     if experiment.measure:
-        parts += _layers(experiment, results, folder)
+        parts += _updates(experiment, results, folder)
     parts += [
         "## Learning rates",
         "Accuracy in % on held-out training images, by the learning rate in round 1.",
-        learning_rates([*searches, *results]),
+        learning_rates([*search.ended, *results]),
     ]
     path = source.with_suffix(".md")
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -105,46 +107,24 @@ def _conditions(results: Sequence[Result]) -> str:
     )
 
 
-def _layers(experiment: Experiment, results: Sequence[Result], folder: Path) -> list[str]:
-    """Return the part of the report on the measured updates, and draw its figures."""
-    rows: list[dict[str, Any]] = list(
-        chain.from_iterable(result.extra.get("gradients", []) for result in results)
-    )
+def _updates(experiment: Experiment, results: Sequence[Result], folder: Path) -> list[str]:
+    """Return the part of the report on the measured updates, and draw its figure."""
+    rows = list(chain.from_iterable(result.extra.get("gradients", []) for result in results))
     if not rows:
         return []
-    of = (experiment.measure or {})["of"].values()
-    order = [INITIAL, *distinct(method["model"] for method in of)]
-    rows.sort(key=lambda row: order.index(row["model"]))
-    title = "The federated and the centralized update, layer by layer"
-    directions = folder / f"{experiment.scale}-layers.png"
-    draw_gradients(rows, "cosine", directions, title)
-    lengths = folder / f"{experiment.scale}-layers-length.png"
-    draw_gradients(rows, "norm_ratio", lengths, title)
-    text = gradients_table(rows)
+    title = "Updates by layer and round"
+    figure = folder / f"{experiment.scale}-updates.png"
+    draw_updates(rows, figure)
+    text = updates_table(rows)
     console(text)
     diverged = [row for result in results for row in result.extra.get("not measured", [])]
     return [
         f"## {title}",
+        "Cosine over all layers, the mean over the seeds, by share of the rounds.",
         text,
-        *(f"Not measured: {row['model']}, {row['mode']}: {row['why']}" for row in diverged),
-        f"![Direction: {title}]({directions.name})",
-        f"![Length: {title}]({lengths.name})",
-        *_explained(results),
+        *(
+            f"Not measured: {row['method']}, round {row['round']}, {row['mode']}: {row['why']}"
+            for row in diverged
+        ),
+        f"![{title}]({figure.name})",
     ]
-
-
-def _explained(results: Sequence[Result]) -> list[str]:
-    """Return the share of the gap to centralized training that freezing closes, by seed."""
-    sentences = []
-    for seed in sorted({result.seed for result in results}):
-        of = {r.method: r.accuracy for r in results if r.seed == seed}
-        accuracies = [of.get(method) for method in ("BN", "FixBN", "centralised")]
-        known = [accuracy for accuracy in accuracies if accuracy is not None]
-        if len(known) == len(accuracies) and known[2] > known[0]:
-            share = explained_share(*known)
-            batch, frozen, central = (f"{accuracy:.1%}" for accuracy in known)
-            sentences.append(
-                f"Seed {seed}: BN {batch}, FixBN {frozen}, centralized {central}: frozen"
-                f" statistics close {share:.0%} of the gap."
-            )
-    return ["\n".join(f"- {sentence}" for sentence in sentences)] if sentences else []

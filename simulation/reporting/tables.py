@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
 
 import pandas as pd
 
-from simulation.experiments.gradients import ALL_LAYERS
 from simulation.experiments.result_log import Result
 from simulation.reporting.grouping import (
     Cell,
@@ -24,15 +22,13 @@ from simulation.reporting.grouping import (
     values,
 )
 
-GRADIENT_MEASURES = ["cosine", "norm_ratio", "distance"]
-
 
 def table(results: Sequence[Result], columns: str) -> str:
     """Return the accuracies of a grid in Markdown.
 
     A row is a method, and a column is a value of the axis `columns`. Each other axis has its own
-    column before the methods. A cell such as "57.2 ± 1.3 (3)" is the mean and the sample standard
-    deviation in % over the seeds, with their number. "57.2 (1), 2 of 3 diverged" means that one of
+    column before the methods. A cell such as "57.2 ± 1.3 (3)" is the mean and half of its 95 %
+    interval in % over the seeds, with their number. "57.2 (1), 2 of 3 diverged" means that one of
     three runs completed.
 
     Raises:
@@ -48,7 +44,7 @@ def table(results: Sequence[Result], columns: str) -> str:
             cells = [place(shown, {**setting, columns: label}, method) for label in labels]
             if any(cell.runs for cell in cells):
                 rows.append([*place_of_row, method, *map(str, cells)])
-    return _markdown([*others, "method", *_headings(columns, labels)], rows, len(labels))
+    return markdown([*others, "method", *headings_of(columns, labels)], rows, len(labels))
 
 
 def learning_rates(results: Sequence[Result]) -> str:
@@ -80,7 +76,7 @@ def learning_rates(results: Sequence[Result]) -> str:
         texts = {rate: _held_out(cells[rate]) for rate in tried}
         marked = [f"**{texts[r]}**" if r in bold and texts[r] else texts.get(r, "") for r in rates]
         rows.append([*key, *marked])
-    text = _markdown([*keys, *_headings("rate", rates)], rows, len(rates))
+    text = markdown([*keys, *headings_of("rate", rates)], rows, len(rates))
     if at_the_edge:
         text += (
             f"\n\nIn {at_the_edge} of {len(rows)} rows the bold rate is the smallest or the largest"
@@ -112,7 +108,7 @@ def costs(results: Sequence[Result]) -> str:
         "kept by a client (MB)",
         "seconds a run",
     ]
-    return _markdown([*names, "method", *headings], rows, len(headings))
+    return markdown([*names, "method", *headings], rows, len(headings))
 
 
 def hardware_line(results: Sequence[Result]) -> str:
@@ -137,23 +133,6 @@ def hardware_line(results: Sequence[Result]) -> str:
         f"{' and '.join(machines)}; {versions}; {' to '.join(first_and_last)};"
         f" {counted}, {seconds:,.0f} s in all."
     )
-
-
-def gradients_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the comparison of the federated with the centralized update, in Markdown.
-
-    Args:
-        rows: The comparisons, with "model", "local_steps", "mode", "name", "cosine", "norm_ratio"
-            and "distance". The table shows those named "all layers", the mean over runs.
-    """
-    whole = pd.DataFrame([row for row in rows if row["name"] == ALL_LAYERS])
-    means = whole.groupby(["model", "local_steps", "mode"], sort=False)[GRADIENT_MEASURES].mean()
-    cells = [
-        [*map(str, key), *(f"{value:.3f}" for value in values)]
-        for key, *values in means.itertuples()
-    ]
-    headings = ["model", "local steps", "mode", "cosine", "norm ratio", "distance"]
-    return _markdown(headings, cells, len(GRADIENT_MEASURES))
 
 
 def console(markdown_table: str) -> None:
@@ -189,14 +168,14 @@ def _plain(cell: str) -> str:
     return cell.removeprefix("**").removesuffix("**") if cell.startswith("**") else cell
 
 
-def _markdown(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: int) -> str:
+def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: int) -> str:
     """Return a table; the last `numbers` columns are aligned to the right."""
     rules = ["---"] * (len(headings) - numbers) + ["---:"] * numbers
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, rules, *rows))
 
 
-def _headings(axis: str, labels: Sequence[str]) -> list[str]:
-    # A number alone does not name its axis.
+def headings_of(axis: str, labels: Sequence[str]) -> list[str]:
+    """Return the headings of an axis's values; a number alone would not name its axis."""
     return [f"{axis} {label}" if label[:1].isdigit() else label for label in labels]
 
 

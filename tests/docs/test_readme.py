@@ -7,9 +7,7 @@ import re
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.runs.reader import read_metrics
 from fixbn_flwr.app.runs.summary import summarize, summary_table
-from simulation.reporting.grouping import place
-from tests.support.experiment_results import results_of
-from tests.support.pages import README, ROOT, marked
+from tests.support.pages import README, ROOT
 
 TEXT = README.read_text(encoding="utf-8")
 RESULTS = ROOT / "simulation" / "results"
@@ -47,35 +45,3 @@ def test_the_result_beside_the_figure_is_the_data() -> None:
     best = f"{100 * max(accuracy['BN']):.1f} %"
     assert f"plain BN reaches {plain} test accuracy ({best} at its best) and FixBN {fixbn}" in words
     assert f"with the rate unchanged it reaches {same_rate}" in words
-
-
-def when_to_use() -> str:
-    """The README's table of results, from their data."""
-    rows = [
-        ("two classes each", "frequency", {"local steps": "1"}, "kept", "**yes**"),
-        ("two classes each", "normalisers", {"partition": "two classes"}, "kept", "**yes**"),
-        ("two classes each", "frequency", {"local steps": "20"}, "kept", "no: clients drift apart"),
-        (
-            "two classes each",
-            "momentum",
-            {"participation": "full", "momentum": "reset"},
-            "reset",
-            "no: keep the momentum",
-        ),
-        ("Dirichlet 0.1", "normalisers", {"partition": "Dirichlet 0.1"}, "kept", "parity with BN"),
-        ("IID", "normalisers", {"partition": "IID"}, "kept", "parity with BN"),
-    ]
-    lines = [
-        "| clients' data | local steps per round | momentum | BN | GN | FixBN | use FixBN? |",
-        "| --- | ---: | --- | ---: | ---: | ---: | --- |",
-    ]
-    for data, experiment, setting, momentum, verdict in rows:
-        results = [result for result in results_of(experiment) if result.grid == "main"]
-        cells = [str(place(results, setting, method)) for method in ("BN", "GN", "FixBN")]
-        steps = setting.get("local steps", "5")
-        lines.append(f"| {data} | {steps} | {momentum} | {' | '.join(cells)} | {verdict} |")
-    return "\n".join(lines)
-
-
-def test_the_table_of_results_is_the_data() -> None:
-    assert marked(TEXT, "when to use") == when_to_use()

@@ -21,7 +21,12 @@ from fixbn_flwr.errors import ConfigError, NoStatisticsError
 from fixbn_flwr.models.small_resnet import small_resnet
 from fixbn_flwr.tasks import Split, Task, get_task, load_splits
 from fixbn_flwr.tasks.partition import partition
-from simulation.experiments.gradients import ALL_LAYERS, LayerDifference, explained_share, measure
+from simulation.experiments.gradients import (
+    LayerDifference,
+    batch_against_global_statistics,
+    federated_against_centralised,
+)
+from simulation.experiments.updates import ALL_LAYERS, Trial
 
 EXACT = 1e-12
 DIGITS = get_task("digits")
@@ -51,6 +56,14 @@ def network(norm: str = "bn") -> nn.Module:
     with torch.no_grad():
         model.train()(data.images[:64].double() / 6 - 1)
     return model
+
+
+def measure(
+    task: Task, data: Split, partitions: Any, model: nn.Module, *, frozen: bool, **steps: Any
+) -> list[LayerDifference]:
+    return federated_against_centralised(
+        Trial(task, data, partitions, model, **steps), frozen=frozen
+    )
 
 
 def digits(model: nn.Module, **changed: Any) -> list[LayerDifference]:
@@ -312,13 +325,36 @@ def test_frozen_needs_statistics():
         digits(network("gn"), frozen=True)
 
 
-def test_the_share_of_the_gap_that_freezing_closes():
-    assert explained_share(batch=0.25, frozen=0.5, centralised=0.75) == 0.5
-    assert explained_share(batch=0.25, frozen=0.125, centralised=0.75) == -0.25
-    assert explained_share(batch=0.25, frozen=1.0, centralised=0.75) == 1.5
+def own_updates(model: nn.Module, **changed: Any) -> list[LayerDifference]:
+    trial = Trial(**{
+        "task": DIGITS, "data": train_split(), "partitions": clients(), "model": model,
+        **ONE_STEP, **changed,
+    })  # fmt: skip
+    return batch_against_global_statistics(trial)
 
 
-@pytest.mark.parametrize("centralised", [0.5, 0.25])
-def test_without_a_gap_there_is_no_share(centralised):
-    with pytest.raises(ValueError, match=rf"{centralised} .*0\.5"):
-        explained_share(batch=0.5, frozen=0.6, centralised=centralised)
+def test_a_clients_own_update_differs_between_batch_and_global_statistics() -> None:
+    layers = own_updates(network())
+    assert [layer.name for layer in layers] == [*LAYERS, ALL_LAYERS]
+    assert all(layer.cosine < 1 - 1e-4 for layer in layers[:-2])
+    assert layers[-1].distance > 0.1
+
+
+def test_a_clients_own_update_is_the_same_if_the_global_statistics_are_those_of_its_batch() -> None:
+    task, data = points(*range(1, 9))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(1), nn.Dropout(), nn.Linear(1, 1)).double()
+    model[1].running_mean.fill_(4.5)
+    model[1].running_var.fill_(5.25)  # biased, as a batch is normalized
+    arguments = {"task": task, "data": data, "partitions": [np.arange(8)], "batch_size": 8}
+    (*layers, whole) = own_updates(model, **arguments)
+    assert [layer.name for layer in layers] == ["1", "3"]
+    # The batch adds terms to the gradients of earlier layers only, and there are none. Dropout
+    # must draw the same twice.
+    assert whole.cosine == pytest.approx(1, abs=EXACT)
+    assert whole.distance == pytest.approx(0, abs=1e-9)
+
+
+def test_a_model_without_statistics_has_no_global_ones() -> None:
+    with pytest.raises(NoStatisticsError):
+        own_updates(network("gn"))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from simulation.experiments.experiment import Experiment, Scale
-from simulation.experiments.matching_results import in_place_of, lines_of, searched_rates
+from simulation.experiments.matching_results import in_place_of, lines_of, search_of
 from simulation.experiments.planned_run import Run
 from simulation.experiments.result_log import Result
 from tests.support.handmade import result
@@ -26,20 +26,52 @@ def line(run: Run, accuracy: float | None = 0.5, **fields: Any) -> Result:
     )  # fmt: skip
 
 
-def test_there_are_no_rates_until_all_searches_have_completed(momentum):
-    lines = [line(run) for run in momentum.searches()]
+def searched(experiment: Experiment, scores: dict[float, float]) -> list[Result]:
+    """Return the results of a search with these accuracies by rate, for every method."""
+    return [
+        line(experiment.search(method, setting, rate), accuracy)
+        for method, setting in experiment.searched_places()
+        for rate, accuracy in scores.items()
+    ]
 
-    assert searched_rates(momentum, lines[:-1]) is None
-    assert searched_rates(momentum, lines) is not None
+
+def test_the_search_begins_with_the_first_rates_of_every_method(momentum):
+    search = search_of(momentum, [])
+
+    assert [(run.method, run.run_config["learning-rate"]) for run in search.missing] == [
+        ("BN", 0.02), ("BN", 0.04), ("GN", 0.02), ("GN", 0.04), ("FixBN", 0.02), ("FixBN", 0.04),
+    ]  # fmt: skip
+    assert search.rate("BN", {}) is None
+    assert momentum.results(search.rate) == []
+
+
+def test_the_search_goes_on_until_the_best_rate_lies_inside(momentum):
+    search = search_of(momentum, searched(momentum, {0.02: 0.3, 0.04: 0.5}))
+    assert {run.run_config["learning-rate"] for run in search.missing} == {0.08}
+
+    lines = searched(momentum, {0.02: 0.3, 0.04: 0.5, 0.08: 0.4})
+    search = search_of(momentum, [*lines, *searched(momentum, {0.16: 0.9})])
+    assert search.missing == []
+    assert [search.rate(method, {}) for method in ("BN", "GN", "FixBN")] == [0.04] * 3
+    assert search.ended == lines  # without the rate that the search did not ask for
+    assert [run.id for run in search.tried] == [result.id for result in lines]
 
 
 def test_a_rate_that_diverged_is_not_the_best(momentum):
-    first, *others = momentum.searches()
-    lines = [line(first, 0.9, failure="NaN"), *(line(run, 0.1) for run in others)]
-    rate = searched_rates(momentum, lines)
+    lines = searched(momentum, {0.02: 0.1, 0.01: 0.05})
+    diverged = [
+        line(momentum.search(method, setting, 0.04), 0.9, failure="NaN")
+        for method, setting in momentum.searched_places()
+    ]
 
-    assert rate is not None
-    assert rate(first.method, first.setting) == others[0].run_config["learning-rate"]
+    assert search_of(momentum, [*lines, *diverged]).rate("BN", {}) == 0.02
+
+
+def test_one_rate_is_not_searched():
+    search = search_of(Experiment("freeze-rule", Scale.SMOKE), [])
+
+    assert search.missing == []
+    assert search.rate("never", {}) == 0.05
 
 
 def test_results_are_in_the_order_of_the_plan_without_those_of_another_plan(momentum):

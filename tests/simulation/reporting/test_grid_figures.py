@@ -19,7 +19,8 @@ from tests.support.handmade import result
 
 POINTS = View("By partition", "points", "partition", "clients' data")
 LINES = View("By steps", "lines", "steps", "local steps in a round", panels="partition")
-MAP = View("When", "map", "steps", "local steps", rows="alpha", baseline="GN")
+PAIRS = (("BN", "GN"), ("FixBN", "GN"))
+MAP = View("When", "map", "steps", "local steps", rows="alpha", pairs=PAIRS)
 PARTITIONS = ("IID", "two classes")
 
 
@@ -204,8 +205,21 @@ def test_a_map_shows_each_difference_in_its_cell_on_one_scale() -> None:
     assert (panels[0].get_xlabel(), panels[0].get_ylabel()) == ("local steps", "alpha")
     bar = figure.axes[2]
     assert bar.get_xlabel() == (
-        "difference in test accuracy (percentage points), of the mean over 1 to 2 seeds"
+        "difference in test accuracy (percentage points), mean over 1 to 2 seeds with its"
+        " 95 % interval; bold if that excludes 0"
     )
+
+
+def test_a_map_has_the_interval_of_paired_seeds_and_is_bold_where_it_excludes_zero() -> None:
+    accuracies = {"BN": (0.50, 0.60, 0.70), "GN": (0.49, 0.59, 0.69), "FixBN": (0.5, 0.7, 0.6)}
+    results = [
+        result(method, {"alpha": "1", "steps": "1"}, accuracy, seed=seed)
+        for method, found in accuracies.items()
+        for seed, accuracy in enumerate(found)
+    ]
+    bn, fixbn = (ax.texts[0] for ax in figure_of(results, MAP).axes[:2])
+    assert (bn.get_text(), bn.get_fontweight()) == ("+1.0\n± 0.0", "bold")
+    assert (fixbn.get_text(), fixbn.get_fontweight()) == ("+1.0\n± 24.8", "normal")
 
 
 def test_a_baseline_that_diverged_is_not_subtracted() -> None:
@@ -220,25 +234,20 @@ def test_a_baseline_that_diverged_is_not_subtracted() -> None:
 def test_an_invalid_view_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"'bars' is not a kind.*points, lines, map"):
         View("a", "bars", "x", "x")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="set rows and baseline"):
+    with pytest.raises(ConfigError, match="set rows and pairs"):
         View("a", "map", "x", "x", rows="alpha")
     with pytest.raises(ConfigError, match="remove panels"):
-        View("a", "map", "x", "x", rows="alpha", baseline="GN", panels="y")
+        View("a", "map", "x", "x", rows="alpha", pairs=PAIRS, panels="y")
     with pytest.raises(ConfigError, match="only a map has rows"):
-        View("a", "lines", "x", "x", baseline="GN")
+        View("a", "lines", "x", "x", rows="alpha")
 
 
 def test_a_figure_never_mixes_settings() -> None:
     results = by_steps(("1", "5"))
     with pytest.raises(ConfigError, match=r"axes partition cannot show .* partition, steps"):
         figure_of(results, POINTS)
-    with pytest.raises(ConfigError, match=r"baseline is 'GN'.* BN, FixBN"):
-        figure_of(results, View("a", "map", "steps", "x", rows="partition", baseline="GN"))
-    with pytest.raises(ConfigError, match=r"baseline is 'BN'.* BN: choose"):
-        figure_of(
-            [one for one in results if one.method == "BN"],
-            View("a", "map", "steps", "x", rows="partition", baseline="BN"),
-        )
+    with pytest.raises(ConfigError, match=r"no pair of BN and GN, .* are BN, FixBN: run"):
+        figure_of(results, View("a", "map", "steps", "x", rows="partition", pairs=PAIRS))
 
 
 def test_labels_do_not_overlap_in_narrow_panels(tmp_path: Path) -> None:

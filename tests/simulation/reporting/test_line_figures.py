@@ -10,9 +10,7 @@ import pytest
 from fixbn_flwr.errors import ConfigError
 from simulation.reporting.line_figures import (
     draw_courses,
-    draw_gradients,
     figure_of_courses,
-    figure_of_gradients,
 )
 from tests.support.handmade import result
 
@@ -72,54 +70,6 @@ def test_a_course_never_mixes_settings() -> None:
         figure_of_courses([result("BN", TWO, 0.5)], None, "")
 
 
-def gradients() -> list[dict[str, Any]]:
-    return [
-        {
-            "model": model,
-            "mode": mode,
-            "local_steps": steps,
-            "name": name,
-            "depth": depth,
-            "cosine": cosine + run,
-            "norm_ratio": 1.0,
-            "distance": 0.0,
-        }
-        for run in (0.0, 0.25)
-        for model in ("initial", "at T*")
-        for steps in (20, 1)
-        for mode, cosine in (("BN", 0.25), ("GN", 0.5))
-        for depth, name in ((1, "fc"), (0, "conv1"), (-1, "all layers"))
-    ]
-
-
-def test_updates_have_a_panel_per_model_and_step_count_and_a_line_per_mode() -> None:
-    figure = figure_of_gradients(gradients(), "cosine", "Gradients")
-    assert [ax.get_title() for ax in figure.axes] == [
-        "initial, 1 local step",
-        "initial, 20 local steps",
-        "at T*, 1 local step",
-        "at T*, 20 local steps",
-    ]
-    for ax in figure.axes:
-        assert [list(line.get_xdata()) for line in ax.lines] == [[0, 1], [0, 1]]
-        assert [list(line.get_ydata()) for line in ax.lines] == [[0.375] * 2, [0.625] * 2]
-        assert len({(line.get_linestyle(), line.get_marker()) for line in ax.lines}) == 2
-    assert [ax.get_xlabel() for ax in figure.axes[2:]] == ["layer, from the input on"] * 2
-    (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["BN", "GN"]
-
-
-def test_both_figures_are_saved_as_png(tmp_path: Path) -> None:
+def test_the_figure_is_saved_as_png(tmp_path: Path) -> None:
     draw_courses([result("BN", TWO, 0.5)], "partition", tmp_path / "courses.png", "")
-    draw_gradients(gradients(), "cosine", tmp_path / "gradients.png", "")
-    for name in ("courses", "gradients"):
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_lengths_are_drawn_like_directions() -> None:
-    rows = [{**row, "norm_ratio": 2.0 * row["cosine"]} for row in gradients()]
-    figure = figure_of_gradients(rows, "norm_ratio", "Gradients")
-
-    for ax in figure.axes:
-        assert [list(line.get_ydata()) for line in ax.lines] == [[0.75] * 2, [1.25] * 2]
-    assert "length" in figure.axes[0].get_ylabel()
+    assert (tmp_path / "courses.png").read_bytes().startswith(b"\x89PNG")

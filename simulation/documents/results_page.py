@@ -1,0 +1,170 @@
+"""The blocks of docs/results.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+from fixbn_flwr.app.runs.reader import read_metrics
+from simulation.documents.blocks import Blocks
+from simulation.experiments.experiment import Experiment, Scale, names
+from simulation.experiments.matching_results import recorded_results
+from simulation.experiments.result_log import RESULTS, Result, read, results_file
+from simulation.reporting.differences import differences
+from simulation.reporting.grouping import methods, place, results_of, values
+from simulation.reporting.intervals import interval, paired
+from simulation.reporting.tables import markdown, table
+
+NOT_YET = "Nothing has run yet."
+
+
+@cache
+def of_grid(name: str, grid: str, scale: Scale = Scale.CPU) -> tuple[Result, ...]:
+    """Return the committed results of a grid."""
+    found = recorded_results(Experiment(name, scale), read(results_file(name, scale)))
+    return tuple(result for result in found if result.grid == grid)
+
+
+def accuracies(name: str, grid: str = "main") -> Callable[[], str]:
+    """Return the block with the accuracies of a grid."""
+
+    def text() -> str:
+        results = of_grid(name, grid)
+        return table(results, Experiment(name, Scale.CPU).views[grid].x) if results else NOT_YET
+
+    return text
+
+
+def comparisons(name: str, grid: str = "main") -> Callable[[], str]:
+    """Return the block with the differences between the methods of a grid."""
+
+    def text() -> str:
+        results, view = of_grid(name, grid), Experiment(name, Scale.CPU).views[grid]
+        return differences(results, view.x, view.pairs) if results else NOT_YET
+
+    return text
+
+
+def progress() -> str:
+    """Return what has run, by experiment and scale."""
+    rows = []
+    for name in names():
+        cells = []
+        for scale in (Scale.CPU, Scale.GPU):
+            experiment = Experiment(name, scale)
+            ended = len(recorded_results(experiment, read(results_file(name, scale))))
+            cells.append(f"{ended} of {len(experiment.outline())}")
+        rows.append([f"`{name}`", *cells])
+    return markdown(["experiment", "`cpu` runs", "`gpu` runs"], rows, 2)
+
+
+def full_size() -> str:
+    """Return the accuracies of CIFAR-10's long runs, by round."""
+    rows = {
+        "BN, 0.05": "BN",
+        "FixBN, 0.05, a tenth of it from T\\* on": "FixBN",
+        "FixBN, 0.05": "FixBN-0.05-factor-1",
+        "FixBN, 0.01, a tenth of it after 75 %": "FixBN-0.01-factor-1",
+    }
+    rounds = (150, 450, 750, 900, 1050, 1200, 1350, 1500)
+    lines = []
+    for label, folder in rows.items():
+        accuracy = {m.round: m.test_accuracy for m in read_metrics(RESULTS / "cifar10" / folder)}
+        lines.append([label, *(f"{100 * (accuracy[number] or 0.0):.1f}" for number in rounds)])
+    return markdown(["learning rate", *map(str, rounds)], lines, len(rounds))
+
+
+def gap() -> str:
+    """Return the share of the gap to centralised training that each half of the method closes."""
+    momentum = of_grid("momentum", "main")
+    central = {
+        result.seed: 100 * (result.accuracy or 0.0)
+        for result in of_grid("normalisers", "main")
+        if result.method == "centralised"
+    }
+    settings = {
+        "neither: BN, momentum reset": ("BN", "reset"),
+        "momentum kept: BN, local momentum": ("BN", "local"),
+        "statistics frozen: FixBN, momentum reset": ("FixBN", "reset"),
+        "both: FixBN, local momentum": ("FixBN", "local"),
+    }
+    cells = {
+        label: place(momentum, {"participation": "full", "momentum": kept}, method).by_seed
+        for label, (method, kept) in settings.items()
+    }
+    nothing = next(iter(cells.values()))
+    seeds = [seed for seed in central if all(seed in cell for cell in cells.values())]
+    if not seeds:
+        return NOT_YET
+    rows = []
+    for label, cell in cells.items():
+        closed = interval(
+            [100 * (cell[seed] - nothing[seed]) / (central[seed] - nothing[seed]) for seed in seeds]
+        )
+        around = f" ± {closed.half:.0f}" if closed.number > 1 and cell is not nothing else ""
+        mean = interval([cell[seed] for seed in seeds]).mean
+        rows.append([label, f"{mean:.1f}", f"{closed.mean:.0f}{around}"])
+    rows.append(["centralised", f"{interval([central[seed] for seed in seeds]).mean:.1f}", "100"])
+    return markdown(["", "accuracy (%)", f"gap closed (%), {len(seeds)} seeds"], rows, 2)
+
+
+def advice() -> str:
+    """Return the settings of the map in which each normalisation is not behind another."""
+    results = results_of(of_grid("map", "main")) if of_grid("map", "main") else []
+    rows = []
+    for steps in values(results, "local steps"):
+        row = [steps]
+        for alpha in values(results, "alpha"):
+            setting = {"local steps": steps, "alpha": alpha}
+            cells = {name: place(results, setting, name) for name in methods(results)}
+            behind = {
+                one
+                for one, cell in cells.items()
+                for other in cells.values()
+                if paired(cell.by_seed, other.by_seed).word == "behind"
+            }
+            row.append(", ".join(name for name in cells if name not in behind) or "-")
+        rows.append(row)
+    if not rows:
+        return NOT_YET
+    alphas = values(results, "alpha")
+    return markdown(["local steps", *(f"alpha {alpha}" for alpha in alphas)], rows, len(alphas))
+
+
+def when_to_use() -> str:
+    """Return BN, FixBN with T* at half of the rounds, and their difference, by setting."""
+    results = of_grid("freeze-after", "when")
+    shown = results_of(results) if results else []
+    rows = []
+    for setting in values(shown, "setting"):
+        cells = [place(shown, {"setting": setting}, name) for name in ("never", "T* 50 %")]
+        if all(cell.runs for cell in cells):
+            bn, fixbn = cells
+            rows.append([setting, str(bn), str(fixbn), str(paired(fixbn.by_seed, bn.by_seed))])
+    if not rows:
+        return NOT_YET
+    return markdown(["clients' data, local steps", "BN", "FixBN", "FixBN - BN"], rows, 3)
+
+
+BLOCKS: Blocks = {
+    "when to use": when_to_use,
+    "full size": full_size,
+    "normalisers": accuracies("normalisers"),
+    "normalisers compared": comparisons("normalisers"),
+    "frequency": accuracies("frequency"),
+    "frequency compared": comparisons("frequency"),
+    "momentum": accuracies("momentum"),
+    "momentum compared": comparisons("momentum"),
+    "gap": gap,
+    "freeze-after": accuracies("freeze-after", "when"),
+    "freeze-after compared": comparisons("freeze-after", "when"),
+    "factor": accuracies("freeze-after", "factor"),
+    "map": advice,
+    "feature shift": accuracies("feature-shift"),
+    "feature shift compared": comparisons("feature-shift"),
+    "segmentation": accuracies("segmentation"),
+    "segmentation compared": comparisons("segmentation"),
+    "progress": progress,
+}
+
+README_BLOCKS: Blocks = {"when to use": when_to_use}

@@ -1,0 +1,40 @@
+"""The table of differences between methods, paired by seed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from simulation.experiments.result_log import Result
+from simulation.reporting.grouping import axes, methods, place, results_of, values
+from simulation.reporting.intervals import paired
+from simulation.reporting.tables import headings_of, markdown
+
+
+def differences(results: Sequence[Result], columns: str, pairs: Sequence[tuple[str, str]]) -> str:
+    """Return the differences of pairs of methods in Markdown, in percentage points.
+
+    A row is a pair, the first method minus the second, and a column is a value of the axis
+    `columns`. Each other axis has its own column before the pairs. A cell such as
+    "+8.0 ± 3.1, ahead" is the mean over the seeds, half of its 95 % interval, and the word that the
+    interval allows; see `intervals.Interval`. Pairs without results are left out.
+    """
+    shown = results_of(results)
+    others = [axis for axis in axes(shown) if axis != columns]
+    labels = values(shown, columns)
+    known = set(methods(shown))
+    rows = []
+    for place_of_row in itertools.product(*(values(shown, axis) for axis in others)):
+        setting = dict(zip(others, place_of_row, strict=True))
+        for one, other in pairs:
+            if not {one, other} <= known:
+                continue
+            found = [
+                paired(
+                    place(shown, {**setting, columns: label}, one).by_seed,
+                    place(shown, {**setting, columns: label}, other).by_seed,
+                )
+                for label in labels
+            ]
+            rows.append([*place_of_row, f"{one} - {other}", *map(str, found)])
+    return markdown([*others, "difference", *headings_of(columns, labels)], rows, len(labels))
