@@ -52,7 +52,8 @@ class ScaledWeightConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[n, in, h, w]` to `[n, out, h', w']`."""
-        return self._conv_forward(x, self.scaled_weight(), self.bias)
+        y: Tensor = self._conv_forward(x, self.scaled_weight(), self.bias)
+        return y
 
 
 def without_normalisation(model: nn.Module) -> nn.Module:
