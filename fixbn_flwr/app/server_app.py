@@ -41,14 +41,14 @@ def server_app_of(recorder: type[Recorder]) -> ServerApp:
     return made
 
 
-def train(run: PreparedRun, recorder: type[Recorder] = Recorder) -> ArrayRecord:
+def train(run: PreparedRun, recorder: type[Recorder]) -> ArrayRecord:
     """Run the rounds that are left, and return the whole model.
 
     If a round fails, the last round that has ended gets a checkpoint.
 
     Args:
         run: The prepared run.
-        recorder: Tests the model and records each round. Default: the app's own.
+        recorder: Tests the model and records each round.
     """
     if run.rounds_done == run.settings.num_server_rounds:
         return run.arrays
