@@ -6,9 +6,9 @@ convolutions with the scaled weight standardisation of A. Brock, S. De, S. L. Sm
 signal propagation to close the performance gap in unnormalized ResNets", ICLR 2021,
 https://arxiv.org/abs/2101.08692.
 
-Simplified: the paper's clipping of gradients is left out, since all methods of our experiments have
-the same optimizer, and residual branches have no scale of their own. Convolutions have the trained
-gain and bias of Brock et al. per channel, in place of the scale and shift of the normalisation.
+Simplified: only what the abstract of FedWon says, so no gradients are clipped and residual branches
+have no scale of their own. Convolutions have the trained gain and bias of Brock et al. per channel,
+in place of the scale and shift of the normalisation.
 """
 
 from __future__ import annotations
