@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
+from flwr.clientapp import ClientApp
 
 from fixbn_flwr.app import server_app
 from fixbn_flwr.app.config.settings import Settings
@@ -47,7 +47,18 @@ def run_locally(settings: Settings, clients: int, workers: int | None) -> Path:
     return settings.run_folder
 
 
-def local_grid(settings: Settings, clients: int, workers: int | None) -> LocalGrid:
+def _client_app() -> ClientApp:
+    from fixbn_flwr.app.client_app import app
+
+    return app
+
+
+def local_grid(
+    settings: Settings,
+    clients: int,
+    workers: int | None,
+    load_app: Callable[[], ClientApp] = _client_app,
+) -> LocalGrid:
     """Return a Grid of the app's clients in worker processes, which share the data.
 
     Args:
@@ -55,21 +66,16 @@ def local_grid(settings: Settings, clients: int, workers: int | None) -> LocalGr
         clients: The number of simulated clients.
         workers: The number of clients that train at a time. Default: one per GPU if they train on
             GPUs, else one per core.
+        load_app: Returns the ClientApp; called in each worker. Default: the app's own.
     """
     gpus = _gpus(settings)
     return LocalGrid(
-        _client_app,
+        load_app,
         clients,
         workers=workers or len(gpus) or None,
         run_config=settings.as_run_config(),
         prepare=lambda: partial(_prepare_worker, share_data(settings), gpus),
     )
-
-
-def _client_app() -> Any:
-    from fixbn_flwr.app.client_app import app
-
-    return app
 
 
 def _gpus(settings: Settings) -> list[str]:

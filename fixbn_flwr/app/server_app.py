@@ -13,37 +13,46 @@ from fixbn_flwr.array_records import arrays_of
 from fixbn_flwr.errors import CheckpointError
 from fixbn_flwr.log import logger
 
-app = ServerApp()
 
+def server_app_of(recorder: type[Recorder]) -> ServerApp:
+    """Return a ServerApp that runs a federation by its run config.
 
-@app.main()
-def main(grid: Grid, context: Context) -> None:
-    """Run a federation by its run config.
+    The ServerApp raises a ``FixBNError`` if the run fails. Flower then reports it as failed.
 
-    Raises:
-        FixBNError: If the run fails. Flower then reports it as failed.
+    Args:
+        recorder: Tests the model and records each round.
     """
-    run = prepare_run(grid, context)
-    print(f"Run folder: {run.folder.path}")
-    if run.rounds_done:
-        print(f"Resuming after round {run.rounds_done}")
-    arrays = train(run)
-    run.folder.save_model("final", arrays_of(arrays))
-    print(summary_table({run.settings.method: run.folder.finish()}))
-    if run.strategy.advice:
-        print(f"Advice: {run.strategy.advice}")
-    if state := folder_of(run.settings, run.folder.run):
-        print(report(state))
+    made = ServerApp()
+
+    @made.main()
+    def main(grid: Grid, context: Context) -> None:
+        run = prepare_run(grid, context)
+        print(f"Run folder: {run.folder.path}")
+        if run.rounds_done:
+            print(f"Resuming after round {run.rounds_done}")
+        arrays = train(run, recorder)
+        run.folder.save_model("final", arrays_of(arrays))
+        print(summary_table({run.settings.method: run.folder.finish()}))
+        if run.strategy.advice:
+            print(f"Advice: {run.strategy.advice}")
+        if state := folder_of(run.settings, run.folder.run):
+            print(report(state))
+
+    return made
 
 
-def train(run: PreparedRun) -> ArrayRecord:
+def train(run: PreparedRun, recorder: type[Recorder]) -> ArrayRecord:
     """Run the rounds that are left, and return the whole model.
 
     If a round fails, the last round that has ended gets a checkpoint.
+
+    Args:
+        run: The prepared run.
+        recorder: Tests the model and records each round.
     """
     if run.rounds_done == run.settings.num_server_rounds:
         return run.arrays
-    recorder = Recorder(
+    recording = recorder(
         run.settings, run.task, run.test, run.grid, run.strategy, run.folder,
         run.rounds_done, run.best,
     )  # fmt: skip
@@ -53,14 +62,17 @@ def train(run: PreparedRun) -> ArrayRecord:
             run.arrays,
             num_rounds=run.settings.num_server_rounds,
             timeout=run.settings.round_timeout,
-            evaluate_fn=recorder,
+            evaluate_fn=recording,
             first_round=run.rounds_done + 1,
         )
     except BaseException:
         try:
-            recorder.close()
+            recording.close()
         except CheckpointError as error:
             logger.error("%s", error)
         raise
-    recorder.close()
+    recording.close()
     return result.arrays
+
+
+app = server_app_of(Recorder)

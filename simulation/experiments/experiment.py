@@ -19,7 +19,8 @@ of an experiment overrides them:
         search-axes         the axes with a search for each value; one search for all others
 
 The key `clients-times` of an axis multiplies the number of clients. `length` of a method or axis
-multiplies its number of rounds, and `searched-as` names the method whose learning rate it uses. For
+multiplies its number of rounds, and `searched-as` names the method whose learning rate it uses.
+`peer` of a method names another method than FixBN, see `simulation.peers`. For
 `[measure]` see `simulation.experiments.gradient_runs`.
 """
 
@@ -183,6 +184,8 @@ class Experiment:
         clients = round(scale["clients"] * config.pop("clients-times", 1))
         central = config.pop("central", False)
         config.pop("searched-as", None)
+        if peer := config.pop("peer", ""):
+            config["task"] = f"simulation.peers:{peer}:{config['task']}"
         steps = scale["local-steps-in-all"] * share * config.pop("length", 1.0)
         rounds = max(1, round(steps / config["local-steps"]))
         config["num-server-rounds"] = rounds

@@ -55,6 +55,8 @@ class Result:
         extra: Further measurements of an experiment, by name.
         freeze_round: T*, the number of rounds if nothing was frozen; None in older results.
         freeze_reason: Why, if the run decided it; else empty.
+        own_accuracy: For a method with a model per client, the mean accuracy of the last rounds on
+            the clients' own classes, see `simulation.peers.personal`; else None.
     """
 
     id: str
@@ -82,6 +84,7 @@ class Result:
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     freeze_round: int | None = None
     freeze_reason: str = ""
+    own_accuracy: float | None = None
 
     @property
     def diverged(self) -> bool:

@@ -12,21 +12,24 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fixbn_flwr.app import server_app
 from fixbn_flwr.app.centralised import train_centrally
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.local_run import local_grid
 from fixbn_flwr.app.runs.reader import read_metrics
+from fixbn_flwr.app.server_app import server_app_of
 from fixbn_flwr.engine.simulation import run_server
 from fixbn_flwr.errors import RoundsFailedError
 from simulation.experiments.gradient_runs import kept_models, measure_run
 from simulation.experiments.planned_run import Run
-from simulation.experiments.result_log import Result, mean_of_last_rounds
+from simulation.experiments.result_log import LAST, Result, mean_of_last_rounds
+from simulation.peers import client_app, peer_of
+from simulation.peers.personal import read_own_accuracies
 
 LOG = "log.txt"
 
@@ -88,8 +91,10 @@ def _federate(settings: Settings, clients: int) -> float:
 
     As many clients train at a time as this process may use threads.
     """
-    with local_grid(settings, clients, torch.get_num_threads()) as grid:
-        run_server(server_app.app, grid, settings.as_run_config())
+    peer = peer_of(settings.task)
+    load_app = partial(client_app, settings.task)
+    with local_grid(settings, clients, torch.get_num_threads(), load_app) as grid:
+        run_server(server_app_of(peer.recorder), grid, settings.as_run_config())
         kept = [sum(record.count_bytes() for record in state.values()) for state in grid.states()]
     return sum(kept) / max(1, len(kept))
 
@@ -111,6 +116,8 @@ def _result(
         if m.test_accuracy is not None and m.test_loss is not None
     ]
     messages = max(1, sum(m.clients + m.dropped for m in metrics))
+    own = zip(tested, read_own_accuracies(folder), strict=False)  # few methods have them
+    last_own = [accuracy for (number, *_), accuracy in own if number >= LAST * run.rounds]
     if not failure and metrics[-1].clients == 0:  # the last model is that of an earlier round
         failure = "no client delivered a usable update in the last round"
     return Result(
@@ -139,6 +146,7 @@ def _result(
         extra=extra,
         freeze_round=about["freeze_round"],
         freeze_reason=about.get("freeze_reason", ""),
+        own_accuracy=sum(last_own) / len(last_own) if last_own and not failure else None,
     )
 
 

@@ -36,7 +36,7 @@ def stop_after(server_round: int, config: dict[str, Any], monkeypatch: pytest.Mo
             return metrics
 
     with monkeypatch.context() as patched:
-        patched.setattr(server_app, "Recorder", Stopping)
+        patched.setattr(server_app, "app", server_app.server_app_of(Stopping))
         with pytest.raises(KeyboardInterrupt):
             run(config)
 
