@@ -7,6 +7,7 @@ import pytest
 from fixbn_flwr.tasks import get_task, load_splits
 from simulation import peers
 from simulation.experiments.experiment import EXPERIMENTS, Experiment, Scale
+from simulation.experiments.matching_results import search_of
 from simulation.peers import PEERS, peer_of
 
 METHODS = {
@@ -42,7 +43,7 @@ def test_each_method_has_an_id_and_a_task_of_its_own(experiment):
         peer = METHODS[run.method]
         assert run.run_config["task"] == (f"simulation.peers:{peer}:digits" if peer else "digits")
         assert peer_of(run.run_config["task"]) == (PEERS[peer] if peer else peers.Peer())
-    search = experiment.searches()[-1].run_config["task"]
+    search = search_of(experiment, []).missing[-1].run_config["task"]
     assert search == "simulation.experiments.held_out_task:simulation.peers:fedwon:digits"
     assert peer_of(search) is PEERS["fedwon"]
     assert get_task(search).name == "digits-fedwon-held-out"
