@@ -49,7 +49,7 @@ gpu: $(READY)
 MINUTES ?= 9
 DEVICE ?= cuda
 OUTPUT ?= gpu/results
-EVIDENCE := normalisers freeze-after frequency momentum map feature-shift segmentation gradients freeze-rule
+EVIDENCE := normalisers freeze-after frequency momentum map clients feature-shift segmentation gradients freeze-rule
 PACKED := gpu-data/cifar10-part.parquet
 
 gpu-data: $(PACKED)

@@ -20,7 +20,7 @@ from fixbn_flwr.app.client.image_client import FixBNClient, make_client
 from fixbn_flwr.app.client_app import client_app_of
 from fixbn_flwr.app.server.round_recorder import Recorder
 from fixbn_flwr.tasks import Task, get_task, load_splits
-from simulation.peers import exact_statistics, fedbn, fedwon, hbn, silobn
+from simulation.peers import exact_statistics, faded_momentum, fedbn, fedwon, hbn, silobn
 from simulation.peers.personal import PersonalRecorder
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ PEERS = {
     "exact": Peer(recorder=exact_statistics.ExactStatisticsRecorder),
     "fedbn": Peer(client=fedbn.FedBNClient, recorder=PersonalRecorder),
     "silobn": Peer(client=silobn.SiloBNClient, recorder=PersonalRecorder),
+    "faded": Peer(client=faded_momentum.FadedMomentumClient),
     "hbn": Peer(change=hbn.with_hybrid_normalisation, client=hbn.HBNClient),
     "fedwon": Peer(change=fedwon.without_normalisation),
 }

@@ -109,9 +109,9 @@ def rate_of(settings, server_round):
     return settings.learning_rate_at(server_round) * factor
 
 
-def test_there_are_nine_experiments():
+def test_there_are_ten_experiments():
     assert names() == [
-        "feature-shift", "freeze-after", "freeze-rule", "frequency", "gradients", "map",
+        "clients", "feature-shift", "freeze-after", "freeze-rule", "frequency", "gradients", "map",
         "momentum", "normalisers", "segmentation",
     ]  # fmt: skip
 
@@ -203,7 +203,7 @@ def test_an_invalid_run_config_is_an_error_before_any_run(tmp_path):
 
 
 def test_the_error_for_an_unknown_experiment_lists_all():
-    with pytest.raises(ConfigError, match="no experiment 'x': choose one of feature-shift, "):
+    with pytest.raises(ConfigError, match="no experiment 'x': choose one of clients, "):
         Experiment("x", Scale.SMOKE)
 
 
