@@ -108,6 +108,31 @@ def gap() -> str:
     return markdown(["", "accuracy (%)", f"gap closed (%), {len(seeds)} seeds"], rows, 2)
 
 
+def personal() -> str:
+    """Return the accuracy of the personal methods on the kinds of images that each client has."""
+    results = results_of(of_grid("normalisers", "main")) if of_grid("normalisers", "main") else []
+    own = [result for result in results if result.own_accuracy is not None]
+    rows = []
+    for method in methods(own):
+        row = [method]
+        for label in values(results, "partition"):
+            found = interval(
+                [
+                    100 * result.own_accuracy
+                    for result in own
+                    if result.own_accuracy is not None
+                    and (result.method, result.setting["partition"]) == (method, label)
+                ]
+            )
+            around = f" ± {found.half:.1f}" if found.number > 1 else ""
+            row.append(f"{found.mean:.1f}{around} ({found.number})" if found.number else "-")
+        rows.append(row)
+    if not rows:
+        return NOT_YET
+    labels = values(results, "partition")
+    return markdown(["method", *labels], rows, len(labels))
+
+
 def advice() -> str:
     """Return the settings of the map in which each normalisation is not behind another."""
     results = results_of(of_grid("map", "main")) if of_grid("map", "main") else []
@@ -151,6 +176,7 @@ BLOCKS: Blocks = {
     "full size": full_size,
     "normalisers": accuracies("normalisers"),
     "normalisers compared": comparisons("normalisers"),
+    "personal": personal,
     "clients": accuracies("clients"),
     "clients compared": comparisons("clients"),
     "frequency": accuracies("frequency"),
