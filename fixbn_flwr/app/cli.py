@@ -124,6 +124,7 @@ def run(
 ) -> None:
     """Simulate a federation on this machine."""
     _start_imports(engine)
+    from fixbn_flwr.app.early_checks import check_before_start
     from fixbn_flwr.app.interruption import resume_hint
     from fixbn_flwr.app.overrides import settings_of
     from fixbn_flwr.app.runs.reader import read_config
@@ -131,8 +132,10 @@ def run(
     settings = settings_of(overrides)
     if settings.resume:
         clients = clients or read_config(Path(settings.resume))["clients"]
+    clients = clients or CLIENTS
+    check_before_start(settings, clients)
     with _running(engine) as federate, resume_hint(settings):
-        federate(settings, clients or CLIENTS, workers)
+        federate(settings, clients, workers)
 
 
 @cli.command(cls=_WithKeys)
@@ -144,12 +147,15 @@ def compare(
 ) -> None:
     """Simulate a federation with FixBN, then with plain BN, and compare them."""
     _start_imports(engine)
-    from fixbn_flwr.app.comparison import compare_with_bn
+    from fixbn_flwr.app.comparison import beside_bn, compare_with_bn
+    from fixbn_flwr.app.early_checks import check_before_start
     from fixbn_flwr.app.overrides import new_run, settings_of
 
-    settings, clients = new_run(settings_of(overrides)), clients or CLIENTS
+    both, clients = beside_bn(new_run(settings_of(overrides))), clients or CLIENTS
+    for settings in both:
+        check_before_start(settings, clients)
     with _running(engine) as federate:
-        compare_with_bn(settings, clients, lambda one: federate(one, clients, workers))
+        compare_with_bn(both, clients, lambda one: federate(one, clients, workers))
 
 
 @cli.command()
@@ -241,6 +247,8 @@ def _running(engine: Engine) -> Iterator[Run]:
     else:
         from fixbn_flwr.app.local_superlink import local_superlink
         from fixbn_flwr.app.ray_run import run_with_ray
+        from fixbn_flwr.tasks import forget_splits
 
+        forget_splits()  # Ray's processes load their own
         with local_superlink() as link:
             yield partial(run_with_ray, link)

@@ -15,13 +15,8 @@ from fixbn_flwr.errors import ConfigError
 JUDGED = 10  # rounds after T* below which a comparison says nothing
 
 
-def compare_with_bn(fixbn: Settings, clients: int, federate: Callable[[Settings], Path]) -> None:
-    """Run both, and print and draw the comparison.
-
-    Args:
-        fixbn: The run config of FixBN.
-        clients: The number of clients.
-        federate: Runs a federation and returns its run folder.
+def beside_bn(fixbn: Settings) -> tuple[Settings, Settings]:
+    """Return the run configs of FixBN and of plain BN.
 
     Raises:
         ConfigError: If the run config is not one of FixBN.
@@ -31,8 +26,21 @@ def compare_with_bn(fixbn: Settings, clients: int, federate: Callable[[Settings]
             f"the method of these settings is {fixbn.method}, not FixBN: compare needs norm=bn and "
             "a freeze-after before the last round."
         )
-    plain = variant(fixbn, {"freeze-after": 1.0, "run-name": f"{fixbn.run_name}-beside-BN"})
-    folders = {settings.method: federate(settings) for settings in (fixbn, plain)}
+    return fixbn, variant(fixbn, {"freeze-after": 1.0, "run-name": f"{fixbn.run_name}-beside-BN"})
+
+
+def compare_with_bn(
+    both: tuple[Settings, Settings], clients: int, federate: Callable[[Settings], Path]
+) -> None:
+    """Run both, and print and draw the comparison.
+
+    Args:
+        both: The run configs of ``beside_bn``.
+        clients: The number of clients.
+        federate: Runs a federation and returns its run folder.
+    """
+    fixbn, _ = both
+    folders = {settings.method: federate(settings) for settings in both}
     runs = {method: read_metrics(folder) for method, folder in folders.items()}
     freeze_round = freeze_round_of(runs["FixBN"])
     summaries = {method: summarize(metrics, freeze_round) for method, metrics in runs.items()}

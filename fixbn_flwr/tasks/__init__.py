@@ -13,7 +13,16 @@ from pathlib import Path
 from fixbn_flwr.errors import ConfigError, FixBNError
 from fixbn_flwr.tasks.task import Split, Task, normalise
 
-__all__ = ["TASKS", "Split", "Task", "get_task", "load_splits", "normalise", "use_splits"]
+__all__ = [
+    "TASKS",
+    "Split",
+    "Task",
+    "forget_splits",
+    "get_task",
+    "load_splits",
+    "normalise",
+    "use_splits",
+]
 
 # Each is a module of this package that defines `TASK`; its name has `_` instead of `-`.
 TASKS = (
@@ -100,6 +109,11 @@ def load_splits(task: Task, data_dir: Path | None = None) -> tuple[Split, Split]
 def use_splits(task: Task, data_dir: Path | None, splits: tuple[Split, Split]) -> None:
     """Let ``load_splits`` return these splits in this process, which need not load them."""
     _loaded[task, _resolved(data_dir)] = splits
+
+
+def forget_splits() -> None:
+    """Free the data that this process has loaded."""
+    _loaded.clear()
 
 
 _loaded: dict[tuple[Task, Path | None], tuple[Split, Split]] = {}

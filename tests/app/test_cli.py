@@ -72,14 +72,19 @@ def recorded_run(link: Link) -> tuple[dict[str, Value], dict[str, Value]]:
     return dict(run_config), dict(federation)
 
 
-def test_run_passes_on_changed_values_and_the_output_folder(link: Link, tmp_path: Path) -> None:
-    invoke("run", *RAY, "task=cifar10", "seed=7", "norm=bn", "--clients=3", "--workers=2")
+def test_run_passes_on_changed_values_and_the_output_folder(
+    link: Link, tmp_path: Path, shared_data: Path
+) -> None:
+    data = f"data-dir={shared_data / 'femnist-small'}"
+    words = ("task=femnist", data, "seed=7", "norm=bn", "--clients=3", "--workers=2")
+    invoke("run", *RAY, *words)
     run_config, federation = recorded_run(link)
     name = str(run_config.pop("run-name"))
-    assert name.endswith("-cifar10-FixBN")
+    assert name.endswith("-femnist-FixBN")
     assert run_config == {
-        "task": "cifar10",
-        "model": "resnet20",
+        "task": "femnist",
+        "data-dir": str(shared_data / "femnist-small"),
+        "model": "small-resnet",
         "seed": 7,
         "output-dir": str(tmp_path / "runs"),
     }

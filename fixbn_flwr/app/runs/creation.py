@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import uuid
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -50,7 +51,6 @@ def create_run_folder(
             Nothing is left behind then.
     """
     when = when or datetime.now().astimezone()
-    root = Path(os.path.abspath(os.path.expanduser(settings.output_dir or "~/fixbn-runs")))
     config = {
         "run_config": settings.as_run_config(),
         "method": method,
@@ -63,29 +63,59 @@ def create_run_folder(
         "versions": versions(),
         "hardware": hardware(),
     }
-    new, made = None, list[Path]()
+    with _new_folder(settings) as new:
+        write_atomically(new / CONFIG, json_bytes(config))
+        path = _rename(new, settings, method, when)
+    lock = ExitStack()
+    lock.enter_context(locked(path))
+    return RunFolder(path, settings, method=method, clients=clients, run=run, lock=lock)
+
+
+def check_run_folder(settings: Settings) -> None:
+    """Check that the folder of a new run can be created, and leave nothing behind.
+
+    Raises:
+        ConfigError: As ``create_run_folder`` raises it.
+    """
+    with _new_folder(settings) as new:
+        path = new.with_name(settings.run_name)
+        if settings.run_name and path.exists() and (path.is_file() or any(path.iterdir())):
+            raise _taken(path)
+
+
+@contextmanager
+def _new_folder(settings: Settings) -> Iterator[Path]:
+    """Yield a new folder in ``output-dir``; remove what the block does not rename.
+
+    Raises:
+        ConfigError: If it cannot be created, or the block cannot write.
+    """
+    root = Path(os.path.abspath(os.path.expanduser(settings.output_dir or "~/fixbn-runs")))
+    new, made = root / f".{uuid.uuid4()}.new", list[Path]()
     try:
         made += [folder for folder in (root, *root.parents) if not folder.exists()]
         root.mkdir(parents=True, exist_ok=True)
-        new = root / f".{uuid.uuid4()}.new"  # renamed when its config is written
         new.mkdir()
-        write_atomically(new / CONFIG, json_bytes(config))
-        path = _rename(new, settings, method, when)
+        yield new
     except (OSError, ValueError) as error:
-        if new:
-            shutil.rmtree(new, ignore_errors=True)
-        for folder in made:
-            with suppress(OSError, ValueError):  # not created, or another run is in it
-                folder.rmdir()
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(
             f"output-dir = {json.dumps(settings.output_dir)}: cannot create a run folder in "
             f"{root} ({error}); name a writable directory on a disk with free space"
         ) from error
-    lock = ExitStack()
-    lock.enter_context(locked(path))
-    return RunFolder(path, settings, method=method, clients=clients, run=run, lock=lock)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError, ValueError):  # not created, or a run is in it
+                folder.rmdir()
+
+
+def _taken(path: Path) -> ConfigError:
+    return ConfigError(
+        f"run-name = {json.dumps(path.name)}: {path} exists, and a run is never overwritten; "
+        "choose another run-name, or leave it empty"
+    )
 
 
 def _rename(new: Path, settings: Settings, method: str, when: datetime) -> Path:
@@ -106,8 +136,5 @@ def _rename(new: Path, settings: Settings, method: str, when: datetime) -> Path:
             if not path.exists():
                 raise
         if settings.run_name:
-            raise ConfigError(
-                f"run-name = {json.dumps(name)}: {path} exists, and a run is never overwritten; "
-                "choose another run-name, or leave it empty"
-            )
+            raise _taken(path)
         number += 1

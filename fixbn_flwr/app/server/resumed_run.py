@@ -98,6 +98,23 @@ class ResumedRun:
         best: Arrays | Literal[True] | None = self.checkpoint["best"]
         return arrays_of(self.arrays) if best is True else best
 
+    def close(self) -> None:
+        """Unlock the folder."""
+        self._lock.close()
+
+    def check_clients(self, clients: int) -> None:
+        """Check the number of clients that share the data.
+
+        Raises:
+            ConfigError: If it differs, so that each client would have other images.
+        """
+        if self.clients is not None and clients != self.clients:
+            raise ConfigError(
+                f"resume: {self.path} had {self.clients} clients, and {clients} are connected: "
+                "each client would have other images. Start as many as before, or write "
+                f"may-change={json.dumps(CLIENTS)}"
+            )
+
     def open(self, clients: int, *, own_data: bool) -> RunFolder:
         """Reopen the run's folder, rolled back to the checkpoint.
 
@@ -109,12 +126,8 @@ class ResumedRun:
             ConfigError: If the number of clients differs, so that each would have other images.
             CheckpointError: If the folder cannot be written.
         """
-        if self.clients is not None and clients != self.clients and not own_data:
-            raise ConfigError(
-                f"resume: {self.path} had {self.clients} clients, and {clients} are connected: "
-                "each client would have other images. Start as many as before, or write "
-                f"may-change={json.dumps(CLIENTS)}"
-            )
+        if not own_data:
+            self.check_clients(clients)
         return reopen_run_folder(
             self.path,
             self.settings,
