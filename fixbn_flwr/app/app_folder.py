@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
+from fixbn_flwr.app.config.rules import list_of_keys, unknown_key
 from fixbn_flwr.app.overrides import key_and_value
 from fixbn_flwr.engine.simulation import run_federation
 from fixbn_flwr.errors import ConfigError
@@ -60,10 +61,11 @@ class AppFolder:
         """
         changes = dict(key_and_value(word, self._config) for word in overrides)
         if unknown := sorted(changes.keys() - self._config.keys()):
-            raise ConfigError(
-                f"{', '.join(unknown)}: not in the app's [tool.flwr.app.config]; it has "
-                f"{', '.join(sorted(self._config)) or 'no keys'}."
-            )
+            where = "not in the app's [tool.flwr.app.config]"
+            if not self._config:
+                raise ConfigError(f"{', '.join(unknown)}: {where}, which has no keys: remove it.")
+            lines = [f"{key}: {where}; {unknown_key(key, [*self._config])}" for key in unknown]
+            raise ConfigError("\n  ".join([*lines, list_of_keys(sorted(self._config))]))
         for key, value in changes.items():
             _check_type(key, value, self._config[key])
         server, client = (self._components[name] for name in ("serverapp", "clientapp"))

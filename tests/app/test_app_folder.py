@@ -65,7 +65,11 @@ def test_arguments_change_the_apps_config(app: Path, configs: list[dict[str, obj
         ("workers=five", "workers = 'five' has the type str"),
         ("workers=0.5", "workers = 0.5 has the type float"),
         ("use-gpu=1", "use-gpu = 1 has the type int"),
-        ("rat=1", r"rat: not in the app's \[tool.flwr.app.config\]; it has name, nested.key, rate"),
+        (
+            "rat=1",
+            r"rat: not in the app's \[tool.flwr.app.config\]; did you mean rate\?\n"
+            "  The keys are name, nested.key, rate, use-gpu, workers.",
+        ),
     ],
 )
 def test_a_value_of_another_type_or_key_is_refused(

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import json
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -115,13 +116,32 @@ def problem(key: str, value: object, text: str) -> str:
     return f"{key} = {written}: {text}"
 
 
-def did_you_mean(word: str, words: Iterable[str], otherwise: str = "") -> str:
-    """Return the remedy for an unknown word: the nearest of `words`, else `otherwise`, else all."""
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """Return the remedy for an unknown word: the nearest of `words`, if one is near, and all."""
     words = list(words)
-    near = difflib.get_close_matches(word.strip().lower().replace("_", "-"), words, n=1)
-    if near:
-        return f"did you mean {near[0]}?"
-    return otherwise or f"use one of {', '.join(words)}"
+    near = _nearest(word, words)
+    others = ", ".join(other for other in words if other != near)
+    if near is None:
+        return f"use one of {others}"
+    return f"did you mean {near}?" + (f" If not, use one of {others}" if others else "")
+
+
+def unknown_key(key: str, keys: Sequence[str]) -> str:
+    """Return what to say about an unknown key; `list_of_keys` comes once after all of them."""
+    near = _nearest(key, keys)
+    return f"did you mean {near}?" if near else "use one of the keys below"
+
+
+def list_of_keys(keys: Iterable[str]) -> str:
+    """Return all keys in lines of at most 80 columns, indented like the lines of an error."""
+    text = f"The keys are {', '.join(keys)}."
+    lines = textwrap.wrap(text, width=76, break_on_hyphens=False, subsequent_indent="  ")
+    return "\n  ".join(lines)
+
+
+def _nearest(word: str, words: Sequence[str]) -> str | None:
+    found = difflib.get_close_matches(word.strip().lower().replace("_", "-"), words, n=1)
+    return found[0] if found else None
 
 
 def parse(field: "dataclasses.Field[Any]", value: object) -> Value:

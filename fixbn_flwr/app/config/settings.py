@@ -34,9 +34,7 @@ class Settings(Keys):
         wrong: set[str] = set()
         for key, value in run_config.items():
             if key not in fields:
-                remedy = rules.did_you_mean(
-                    str(key), fields, "see the table of keys in the documentation"
-                )
+                remedy = rules.unknown_key(str(key), list(fields))
                 problems.append(rules.problem(key, value, f"unknown key; {remedy}"))
                 continue
             field = fields[key]
@@ -49,6 +47,8 @@ class Settings(Keys):
             found = None if wrong.intersection(names) else check(*(values[name] for name in names))
             if found:
                 problems.append(found)
+        if not fields.keys() >= run_config.keys():
+            problems.append(rules.list_of_keys(fields))
         if problems:
             raise ConfigError("\n  ".join(["the run config cannot be used:", *problems]))
         values["model"] = values["model"] or next(iter(get_task(values["task"]).models))

@@ -16,7 +16,7 @@ from typing import Literal
 
 from flwr.app import ArrayRecord
 
-from fixbn_flwr.app.config.rules import Value, did_you_mean, problem
+from fixbn_flwr.app.config.rules import Value, list_of_keys, problem, unknown_key
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.runs.lock import locked
 from fixbn_flwr.app.runs.reader import CHECKPOINTS, is_finished, read_config
@@ -145,9 +145,9 @@ def _may_change(settings: Settings) -> frozenset[str]:
     named = [word.strip() for word in settings.may_change.split(",") if word.strip()]
     for word in named:
         if word not in keys:
-            remedy = did_you_mean(word, keys, "see the table of keys in the documentation")
-            text = f"{json.dumps(word)} is not a key; {remedy}"
-            raise ConfigError(problem("may-change", settings.may_change, text))
+            text = f"{json.dumps(word)} is not a key; {unknown_key(word, keys)}"
+            line = problem("may-change", settings.may_change, text)
+            raise ConfigError(f"{line}\n  {list_of_keys(keys)}")
     return frozenset(named)
 
 
