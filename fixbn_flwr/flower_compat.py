@@ -37,8 +37,10 @@ if TYPE_CHECKING:
     from flwr.app.message.message import make_message
     from flwr.common.serde import recorddict_to_proto
     from flwr.common.serde_utils import metadata_from_proto
+    from flwr.proto.control_pb2 import ListNodesRequest
     from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
     from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+    from flwr.supercore.control import ControlHttpClient
     from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
     from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
     from flwr.supercore.inflatable.inflatable_utils import (
@@ -58,7 +60,7 @@ else:
         from flwr.common.message import make_message
         from flwr.common.typing import Run
 
-_TESTED = (1, 42)  # major and minor version
+TESTED = (1, 42)  # major and minor version
 
 # As in flwr.clientapp.typing, which has both since 1.34.
 ClientAppCallable = Callable[[Message, Context], Message]
@@ -67,7 +69,9 @@ Mod = Callable[[Message, Context, ClientAppCallable], Message]
 # What only transport, engine and app use, by the module that has it in Flower 1.41.
 _RECENT = {
     "ConfirmMessageReceivedRequest": "flwr.proto.message_pb2",
+    "ControlHttpClient": "flwr.supercore.control",
     "HttpGrid": "flwr.superlink.grid",
+    "ListNodesRequest": "flwr.proto.control_pb2",
     "ObjectPullError": "flwr.supercore.inflatable.inflatable_utils",
     "ObjectUnavailableError": "flwr.supercore.inflatable.inflatable_utils",
     "PullAppMessagesRequest": "flwr.proto.runtime_pb2",
@@ -82,11 +86,14 @@ _RECENT = {
 
 __all__ = [
     "RECORD_KEY_STATE",
+    "TESTED",
     "ClientAppCallable",
     "ClientProxy",
     "ConfirmMessageReceivedRequest",
+    "ControlHttpClient",
     "ErrorCode",
     "HttpGrid",
+    "ListNodesRequest",
     "Mod",
     "ObjectPullError",
     "ObjectUnavailableError",
@@ -132,10 +139,10 @@ def warn_if_untested() -> None:
     """Log one warning if the installed Flower is newer than the newest tested one."""
     installed = version("flwr")
     major, minor = (int(part) for part in installed.split(".")[:2])
-    if (major, minor) > _TESTED:
+    if (major, minor) > TESTED:
         logger.warning(
             "flwr %s is newer than %s.%s, the newest that this release of fixbn-flwr was tested "
-            "with", installed, *_TESTED,
+            "with", installed, *TESTED,
         )  # fmt: skip
 
 

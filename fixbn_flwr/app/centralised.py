@@ -61,35 +61,36 @@ def train_centrally(settings: Settings, clients: int) -> Path:
     steps = settings.local_steps or settings.local_epochs * -(
         -len(data) // (clients * settings.batch_size)
     )
-    for server_round in range(1, settings.num_server_rounds + 1):
-        started = time.monotonic()
-        random = torch.Generator().manual_seed(seed_of(settings.seed, server_round))
-        bench.set_learning_rate(settings.learning_rate_at(server_round))
-        batches = batches_by_steps(
-            torch.arange(len(data)), settings.batch_size * together, steps, random
-        )
-        train_loss = train(bench, task, data, batches, random, settings.precision)
-        evaluated = settings.evaluates(server_round)
-        loss, accuracy = evaluate(bench, task, test) if evaluated else (None, None)
-        metrics = RoundMetrics(
-            round=server_round,
-            phase=Phase.EXPLORATION,
-            learning_rate=settings.learning_rate_at(server_round),
-            train_loss=train_loss,
-            test_loss=loss,
-            test_accuracy=accuracy,
-            bytes_sent=0,
-            bytes_received=0,
-            seconds=time.monotonic() - started,
-            clients=together,
-            dropped=0,
-        )
-        print(round_line(metrics, settings))
-        if folder.append(metrics):
-            folder.save_model("best", bench.arrays())
-        best = folder.best_round
-        if evaluated and best and settings.is_out_of_patience(server_round, best.round):
-            break
-    folder.save_model("final", bench.arrays())
-    print(summary_table({METHOD: folder.finish()}))
+    with folder.running():
+        for server_round in range(1, settings.num_server_rounds + 1):
+            started = time.monotonic()
+            random = torch.Generator().manual_seed(seed_of(settings.seed, server_round))
+            bench.set_learning_rate(settings.learning_rate_at(server_round))
+            batches = batches_by_steps(
+                torch.arange(len(data)), settings.batch_size * together, steps, random
+            )
+            train_loss = train(bench, task, data, batches, random, settings.precision)
+            evaluated = settings.evaluates(server_round)
+            loss, accuracy = evaluate(bench, task, test) if evaluated else (None, None)
+            metrics = RoundMetrics(
+                round=server_round,
+                phase=Phase.EXPLORATION,
+                learning_rate=settings.learning_rate_at(server_round),
+                train_loss=train_loss,
+                test_loss=loss,
+                test_accuracy=accuracy,
+                bytes_sent=0,
+                bytes_received=0,
+                seconds=time.monotonic() - started,
+                clients=together,
+                dropped=0,
+            )
+            print(round_line(metrics, settings))
+            if folder.append(metrics):
+                folder.save_model("best", bench.arrays())
+            best = folder.best_round
+            if evaluated and best and settings.is_out_of_patience(server_round, best.round):
+                break
+        folder.save_model("final", bench.arrays())
+        print(summary_table({METHOD: folder.finish()}))
     return folder.path

@@ -6,10 +6,12 @@ fixbn run task=cifar10 data-dir=~/data    # any key of the run config, see the d
 fixbn compare                             # FixBN, then plain BN
 fixbn centralised                         # the baseline: no federation, as many steps
 fixbn run resume=runs/20260101-120000-digits-FixBN      # resume a stopped run
+fixbn list                                              # the runs in ./runs
 fixbn report runs/20260101-120000-digits-FixBN          # one HTML page, of several runs too
 fixbn predict runs/20260101-120000-digits-FixBN image.png
 fixbn export runs/20260101-120000-digits-FixBN --format onnx
 fixbn delete runs/20260101-120000-digits-FixBN
+fixbn doctor                              # what this machine has, and what to do about problems
 """
 
 from __future__ import annotations
@@ -28,8 +30,10 @@ import typer
 from typer.core import TyperCommand
 
 from fixbn_flwr.app.command_errors import run_commands
+from fixbn_flwr.app.doctor.commands import doctor
 from fixbn_flwr.app.inference.commands import export, predict
 from fixbn_flwr.app.report.commands import report
+from fixbn_flwr.app.runs.commands import delete, list_runs
 from fixbn_flwr.engine.fork_server import start_fork_server
 
 # Everything else is imported where it is used: the help must not wait for torch, and the workers'
@@ -201,26 +205,12 @@ def centralised(overrides: Overrides = None, clients: Clients = None) -> None:
     train_centrally(new_run(settings_of(overrides, label=METHOD)), clients or CLIENTS)
 
 
+cli.command("list")(list_runs)
 cli.command()(report)
 cli.command()(predict)
 cli.command()(export)
-
-
-@cli.command()
-def delete(
-    folder: Annotated[Path, typer.Argument(help="The run folder.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
-) -> None:
-    """Delete a run, and its clients' momentum files on this machine."""
-    from fixbn_flwr.app.overrides import absolute
-    from fixbn_flwr.app.runs.momentum_files import delete_run
-    from fixbn_flwr.app.runs.reader import read_config
-
-    path = Path(absolute("folder", str(folder)))
-    read_config(path)
-    if yes or typer.confirm(f"Delete {path} and its clients' momentum files?"):
-        for deleted in delete_run(path):
-            print(f"Deleted {deleted}")
+cli.command()(delete)
+cli.command()(doctor)
 
 
 def main() -> None:

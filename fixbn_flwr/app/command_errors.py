@@ -11,7 +11,7 @@ import typer
 from fixbn_flwr.errors import ConfigError, FixBNError
 
 # Packages of the extra "app", as Python names them.
-_OF_THE_APP = {
+APP_PACKAGES = {
     "cloudpickle", "cryptography", "jinja2", "matplotlib", "PIL", "pyarrow", "rich", "sklearn",
     "torchvision",
 }  # fmt: skip
@@ -25,13 +25,14 @@ def run_commands(commands: typer.Typer, words: Sequence[str] | None = None) -> N
         words: The arguments after the program's name. Default: those of this process.
     """
     try:
-        check_flower()
+        if "doctor" not in (sys.argv[1:] if words is None else words)[:1]:  # it says more
+            check_flower(version("flwr"))
         commands(words)
     except FixBNError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(1)
     except ModuleNotFoundError as error:
-        if error.name not in _OF_THE_APP:
+        if error.name not in APP_PACKAGES:
             raise
         print(
             f"Error: {error.name} is not installed: `pip install fixbn-flwr` installs the library "
@@ -41,13 +42,12 @@ def run_commands(commands: typer.Typer, words: Sequence[str] | None = None) -> N
         sys.exit(1)
 
 
-def check_flower() -> None:
-    """Check that the installed Flower can run the app.
+def check_flower(installed: str) -> None:
+    """Check that a version of Flower can run the app.
 
     Raises:
         ConfigError: If it is too old.
     """
-    installed = version("flwr")
     if tuple(int(part) for part in installed.split(".")[:2]) < (1, 41):
         raise ConfigError(
             f"flwr {installed} is installed, and the app needs 1.41 or newer; only the library "

@@ -57,7 +57,7 @@ def run_with_ray(link: SuperLink, settings: Settings, clients: int, workers: int
         write_app(Path(folder) / "app", "fixbn_app", {})
         failure = link.run(Path(folder) / "app", changed, federation, log.show)
     if failure is not None:
-        if not any(line.startswith("fixbn_flwr.") for line in log.errors):
+        if not log.has_error(failure):
             print(*log.errors, sep="\n")  # not a FixBNError, whose message is enough
         raise FixBNError(f"the run failed: {failure}")
     return settings.run_folder
@@ -69,6 +69,12 @@ class _Log:
     def __init__(self) -> None:
         self.errors: deque[str] = deque(maxlen=60)
         self._in_error = False
+
+    def has_error(self, message: str) -> bool:
+        """Return whether the app logged an error with this message, and no traceback."""
+        first = message.partition("\n")[0]
+        records = map(_RECORD.match, self.errors)
+        return any(record["text"] == first for record in records if record)
 
     def show(self, line: str) -> None:
         """Print a line, unless it is Flower's routine output or part of an error."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
+from fixbn_flwr.app.error_log import show_errors_alone
 from fixbn_flwr.app.runs.momentum_files import folder_of, report
 from fixbn_flwr.app.runs.summary import summary_table
 from fixbn_flwr.app.server.prepared_run import PreparedRun, prepare_run
@@ -26,13 +27,15 @@ def server_app_of(recorder: type[Recorder]) -> ServerApp:
 
     @made.main()
     def main(grid: Grid, context: Context) -> None:
+        show_errors_alone()
         run = prepare_run(grid, context)
         print(f"Run folder: {run.folder.path}")
         if run.rounds_done:
             print(f"Resuming after round {run.rounds_done}")
-        arrays = train(run, recorder)
-        run.folder.save_model("final", arrays_of(arrays))
-        print(summary_table({run.settings.method: run.folder.finish()}))
+        with run.folder.running():
+            arrays = train(run, recorder)
+            run.folder.save_model("final", arrays_of(arrays))
+            print(summary_table({run.settings.method: run.folder.finish()}))
         if run.strategy.advice:
             print(f"Advice: {run.strategy.advice}")
         if state := folder_of(run.settings, run.folder.run):

@@ -150,8 +150,8 @@ def test_all_mistakes_are_in_one_message_and_nothing_starts(link: Link) -> None:
         "the run config cannot be used:\n"
         '  tsak = "digits": unknown key; did you mean task?\n'
         '  batch-size = "x": must be a whole number; write it in digits, without quotes\n'
-        '  norm = "GN": unknown word; did you mean gn? If not, use one of bn, ln, in, none, gn8 for 8 '
-        "groups instead of 2, or another number of them\n"
+        '  norm = "GN": unknown word; did you mean gn? If not, use one of bn, ln, in, none, gn8 '
+        "for 8 groups instead of 2, or another number of them\n"
         '  data-dir = "/no/such/place": there is no directory /no/such/place; create it, or write '
         "the absolute path of an existing one\n"
         "  The keys are task, data-dir, model, norm, partition, partition-alpha,\n"
@@ -199,10 +199,11 @@ def test_the_output_is_the_apps_lines_and_real_warnings(link: Link) -> None:
 def test_a_fixbn_error_is_printed_without_traceback(
     link: Link, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    link.log, link.failure = FLOWER[6:10], "what is wrong"
+    link.log = [*FLOWER[6:10], "\x1b[91mERROR \x1b[0m:     what is wrong", "  and its second line"]
+    link.failure = "what is wrong\n  and its second line"
     with pytest.raises(FixBNError) as caught:
         invoke("run", *RAY)
-    assert str(caught.value) == "the run failed: what is wrong"
+    assert str(caught.value) == "the run failed: what is wrong\n  and its second line"
     assert capsys.readouterr().out == ""
 
 

@@ -36,8 +36,7 @@ def test_a_batch_larger_than_the_smallest_client_fails_with_one_message_and_exit
     assert message.startswith("Error: ")
     assert "batch-size = 500: client " in message
     assert message.endswith("fewer than one batch; use batch-size=287 or less, or fewer clients")
-    for noise in ("Traceback", "INFO", "WARNING", "ERROR", 'File "'):
-        assert noise not in result.stdout
+    assert result.stdout == ""  # nothing has started
     assert not runs.exists()
 
 

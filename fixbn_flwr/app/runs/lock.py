@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ def locked(path: Path) -> Iterator[None]:
     folder = os.open(path, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(folder)
         except BlockingIOError:
             raise CheckpointError(
                 f"another process is running the run in {path}: wait until it ends, or stop it"
@@ -34,3 +35,30 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process runs the run in this folder.
+
+    On a file system without locks, return False.
+    """
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(folder)
+    return False
+
+
+def _lock(folder: int) -> None:
+    """Lock an open folder; try again for a moment, because `is_locked` takes the lock for one."""
+    for _ in range(10):
+        try:
+            return fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.01)
+    return fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)

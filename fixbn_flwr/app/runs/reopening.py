@@ -90,7 +90,7 @@ def _resumed_config(
         "hardware": hardware(),
     }
     return {
-        **before,
+        **{key: value for key, value in before.items() if key != "failure"},
         "run_config": run_config,
         "freeze_round": before["freeze_round"]
         if settings.freeze_after == AUTO

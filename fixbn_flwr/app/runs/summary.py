@@ -1,12 +1,17 @@
 """The metrics of a run's rounds, its summary, and both as text for the console."""
 
+from __future__ import annotations
+
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.method.schedule import Phase
-from fixbn_flwr.tasks import get_task
+
+# `fixbn list` reads metrics and must not wait for torch.
+if TYPE_CHECKING:
+    from fixbn_flwr.app.config.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,8 @@ def best_round(metrics: Sequence[RoundMetrics]) -> RoundMetrics | None:
 
 def round_line(metrics: RoundMetrics, settings: Settings) -> str:
     """Return a round as a line for the console, at most 80 columns wide in most runs."""
+    from fixbn_flwr.tasks import get_task
+
     rounds = settings.num_server_rounds
     parts = [f"round {metrics.round:>{len(str(rounds))}}/{rounds}"]
     if settings.may_freeze:  # plain BN has no phases

@@ -1,6 +1,6 @@
 """Write the folder of a run while the run lasts.
 
-    config.json          the resolved settings, versions, hardware, start time
+    config.json          the resolved settings, versions, hardware, start time; why the run failed
     metrics.jsonl        one `RoundMetrics` per line
     final.safetensors    the model after the last round
     best.safetensors     the model at its best test accuracy
@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,10 +105,24 @@ class RunFolder:
 
     def record_decision(self, freeze_round: int, reason: str) -> None:
         """Write T*, which the run has decided, to config.json."""
+        self._add_to_config({"freeze_round": freeze_round, "freeze_reason": reason})
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Unlock the folder after the block; write an error that ends it to config.json."""
+        try:
+            yield
+        except Exception as error:
+            with suppress(CheckpointError):  # the disk may be full, which is the error then
+                self._add_to_config({"failure": str(error) or type(error).__name__})
+            raise
+        finally:
+            self._lock.close()
+
+    def _add_to_config(self, entries: Mapping[str, object]) -> None:
         with writing(self.path):
             config = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
-            config |= {"freeze_round": freeze_round, "freeze_reason": reason}
-            write_atomically(self.path / CONFIG, json_bytes(config))
+            write_atomically(self.path / CONFIG, json_bytes({**config, **entries}))
 
     def save_model(
         self, name: Literal["final", "best"], arrays: Mapping[str, npt.NDArray[Any]]
@@ -123,7 +137,7 @@ class RunFolder:
         return path
 
     def finish(self) -> Summary:
-        """End the run: write summary.json and curves.png, and return the summary."""
+        """Write summary.json and curves.png, and return the summary."""
         freeze_round = freeze_round_of(self._metrics)
         summary = summarize(self._metrics, freeze_round)
         with writing(self.path):
@@ -134,7 +148,6 @@ class RunFolder:
                 title=figure_title(self._settings, self.clients),
             )
             write_atomically(self.path / SUMMARY, json_bytes(dataclasses.asdict(summary)))
-        self._lock.close()
         return summary
 
 

@@ -52,7 +52,10 @@ CONFIG = [
     ("device=cuda:" + "9" * 30, 'device = "cuda:9+": unknown device'),
     ("lerning-rate=0.1", r"lerning-rate = 0.1: unknown key; did you mean learning-rate\?"),
     ("epochs=3", r"epochs = 3: unknown key; did you mean local-epochs\?"),
-    ("xyz=3", r"(?s)xyz = 3: unknown key; use one of the keys below\n  The keys are task, .*may-chan"),
+    (
+        "xyz=3",
+        r"(?s)xyz = 3: unknown key; use one of .* below\n  The keys are task, .*may-ch",
+    ),
     # Bounds
     ("num-server-rounds=0", "num-server-rounds = 0: out of bounds; use a number at least 1"),
     ("batch-size=-4", "batch-size = -4: out of bounds"),

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of rejected input."""
+"""Fixtures of the tests of rejected input and early checks."""
 
 from __future__ import annotations
 

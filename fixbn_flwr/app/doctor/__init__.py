@@ -1,0 +1,1 @@
+"""`fixbn doctor`: what this machine has, and what to do about each problem."""
