@@ -36,14 +36,20 @@ def ask_superlink(address: str, ca: Path | None) -> Finding:
         status = error.response.status_code
         if status in _LOGIN:
             return Finding(f"a SuperLink answers at {address}, and asks for a login")
-        return Finding(
-            f"{address} answers, but not as a SuperLink (HTTP status {status})",
-            "check the port, and that Flower there is 1.41 or newer",
-        )
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError) as error:
+        return _other_server(address, f"HTTP status {status}")
+    except ValueError as error:  # no protobuf
+        return _other_server(address, str(error))
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         return _no_answer(address, ca, error)
     online = sum(node.status == "online" for node in nodes)
     return Finding(f"a SuperLink answers at {address}: {online} SuperNodes are connected")
+
+
+def _other_server(address: str, reason: str) -> Finding:
+    return Finding(
+        f"{address} answers, but not as a SuperLink ({reason})",
+        "check the port, and that Flower there is 1.41 or newer",
+    )
 
 
 def _no_answer(address: str, ca: Path | None, error: Exception) -> Finding:
