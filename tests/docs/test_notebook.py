@@ -29,15 +29,18 @@ def test_it_has_ten_cells_and_is_stored_without_outputs() -> None:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the kernel's own sockets
 def test_it_runs_from_top_to_bottom(tmp_path: Path) -> None:
     notebook = nbformat.read(FILE, 4)
-    # What the last cell says: the same bits until T*.
-    check = nbformat.v4.new_code_cell("print(plain[:16] == fixed[:16], plain[-10:], fixed[-10:])")
+    # What the last cell says: the same until T*, and then statistics that stand still.
+    check = nbformat.v4.new_code_cell(
+        "same = plain[:16] == fixed[:16]\n"
+        "print(same, moved(fixed_means)[15:], min(moved(plain_means)[15:]), plain[-1], fixed[-1])"
+    )
     notebook.cells.append(check)
     NotebookClient(notebook, timeout=1200, kernel_name="python3").execute(cwd=str(tmp_path))
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert [output for output in outputs if output.output_type == "error"] == []
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
-    same, plain, fixed = re.fullmatch(r"(\w+) \[(.*)\] \[(.*)\]\n", outputs[-1].text).groups()
-    assert same == "True"
-    bn, fixbn = ([float(x) for x in text.split(", ")] for text in (plain, fixed))
-    assert min(fixbn) > 0.7
-    assert min(fixbn) > min(bn)  # steadier
+    words = outputs[-1].text.replace(", ", ",").split()
+    assert words[:2] == ["True", str([0.0] * 15).replace(" ", "")]
+    least, *accuracies = map(float, words[2:])
+    assert least > 0
+    assert min(accuracies) > 0.8
