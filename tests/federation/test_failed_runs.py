@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from fixbn_flwr.app.local_superlink import SuperLinkError, local_superlink
 from tests.support.real_runs import PROGRAMS, Simulate, home_until, processes_of, running_fixbn
-from tests.support.waiting import TIMEOUT, wait_until
+from tests.support.waiting import TIMEOUT, wait_until, without_colours
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +51,17 @@ def test_more_clients_than_images_are_refused_by_the_first_client(
     assert "\n" not in run.failure
     # Flower logs the traceback of every client that raises.
     assert run.log.count("An exception was raised when processing a message") == 1
+    assert not run.folder.exists()
+
+
+def test_the_message_of_a_wrong_value_is_the_last_of_the_log_and_alone(simulate: Simulate) -> None:
+    run = simulate({"freeze-after": 99})
+    *_, first, second = without_colours(run.log).splitlines()
+    assert re.fullmatch(r"ERROR *: *the run config cannot be used:", first)
+    assert second.startswith(
+        "  freeze-after = 99: T* is beyond the last of 3 rounds; use at most 3,"
+    )
+    assert "Traceback" not in run.log
     assert not run.folder.exists()
 
 
