@@ -21,7 +21,7 @@ from tests.support.waiting import TIMEOUT, read_log, wait_for_line, wait_until
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(sys.executable).parent
-APP = ("fixbn_flwr", "deploy", "examples", "pyproject.toml")
+APP = ("fixbn_flwr", "deploy", "examples", "pyproject.toml", "LICENSE", "README.md")
 
 _RESERVED: list[socket.socket] = []  # see free_port
 
