@@ -57,5 +57,5 @@ def test_a_peers_task_is_one_object_with_the_same_data():
 
 
 def test_an_unknown_peer_is_an_error():
-    with pytest.raises(AttributeError, match="name one of exact, fedbn, silobn, faded, hbn, fedwon"):
+    with pytest.raises(AttributeError, match="name one of exact, fedbn, silobn, faded, hbn"):
         getattr(peers, "nothing:digits")
