@@ -11,18 +11,23 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from flwr.app import MetricRecord
 
 from fixbn_flwr.app.batches import batches_by_steps
-from fixbn_flwr.app.client.image_client import workbench_of
+from fixbn_flwr.app.client.image_client import held_out_of, partitions_of, workbench_of
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.runs.creation import create_run_folder
 from fixbn_flwr.app.runs.summary import RoundMetrics, round_line, summary_table
+from fixbn_flwr.app.server.client_validation import validation_metrics
 from fixbn_flwr.app.training import evaluate, seed_of, train
+from fixbn_flwr.app.workbench import Workbench
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method.schedule import Phase
-from fixbn_flwr.tasks import get_task, load_splits
+from fixbn_flwr.tasks import Split, Task, get_task, load_splits
 from fixbn_flwr.tasks.signature import Signature
 
 METHOD = "centralised"
@@ -45,11 +50,12 @@ def train_centrally(settings: Settings, clients: int) -> Path:
     task = get_task(settings.task)
     bench = workbench_of(task, settings)  # fails before the data is loaded
     data, test = load_splits(task, settings.data_path)
+    images, held_out = _images(settings, data, clients)
     together = settings.clients_per_round(clients)
-    if settings.batch_size * together > len(data):
+    if settings.batch_size * together > len(images):
         raise ConfigError(
             f"batch-size = {settings.batch_size}: {together} clients per round use "
-            f"{settings.batch_size * together} images per step, more than the {len(data)} "
+            f"{settings.batch_size * together} images per step, more than the {len(images)} "
             "available; use a smaller batch-size, fewer clients or a smaller fraction-train."
         )
     signature = Signature.of(task, test.images)
@@ -59,19 +65,18 @@ def train_centrally(settings: Settings, clients: int) -> Path:
     bench.model.load_state_dict(task.models[settings.model](settings.norm).state_dict())
     bench.optimizer.state.clear()
     steps = settings.local_steps or settings.local_epochs * -(
-        -len(data) // (clients * settings.batch_size)
+        -len(images) // (clients * settings.batch_size)
     )
     with folder.running():
         for server_round in range(1, settings.num_server_rounds + 1):
             started = time.monotonic()
             random = torch.Generator().manual_seed(seed_of(settings.seed, server_round))
             bench.set_learning_rate(settings.learning_rate_at(server_round))
-            batches = batches_by_steps(
-                torch.arange(len(data)), settings.batch_size * together, steps, random
-            )
+            batches = batches_by_steps(images, settings.batch_size * together, steps, random)
             train_loss = train(bench, task, data, batches, random, settings.precision)
             evaluated = settings.evaluates(server_round)
             loss, accuracy = evaluate(bench, task, test) if evaluated else (None, None)
+            validates = settings.validates(server_round)
             metrics = RoundMetrics(
                 round=server_round,
                 phase=Phase.EXPLORATION,
@@ -84,13 +89,41 @@ def train_centrally(settings: Settings, clients: int) -> Path:
                 seconds=time.monotonic() - started,
                 clients=together,
                 dropped=0,
+                **(_validate(bench, task, data, held_out) if validates else {}),
             )
             print(round_line(metrics, settings))
             if folder.append(metrics):
                 folder.save_model("best", bench.arrays())
             best = folder.best_round
-            if evaluated and best and settings.is_out_of_patience(server_round, best.round):
+            if validates and best and settings.is_out_of_patience(server_round, best.round):
                 break
         folder.save_model("final", bench.arrays())
         print(summary_table({METHOD: folder.finish()}))
     return folder.path
+
+
+def _images(
+    settings: Settings, data: Split, clients: int
+) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+    """Return the images to train on, and those that each client of the federation holds out."""
+    if not settings.validation_share:
+        return torch.arange(len(data)), {}
+    parts = enumerate(partitions_of(settings, data, clients))
+    held_out = {client: held_out_of(settings, images, client)[1] for client, images in parts}
+    training = np.setdiff1d(np.arange(len(data)), np.concatenate([*held_out.values()]))
+    return torch.from_numpy(training), {
+        client: torch.from_numpy(own) for client, own in held_out.items() if len(own)
+    }
+
+
+def _validate(
+    bench: Workbench, task: Task, data: Split, held_out: dict[int, torch.Tensor]
+) -> dict[str, Any]:
+    """Return the fields of RoundMetrics about validation, as the clients would report it."""
+    results = [evaluate(bench, task, data, own) for own in held_out.values()]
+    sizes = [len(own) for own in held_out.values()]
+    loss, accuracy = map(float, np.average(results, axis=0, weights=sizes))
+    accuracies = [float(own) for _, own in results]
+    averages: dict[str, float] = {"loss": loss, "accuracy": accuracy}
+    record = MetricRecord({**averages, "accuracies": accuracies, "nodes": list(held_out)})
+    return validation_metrics(record, str)

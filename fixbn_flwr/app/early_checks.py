@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from contextlib import closing
 
-from fixbn_flwr.app.client.image_client import partitions_of
+from fixbn_flwr.app.client.image_client import held_out_of, partitions_of
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.runs.creation import check_run_folder
 from fixbn_flwr.app.runs.momentum_files import make_state_dir
@@ -36,5 +36,6 @@ def check_before_start(settings: Settings, clients: int) -> None:
     task = get_task(settings.task)
     task.models[settings.model](settings.norm)  # fails before the data is loaded
     train, _ = load_splits(task, settings.data_path)
-    settings.check_partitions([len(part) for part in partitions_of(settings, train, clients)])
+    parts = enumerate(partitions_of(settings, train, clients))
+    settings.check_partitions([len(held_out_of(settings, part, own)[0]) for own, part in parts])
     make_state_dir(settings)

@@ -9,6 +9,7 @@ captured as CUDA graphs (see :mod:`fixbn_flwr.app.cuda_graphs`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 
@@ -92,7 +93,8 @@ def evaluate(
         total += task.loss(outputs, targets).double() * counted
         examples += counted
         metric.update(outputs, targets)
-    return float(total) / examples, float(metric.compute())
+    loss = float(total) / examples if examples else math.nan  # no pixel of the masks counts
+    return loss, float(metric.compute())
 
 
 def _evaluation_batches(

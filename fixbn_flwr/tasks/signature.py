@@ -48,9 +48,19 @@ class Signature:
         first = images[:1]
         # A segmentation model sees windows of the images.
         height, width = first.shape[2:] if task.masks is None else task.masks.window_of(first)
+        return cls.of_size(task, (first.shape[1], height, width))
+
+    @classmethod
+    def of_size(cls, task: Task, input_size: tuple[int, int, int]) -> Signature:
+        """Return the signature of a task's models, without the data.
+
+        Args:
+            task: The task.
+            input_size: The channels, height and width of an image.
+        """
         return cls(
             class_names=task.class_names or tuple(map(str, range(task.classes))),
-            input_size=(first.shape[1], height, width),
+            input_size=input_size,
             mean=task.mean,
             std=task.std,
             white=task.white,

@@ -60,4 +60,5 @@ class ExactStatisticsRecorder(Recorder):
         images = train.images[torch.from_numpy(held[::every])].to(bench.device)
         images = normalise(task, images, next(bench.model.parameters()).dtype)
         set_exact_statistics(bench.model, images.contiguous(memory_format=torch.channels_last))
+        assert self._test is not None  # evaluate-every is not 0
         return evaluate(bench, task, self._test)

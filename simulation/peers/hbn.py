@@ -120,7 +120,7 @@ class HBNClient(PersonalClient):
         server_round = int(str(received.config_records["config"][ROUND]))
         seed = seed_of(self.settings.seed, server_round, self.node.number, 1)
         random = np.random.default_rng(seed)
-        chosen = random.permutation(self.partition)[:MEASURED]
+        chosen = random.permutation(self.training)[:MEASURED]
         data = on_device(self._data, bench.device)
         images = data.images[torch.from_numpy(chosen)].to(bench.device)
         dtype = next(bench.model.parameters()).dtype

@@ -12,9 +12,10 @@ from torch.optim import SGD
 
 from fixbn_flwr.app import centralised, training
 from fixbn_flwr.app.centralised import train_centrally
+from fixbn_flwr.app.client.image_client import held_out_of, partitions_of
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.errors import ConfigError
-from fixbn_flwr.tasks import get_task
+from fixbn_flwr.tasks import get_task, load_splits
 from tests.support.whole_app import SMALL, rounds_of
 
 
@@ -57,9 +58,31 @@ def test_a_step_has_as_many_images_as_all_clients_steps_together(
 
 def test_patience_ends_a_centralized_run(tmp_path: Path) -> None:
     frozen = settings(
-        tmp_path, norm="gn", freeze_after=1.0, learning_rate=1e-12, num_server_rounds=9, patience=2
-    )
+        tmp_path, norm="gn", freeze_after=1.0, learning_rate=1e-12, num_server_rounds=9, patience=2,
+        validation_share=0.1,
+    )  # fmt: skip
     assert len(rounds_of(train_centrally(frozen, clients=10))) == 3
+
+
+def test_it_holds_out_the_images_that_the_clients_of_the_federation_hold_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = settings(tmp_path, validation_share=0.2, local_steps=0, local_epochs=4)
+    parts = partitions_of(given, load_splits(get_task("digits"))[0], 4)
+    held_out = [held_out_of(given, part, client)[1] for client, part in enumerate(parts)]
+    trained: set[int] = set()
+
+    def record(bench: Any, task: Any, data: Any, batches: Any, *_: Any) -> float:
+        trained.update(int(image) for batch in batches for image in batch)
+        return 1.0
+
+    monkeypatch.setattr(centralised, "train", record)
+    (*_, last) = rounds_of(train_centrally(given, clients=4))
+    assert trained == {*range(1437)} - {int(image) for own in held_out for image in own}
+    by_client = last["validation_by_client"]
+    assert [*by_client] == ["0", "1", "2", "3"]
+    right = sum(by_client[str(client)] * len(own) for client, own in enumerate(held_out))
+    assert last["validation_accuracy"] == pytest.approx(right / sum(map(len, held_out)))
 
 
 def test_a_centralized_run_starts_with_the_initial_model_of_the_federation(

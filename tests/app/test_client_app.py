@@ -87,6 +87,7 @@ def test_a_node_with_its_own_data_trains_on_all_of_it(tmp_path: Path) -> None:
     assert one.settings.data_dir == str(tmp_path)
     assert dict(one.properties().config_records["properties"]) == {
         "examples": 1437,
+        "input-size": [1, 8, 8],
         "name": "hospital-a",
     }
 
@@ -104,6 +105,21 @@ def test_a_nodes_seed_comes_from_its_name_or_else_its_node_id(tmp_path: Path) ->
 
     assert number(5, name="a") == number(6, name="a") != number(5, name="b")
     assert (number(5), number(6)) == (5, 6)
+
+
+def test_a_node_that_returns_with_another_id_holds_out_the_same_images(tmp_path: Path) -> None:
+    def held_out(node_id: int, **node_config: Any) -> list[int]:
+        config = SMALL | {"validation-share": 0.1}
+        one = client_of(Context(1, node_id, node_config, RecordDict(), config))
+        return list(one.validation.tolist())
+
+    own = {"data-dir": str(tmp_path)}
+    assert held_out(5, **own) == held_out(6, **own)
+    assert len(held_out(5, **own)) == 144
+    shared = [{"partition-id": part, "num-partitions": 3} for part in (0, 0, 1)]
+    first, again, other = (held_out(node_id, **shared[node_id]) for node_id in range(3))
+    assert first == again
+    assert not {*first} & {*other}
 
 
 def test_a_nodes_device_and_precision_override_the_run_config(tmp_path: Path) -> None:

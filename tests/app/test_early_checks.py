@@ -70,6 +70,10 @@ LATE = {
         "run batch-size=500 --clients 4",
         r"client \d of 4 holds 287 images, fewer than one batch; use batch-size=287 or less, or",
     ),
+    "batch without what is held out": (
+        "run batch-size=250 validation-share=0.2 --clients 4",
+        r"holds 2\d\d images besides those that it holds out, fewer than one batch; use batch-s",
+    ),
     "clients": ("run --clients 1500", r"number of clients is 1500, .* choose 1 to 1437 clients"),
     "groups": ("run norm=gn7 freeze-after=1.0", r"'gn7', but a layer of this network has"),
     "state-dir": ("run state-dir=/proc/nothing", r"state-dir = .*cannot be written .*; name a wri"),

@@ -39,7 +39,8 @@ def test_each_round_is_a_line_of_metrics(tmp_path: Path) -> None:
     assert [set(line) for line in rounds] == [
         {"round", "phase", "learning_rate", "train_loss", "test_loss", "test_accuracy",
          "bytes_sent", "bytes_received", "seconds", "clients", "dropped", "train_seconds",
-         "retries", "signals", "disagreement_by_layer"}
+         "retries", "signals", "disagreement_by_layer", "validation_loss", "validation_accuracy",
+         "validation_worst", "validation_spread", "validation_by_client"}
     ] * 3  # fmt: skip
     assert [line["round"] for line in rounds] == [1, 2, 3]
     assert [line["phase"] for line in rounds] == ["exploration", "exploration", "calibration"]
@@ -68,10 +69,10 @@ def test_both_saved_models_have_the_accuracy_of_their_round(
         return reply
 
     monkeypatch.setattr(FixBNClient, "train", train_and_invert_in_round_3)
-    folder = run_app(tmp_path, 2, {"partition": "iid", "local-steps": 30})
+    folder = run_app(tmp_path, 2, {"partition": "iid", "local-steps": 30, "validation-share": 0.1})
     rounds = rounds_of(folder)
     summary = json.loads((folder / "summary.json").read_text())
-    best = max(rounds, key=lambda line: line["test_accuracy"])
+    best = max(rounds, key=lambda line: line["validation_accuracy"])
     assert (best["round"], best["test_accuracy"] > 0.3) == (2, True)
     assert rounds[2]["test_accuracy"] < best["test_accuracy"]
     assert accuracy_of(folder / "best.safetensors") == (best["test_loss"], best["test_accuracy"])
@@ -81,10 +82,8 @@ def test_both_saved_models_have_the_accuracy_of_their_round(
     )
     assert summary["accuracy_at_freeze"] == rounds[1]["test_accuracy"]
     assert summary["final_accuracy"] == rounds[2]["test_accuracy"]
-    assert (summary["best_accuracy"], summary["best_round"]) == (
-        best["test_accuracy"],
-        best["round"],
-    )
+    chosen = (summary["best_accuracy"], summary["best_validation"], summary["best_round"])
+    assert chosen == (best["test_accuracy"], best["validation_accuracy"], 2)
 
 
 @pytest.mark.parametrize(
@@ -113,12 +112,14 @@ def test_patience_ends_the_run_with_its_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # The accuracy does not change after T*, since the learning rate is tiny.
-    config = {"num-server-rounds": 9, "learning-rate": 1e-9, "patience": 3, "evaluate-every": 2}
+    config = {
+        "num-server-rounds": 9, "learning-rate": 1e-9, "patience": 3, "validation-share": 0.1,
+        "evaluate-clients-every": 2,
+    }  # fmt: skip
     folder = run_app(tmp_path, 2, config)
     assert [line["round"] for line in rounds_of(folder)] == [1, 2, 3, 4, 5, 6]
-    assert (
-        "No better test accuracy since round 2: the run ends (patience)" in capsys.readouterr().out
-    )
+    printed = capsys.readouterr().out
+    assert "No better validation accuracy since round 2: the run ends (patience)" in printed
     assert json.loads((folder / "summary.json").read_text())["best_round"] == 2
     assert (folder / "final.safetensors").is_file()
 

@@ -21,7 +21,7 @@ def test_real_processes_give_the_same_bits_as_the_in_memory_grid(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
-    config: dict[str, Any] = {"fraction-train": 1.0}
+    config: dict[str, Any] = {"fraction-train": 1.0, "validation-share": 0.2}
     in_memory = run_app(tmp_path / "memory", 2, config)
     output = {"output-dir": str(tmp_path / "real"), "run-name": "run"}
     lines: list[str] = []
@@ -34,6 +34,6 @@ def test_real_processes_give_the_same_bits_as_the_in_memory_grid(
     for model in ("final.safetensors", "best.safetensors"):
         assert (real / model).read_bytes() == (in_memory / model).read_bytes(), model
     assert [line["clients"] for line in rounds_of(real)] == [2] * 3
-    for log in logs:  # one process answered all four messages
+    for log in logs:  # one process answered all seven messages
         assert len(set(re.findall(r"worker (\d+) answers", log))) == 1, log
-        assert len(re.findall(r"worker \d+ answers", log)) == 4, log
+        assert len(re.findall(r"worker \d+ answers", log)) == 7, log

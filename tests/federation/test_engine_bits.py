@@ -17,6 +17,7 @@ from tests.support.whole_app import SMALL, rounds_of
 pytestmark = pytest.mark.slow
 
 CONFIG: dict[str, Any] = SMALL | {"num-server-rounds": 4, "fraction-train": 1.0}
+CONFIG["validation-share"] = 0.1
 
 
 def fixbn(*words: str, folder: Path) -> str:
@@ -46,7 +47,8 @@ def test_the_bits_are_those_of_ray(workers: int, with_ray: Path, tmp_path: Path)
     folder = run_with("local", workers, tmp_path)
     for name in ("final.safetensors", "best.safetensors"):
         assert (folder / name).read_bytes() == (with_ray / name).read_bytes()
-    same = ("train_loss", "test_loss", "test_accuracy", "bytes_sent", "clients")
+    same = ("train_loss", "test_loss", "test_accuracy", "bytes_sent", "clients",
+            "validation_loss", "validation_by_client")  # fmt: skip
     ours, rays = rounds_of(folder), rounds_of(with_ray)
     assert [[line[key] for key in same] for line in ours] == [
         [line[key] for key in same] for line in rays

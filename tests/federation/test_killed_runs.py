@@ -38,7 +38,8 @@ def test_a_run_with_a_killed_server_resumes_to_the_same_bits(engine: str, tmp_pa
     state, runs = tmp_path / "state", tmp_path / "runs"
     rounds = ROUNDS[engine]
     config = {
-        "num-server-rounds": rounds, "freeze-after": rounds // 2, "local-steps": 2, "batch-size": 8
+        "num-server-rounds": rounds, "freeze-after": rounds // 2, "local-steps": 2, "batch-size": 8,
+        "validation-share": 0.1,
     }  # fmt: skip
     words = [f"{key}={value}" for key, value in config.items()]
     words += [f"state-dir={state}", f"output-dir={runs}", "run-name=killed", "fraction-train=0.5"]

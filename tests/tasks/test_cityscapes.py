@@ -165,8 +165,9 @@ def test_a_federation_of_cities_trains_and_reports_exact_scores(
         "num-server-rounds": 2,
         "freeze-after": 1,
         "local-steps": 1,
-        "batch-size": 3,
+        "batch-size": 2,
         "learning-rate": 0.05,
+        "validation-share": 0.1,
     }
     folder = run_app(tmp_path / "a", 3, config)
     rounds = rounds_of(folder)
@@ -192,8 +193,13 @@ def test_a_federation_of_cities_trains_and_reports_exact_scores(
     losses = -logs.permute(0, 2, 3, 1)[known].gather(1, truth[:, None])
     assert rounds[1]["test_accuracy"] == pytest.approx(float(sum(iou) / len(iou)), rel=1e-4)
     assert rounds[1]["test_loss"] == pytest.approx(float(losses.mean()), rel=1e-4)
-    best = json.loads((folder / "summary.json").read_text())["best_accuracy"]
-    assert best == max(line["test_accuracy"] for line in rounds)
+    scores = [line["validation_by_client"] for line in rounds]
+    assert [[*by_city] for by_city in scores] == [["0", "1", "2"]] * 2
+    # A city holds out one image, so each counts the same.
+    means = [pytest.approx(sum(by_city.values()) / 3) for by_city in scores]
+    assert [line["validation_accuracy"] for line in rounds] == means
+    best = json.loads((folder / "summary.json").read_text())["best_validation"]
+    assert best == max(line["validation_accuracy"] for line in rounds)
 
     # Round 2 trains only parameters.
     until_freeze = run_app(tmp_path / "b", 3, config | {"num-server-rounds": 1})

@@ -27,7 +27,9 @@ from fixbn_flwr.client.local_training import local_training
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method.round_config import ROUND
 from fixbn_flwr.tasks import Split, Task, get_task, load_splits
+from fixbn_flwr.tasks.hold_out import hold_out
 from fixbn_flwr.tasks.partition import partition
+from fixbn_flwr.tasks.signature import Signature
 
 
 def make_client(context: Context) -> FixBNClient:
@@ -77,6 +79,20 @@ def partitions_of(settings: Settings, train: Split, clients: int) -> list[NDArra
     )
 
 
+def held_out_of(
+    settings: Settings, images: NDArray[np.int64], partition: int | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the images that a client trains on, and those that it validates the model on.
+
+    Args:
+        settings: The run config.
+        images: The indices of all its images, int64 ``[n]``.
+        partition: The number of its partition; None if it has its own data. Its node id would not
+            do, which can change during a run.
+    """
+    return hold_out(images, settings.validation_share, seed=settings.seed, client=partition or 0)
+
+
 class FixBNClient:
     """A client that trains a task's model on its own images.
 
@@ -85,6 +101,10 @@ class FixBNClient:
         partition: The indices of this client's images in the training split, int64 ``[n]``.
         settings: The validated run config.
         context: Flower's context of this client; its state keeps the momentum buffers.
+
+    Attributes:
+        training: The indices of the images that it trains on.
+        validation: The indices of those that it holds out.
     """
 
     def __init__(
@@ -95,11 +115,13 @@ class FixBNClient:
         self.settings = settings
         self.context = context
         self.node = Node.of(context)
+        self.training, self.validation = held_out_of(settings, partition, self.node.partition)
 
     def properties(self) -> RecordDict:
-        """Return the client's partition, number of images and name."""
+        """Return the client's partition, number of training images, their size, and name."""
         properties = ConfigRecord({"name": self.node.name})
-        properties["examples"] = len(self.partition)
+        properties["examples"] = len(self.training)
+        properties["input-size"] = list(Signature.of(self.task, self._data.images).input_size)
         if self.node.partition is not None:
             properties["partition-id"] = self.node.partition
             properties["num-partitions"] = self.node.partitions
@@ -134,24 +156,26 @@ class FixBNClient:
             )  # fmt: skip
             seconds = time.monotonic() - started
         metrics = MetricRecord()
-        metrics["num-examples"] = len(self.partition)
+        metrics["num-examples"] = len(self.training)
         metrics["train-loss"], metrics["train-seconds"] = loss, seconds
         arrays = record_of(bench.arrays())
         return RecordDict({"arrays": arrays, "metrics": metrics, **local.records})
 
     def evaluate(self, received: RecordDict) -> RecordDict:
-        """Evaluate the global model on this client's images.
+        """Validate the global model on the images that this client holds out.
 
         Args:
             received: The content of the server's message: "arrays" and "config".
 
         Returns:
-            The content of the reply: the number of images, the loss and the accuracy.
+            The content of the reply: the number of images, the loss and the accuracy. The server
+            leaves out a client that holds out none.
         """
-        own = torch.from_numpy(self.partition)
-        loss, accuracy = evaluate(self._bench(received), self.task, self._data, own)
-        metrics = MetricRecord({"loss": loss, "accuracy": accuracy})
-        metrics["num-examples"] = len(own)
+        metrics = MetricRecord({"num-examples": len(self.validation)})
+        if len(self.validation):
+            own = torch.from_numpy(self.validation)
+            loss, accuracy = evaluate(self._bench(received), self.task, self._data, own)
+            metrics["loss"], metrics["accuracy"] = loss, accuracy
         return RecordDict({"metrics": metrics})
 
     def _first_loss(self, bench: Workbench, seed: int) -> Callable[[], Tensor]:
@@ -175,7 +199,7 @@ class FixBNClient:
         return bench
 
     def _batches(self, random: torch.Generator) -> Iterator[Tensor]:
-        indices, size = torch.from_numpy(self.partition), self.settings.batch_size
+        indices, size = torch.from_numpy(self.training), self.settings.batch_size
         if self.settings.local_steps:
             return batches_by_steps(indices, size, self.settings.local_steps, random)
         return batches_by_epochs(indices, size, self.settings.local_epochs, random)

@@ -97,6 +97,17 @@ def _momentum(momentum: str, coefficient: float) -> str | None:
     return problem("momentum", momentum, text)
 
 
+def _validation(share: float, every: int, patience: int) -> str | None:
+    if share > 0:
+        return None
+    remedy = "but no client holds out images to validate on; set validation-share, such as 0.1"
+    if patience > 0:
+        return problem("patience", patience, f"ends a run by its validation accuracy, {remedy}")
+    if every > 1:
+        return problem("evaluate-clients-every", every, f"is an interval of validations, {remedy}")
+    return None
+
+
 def _data_dir(data_dir: str) -> str | None:
     if problem_of_path := _path("data-dir", data_dir):
         return problem_of_path
@@ -171,6 +182,7 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
     (("freeze_after", "num_server_rounds"), _freeze_after),
     (("momentum", "momentum_coefficient"), _momentum),
     (("local_steps", "local_epochs"), _local_work),
+    (("validation_share", "evaluate_clients_every", "patience"), _validation),
     (("device",), _device),
     (("run_name",), _run_name),
 )

@@ -86,12 +86,20 @@ class Keys:
     )
     weight_decay: float = setting(0.001, "SGD's L2 penalty", at_least=0)
     evaluate_every: int = setting(
-        1, "interval at which the server tests the global model; always at T* and the last round",
+        1, "interval at which the server tests the global model; always at T* and the last round; "
+        "0: never, so that it needs no data", "rounds", at_least=0,
+    )  # fmt: skip
+    validation_share: float = setting(
+        0.0, "share of its images that each client holds out, does not train on, and validates the "
+        "global model on; 0: no validation, and no best model", "share", at_least=0, below=1,
+    )  # fmt: skip
+    evaluate_clients_every: int = setting(
+        1, "interval at which all clients validate the global model; always in the last round",
         "rounds", at_least=1,
     )  # fmt: skip
     patience: int = setting(
-        0, "number of rounds without a better test accuracy after which the run ends, counted from "
-        "T* on; 0: never", "rounds", at_least=0,
+        0, "number of rounds without a better validation accuracy after which the run ends, "
+        "counted from T* on; 0: never", "rounds", at_least=0,
     )  # fmt: skip
     seed: int = setting(0, "seed of all random choices", at_least=0, at_most=2**32 - 1)
     device: str = setting("auto", "`auto`, `cpu`, `cuda`, or a specific GPU such as `cuda:1`")

@@ -112,11 +112,18 @@ class Settings(Keys):
 
     def evaluates(self, server_round: int) -> bool:
         """Return whether the server tests the model after this round; 0 is the initial model."""
+        every = self.evaluate_every
         always = (self.freeze_round, self.num_server_rounds)
-        return server_round % self.evaluate_every == 0 or server_round in always
+        return every > 0 and (server_round % every == 0 or server_round in always)
+
+    def validates(self, server_round: int) -> bool:
+        """Return whether the clients validate the model after this round."""
+        is_last = server_round == self.num_server_rounds
+        due = server_round % self.evaluate_clients_every == 0 or is_last
+        return self.validation_share > 0 and due
 
     def is_out_of_patience(self, server_round: int, best_round: int) -> bool:
-        """Return whether the run ends after this round, given the round of its best accuracy."""
+        """Return whether the run ends after this round, given the round of its best model."""
         exploration = self.freeze_round if self.freeze_round < self.num_server_rounds else 0
         return 0 < self.patience <= server_round - max(best_round, exploration)
 
@@ -130,7 +137,7 @@ class Settings(Keys):
         """Check that every client has enough images for one batch.
 
         Args:
-            sizes: The number of images of each client.
+            sizes: The number of images that each client trains on.
             names: The name of each client, or empty. Default: no names.
 
         Raises:
@@ -145,7 +152,11 @@ class Settings(Keys):
         remedies.append("fewer clients")
         if self.partition == "dirichlet":
             remedies.append("a larger partition-alpha")
+        held_out = ""
+        if self.validation_share:
+            remedies.append("a smaller validation-share")
+            held_out = " besides those that it holds out"
         raise ConfigError(
             f"batch-size = {self.batch_size}: {who} holds {images} "
-            f"images, fewer than one batch; use {', or '.join(remedies)}"
+            f"images{held_out}, fewer than one batch; use {', or '.join(remedies)}"
         )

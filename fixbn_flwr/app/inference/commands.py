@@ -26,20 +26,23 @@ class _Format(StrEnum):
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
 WhichModel = Annotated[
-    _Which,
-    typer.Option(help="best: the model with the best test accuracy; final: after the last round."),
+    _Which | None,
+    typer.Option(
+        help="best: the model with the best validation accuracy, of a run with validation-share; "
+        "final: after the last round. Default: best if there is one."
+    ),
 ]
 
 
 def predict(
     run: Run,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
-    which: WhichModel = _Which.BEST,
+    which: WhichModel = None,
 ) -> None:
     """Classify images with the model of a run; print the most probable classes."""
     from fixbn_flwr.app.inference.loading import load
 
-    model = load(run, which.value)
+    model = load(run, which.value if which else None)
     for path, prediction in zip(images, model.predict(images), strict=True):
         print(f"{path}: {', '.join(f'{name} {p:.1%}' for name, p in prediction.classes[:SHOWN])}")
 
@@ -47,7 +50,7 @@ def predict(
 def export(
     run: Run,
     file_format: Annotated[_Format, typer.Option("--format", help="The format of the file.")],
-    which: WhichModel = _Which.BEST,
+    which: WhichModel = None,
     output: Annotated[
         Path | None,
         typer.Option(help="The folder to write to. Default: export-best or -final in RUN."),
@@ -56,5 +59,5 @@ def export(
     """Export the model of a run to one file, with a model card for Hugging Face."""
     from fixbn_flwr.app.inference.export import export as export_model
 
-    path = export_model(run, file_format.value, which.value, output)
+    path = export_model(run, file_format.value, which.value if which else None, output)
     print(f"Wrote {path}\nModel card, licence to be chosen: {path.parent / 'README.md'}")

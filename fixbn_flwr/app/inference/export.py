@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fixbn_flwr.app.inference.formats import onnx_file, torchscript_file
-from fixbn_flwr.app.inference.loading import EXPORTED, Which, load
+from fixbn_flwr.app.inference.loading import EXPORTED, Which, default_model, load
 from fixbn_flwr.app.inference.model_card import model_card
 from fixbn_flwr.app.inference.trained_model import TrainedModel
 from fixbn_flwr.app.runs.reader import CONFIG, read_config, read_metrics
@@ -41,7 +41,7 @@ _KEPT = ("method", "freeze_round", "clients", "own_data", "run", "versions")
 def export(
     run_folder: str | os.PathLike[str],
     file_format: Format,
-    which: Which = "best",
+    which: Which | None = None,
     output: Path | None = None,
 ) -> Path:
     """Write the model of a run to one file, with a config.json and a model card.
@@ -53,7 +53,8 @@ def export(
         run_folder: The folder of a run.
         file_format: "onnx" and "torchscript" map images in [0, 1], float32 `[n, channels, height,
             width]` with any `n`, to logits. "safetensors" holds the weights of the network alone.
-        which: "best" or "final", see :func:`fixbn_flwr.load`. Default: "best".
+        which: "best" or "final", see :func:`fixbn_flwr.load`. Default: "best" if the run has one,
+            else "final".
         output: The folder to write to. Default: `export-best` or `export-final` in the run folder.
 
     Returns:
@@ -72,7 +73,7 @@ def export(
         ...     settings = settings_of([f"output-dir={runs}", "num-server-rounds=2"])
         ...     path = export(train_centrally(settings, clients=10), "torchscript")
         >>> path.parent.name, path.name
-        ('export-best', 'model.pt')
+        ('export-final', 'model.pt')
     """
     if file_format not in get_args(Format):
         raise ConfigError(
@@ -81,6 +82,7 @@ def export(
     folder = Path(run_folder).expanduser()
     metrics = read_metrics(folder)  # not in an exported folder
     config = read_config(folder)
+    which = which or default_model(folder)
     model = load(folder, which)
     card = model_card(folder.resolve().name, config, metrics, model, which)
     match file_format:

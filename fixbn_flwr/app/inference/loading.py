@@ -22,15 +22,16 @@ Which = Literal["best", "final"]
 EXPORTED = "model.safetensors"
 
 
-def load(run_folder: str | PathLike[str], which: Which = "best") -> TrainedModel:
+def load(run_folder: str | PathLike[str], which: Which | None = None) -> TrainedModel:
     """Load the model of a run, ready for predictions.
 
     The data set is not needed. A task of your own must be importable.
 
     Args:
         run_folder: The folder of a run, or one that `fixbn export --format safetensors` wrote.
-        which: "best" is the model with the best test accuracy, "final" the one after the last
-            round. An exported folder has one model, whatever `which` says. Default: "best".
+        which: "best" is the model with the best validation accuracy, which a run with
+            `validation-share` has. "final" is the one after the last round. An exported folder has
+            one model, whatever `which` says. Default: "best" if the run has one, else "final".
 
     Returns:
         A torch module in evaluation mode, on the CPU. It maps images in [0, 1] to logits, and has
@@ -53,13 +54,19 @@ def load(run_folder: str | PathLike[str], which: Which = "best") -> TrainedModel
         >>> model(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """
+    folder = Path(run_folder).expanduser()
+    which = which or default_model(folder)
     if which not in get_args(Which):
         raise ConfigError(f"which is {which!r}, which does not exist: use best or final.")
-    folder = Path(run_folder).expanduser()
     config = read_config(folder)
     weights = _read_weights(folder, which)
     task = get_task(str(config["run_config"].get("task")))
     return _with_weights(folder, config, task, weights)
+
+
+def default_model(folder: Path) -> Which:
+    """Return which model of a run folder to use unless the user says: the best if it has one."""
+    return "best" if (folder / "best.safetensors").is_file() else "final"
 
 
 def _read_weights(folder: Path, which: Which) -> dict[str, Tensor]:
@@ -69,9 +76,12 @@ def _read_weights(folder: Path, which: Which) -> dict[str, Tensor]:
         return load_file(path)
     except FileNotFoundError as error:
         present = sorted(file.name for file in folder.glob("*.safetensors"))
+        reason = "the run has not got so far; resume it"
+        if which == "best":
+            reason = "only a run with validation-share chooses one, once clients have validated it"
         raise ConfigError(
-            f"{folder} has no {path.name}: the run has not got so far; resume it, or load another"
-            f" model. It has {', '.join(present) or 'none'}."
+            f"{folder} has no {path.name}: {reason}, or load another model. It has "
+            f"{', '.join(present) or 'none'}."
         ) from error
     except (OSError, safetensors.SafetensorError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): restore the file.") from error

@@ -60,7 +60,7 @@ The terms of the training data can restrict the choice.
 | --- | ---: | ---: | ---: |
 {metrics}
 
-The server tested the global model on the test images of its task.
+{tests}
 
 ## Use
 
@@ -105,7 +105,9 @@ def model_card(
     images = f"{'gray' if channels == 1 else 'color'}, {height}x{width} pixels"
     method = _METHODS.get(config["method"], f"federated learning, {config['method']}")
     freeze_round = freeze_round_of(metrics)
-    here = best_round(metrics) if which == "best" else next(reversed(metrics), None)
+    here = next(reversed(metrics), None)
+    if which == "best":
+        here = best_round(metrics) or _best_by_tests(metrics)
     rows = {"this model": here}
     if freeze_round is not None:
         rows["at T\\*"] = next((m for m in metrics if m.round == freeze_round), None)
@@ -127,6 +129,7 @@ def model_card(
         rounds=f"{len(metrics)} of {settings['num-server-rounds']}",
         statistics="" if freeze_round is None else _statistics(here, freeze_round),
         metric=_metric(model),
+        tests=_tests(here, which),
         metrics="\n".join(_row(label, of) for label, of in rows.items() if of is not None),
         channels=channels,
         height=height,
@@ -160,6 +163,30 @@ def _statistics(here: RoundMetrics | None, freeze_round: int) -> str:
             " inference model, the same on all clients."
         )
     return f"It is from round {here.round}, before the statistics froze."
+
+
+def _best_by_tests(metrics: Sequence[RoundMetrics]) -> RoundMetrics | None:
+    """Return the round of the best model of a run of an older version, which tests chose."""
+    tested = [m for m in metrics if m.test_accuracy is not None]
+    return max(tested, key=lambda m: m.test_accuracy or 0.0, default=None)
+
+
+def _tests(here: RoundMetrics | None, which: Which) -> str:
+    """Return how the metrics came about, and the model."""
+    tests = "The server tested the global model on the test images of its task."
+    if here is None:
+        return tests
+    if here.validation_accuracy is not None:
+        tests += (
+            " On images that the clients held out, this model reaches"
+            f" {here.validation_accuracy:.1%} on average and {here.validation_worst:.1%} at the"
+            " worst client."
+        )
+    if which == "final":
+        return tests
+    if here.validation_accuracy is not None:
+        return f"{tests} That average chose it among the rounds; the tests did not."
+    return f"{tests} These tests also chose the model, so its result is better than on new images."
 
 
 def _metric(model: TrainedModel) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fixbn_flwr.app.client.image_client import partitions_of
+from fixbn_flwr.app.client.image_client import held_out_of, partitions_of
 from fixbn_flwr.app.report.charts import NARROW
 from fixbn_flwr.app.report.picture import Picture, picture_of
 from fixbn_flwr.app.report.reported_run import ReportedRun
@@ -46,7 +46,8 @@ def client_results(run: ReportedRun, model: TestedModel) -> list[ClientResult]:
         raise ConfigError("The clients trained on their own data, which is not on this machine.")
     results = []
     clients = int(run.config["clients"])
-    for client, images in enumerate(partitions_of(model.settings, model.train, clients)):
+    for client, own in enumerate(partitions_of(model.settings, model.train, clients)):
+        images, _ = held_out_of(model.settings, own, client)
         loss, score = model.evaluate(model.train, torch.from_numpy(images))
         results.append(ClientResult(client, len(images), score, loss))
     return results

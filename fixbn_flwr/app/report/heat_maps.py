@@ -1,13 +1,15 @@
-"""The heat maps of a report: disagreement by layer and round, and the confusion matrix.
+"""The heat maps of a report: by layer and round, by client and round, and the confusion matrix.
 
 Both color scales run evenly from light to dark, in gray and for color-blind readers too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from fixbn_flwr.app.report.confusion import Confusion
 from fixbn_flwr.app.report.picture import Picture, picture_of
@@ -15,7 +17,10 @@ from fixbn_flwr.app.report.reported_run import ReportedRun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
 
+Floats = npt.NDArray[np.float64]
 _NAMED, _NUMBERED = 40, 12  # up to so many classes have their name and their numbers
 _MOST_ROWS = 60  # more layer names would not be readable
 
@@ -27,41 +32,82 @@ def draw_layers(run: ReportedRun) -> Picture | None:
         None if no round has measured it.
     """
     from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
-    measured = [m for m in run.rounds if m.disagreement_by_layer]
-    layers = list(dict.fromkeys(name for m in measured for name in m.disagreement_by_layer))
-    first, last = (measured[0].round, measured[-1].round) if measured else (0, -1)
-    values = np.full((len(layers), last - first + 1), np.nan)
-    for m in measured:
-        for layer, value in m.disagreement_by_layer.items():
-            values[layers.index(layer), m.round - first] = value
+    layers, values, first = _by_round({m.round: m.disagreement_by_layer for m in run.rounds})
     values[~(values > 0)] = np.nan  # a single client does not disagree
     if not np.isfinite(values).any():
         return None
-    figure = Figure(figsize=(10.8, 1.6 + 0.24 * min(len(layers), _MOST_ROWS)), layout="constrained")
+    norm = LogNorm(np.nanmin(values), np.nanmax(values))
+    figure = _draw_by_round(
+        values, layers, first, norm, "disagreement", "layer, from input to output"
+    )
+    most = layers[int(np.nanargmax(np.nanmean(values, axis=1)))]
+    text = (
+        f"Disagreement of the running variances in {len(layers)} layers of {run.label}, rounds "
+        f"{first} to {first + values.shape[1] - 1}. It is largest in {most}."
+    )
+    return picture_of(figure, text, wide=True)
+
+
+def draw_validations(run: ReportedRun) -> Picture | None:
+    """Draw how well the global model does on the images that each client holds out, by round.
+
+    Returns:
+        None if no client has validated it.
+    """
+    from matplotlib.colors import Normalize
+
+    clients, values, first = _by_round({m.round: m.validation_by_client for m in run.rounds})
+    if not clients:
+        return None
+    figure = _draw_by_round(
+        100 * values, clients, first, Normalize(0, 100), f"{run.score} (%)", "client"
+    )
+    last = values[:, -1]
+    text = (
+        f"Validation {run.score} of {len(clients)} clients of {run.label} by round. In the last "
+        f"of these rounds it is {np.nanmin(last):.1%} to {np.nanmax(last):.1%}."
+    )
+    return picture_of(figure, text, wide=True)
+
+
+def _by_round(
+    rounds: Mapping[int, Mapping[str, float]],
+) -> tuple[list[str], Floats, int]:
+    """Return the names, the values `[name, round]` or NaN, and the first round that has some."""
+    measured = {number: values for number, values in rounds.items() if values}
+    names = list(dict.fromkeys(name for values in measured.values() for name in values))
+    first, last = (min(measured), max(measured)) if measured else (0, -1)
+    table = np.full((len(names), last - first + 1), np.nan)
+    for number, values in measured.items():
+        for name, value in values.items():
+            table[names.index(name), number - first] = value
+    return names, table, first
+
+
+def _draw_by_round(
+    values: Floats, names: Sequence[str], first: int, norm: Normalize, meaning: str, rows: str
+) -> Figure:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(10.8, 1.6 + 0.24 * min(len(names), _MOST_ROWS)), layout="constrained")
     ax = figure.subplots()
     image = ax.imshow(
         values,
         aspect="auto",
         interpolation="none",
         cmap="cividis_r",
-        norm=LogNorm(np.nanmin(values), np.nanmax(values)),
-        extent=(first - 0.5, last + 0.5, len(layers) - 0.5, -0.5),
+        norm=norm,
+        extent=(first - 0.5, first + values.shape[1] - 0.5, len(names) - 0.5, -0.5),
     )
     ax.set_facecolor("0.9")
-    figure.colorbar(image, label="disagreement", pad=0.01)
-    step = -(-len(layers) // _MOST_ROWS)
-    ax.set_yticks(range(0, len(layers), step), layers[::step])
-    ax.set(xlabel="round", ylabel="layer, from input to output")
+    figure.colorbar(image, label=meaning, pad=0.01)
+    step = -(-len(names) // _MOST_ROWS)
+    ax.set_yticks(range(0, len(names), step), names[::step])
+    ax.set(xlabel="round", ylabel=rows)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    most = layers[int(np.nanargmax(np.nanmean(values, axis=1)))]
-    text = (
-        f"Disagreement of the running variances in {len(layers)} layers of {run.label}, rounds "
-        f"{first} to {last}. It is largest in {most}."
-    )
-    return picture_of(figure, text, wide=True)
+    return figure
 
 
 def draw_confusion(confusion: Confusion, label: str) -> Picture:
@@ -100,7 +146,7 @@ def draw_confusion(confusion: Confusion, label: str) -> Picture:
     return picture_of(figure, text)
 
 
-def _write_numbers(ax: Axes, percent: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> None:
+def _write_numbers(ax: Axes, percent: Floats) -> None:
     for (row, column), value in np.ndenumerate(percent):
         if value > 0:
             text = f"{value:.0f}" if value >= 1 else "<1"

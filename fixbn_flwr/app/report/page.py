@@ -24,11 +24,12 @@ from fixbn_flwr.app.report.clients import (
     draw_clients,
 )
 from fixbn_flwr.app.report.confusion import confusion_of, worst_confusions
-from fixbn_flwr.app.report.heat_maps import draw_confusion, draw_layers
+from fixbn_flwr.app.report.heat_maps import draw_confusion, draw_layers, draw_validations
 from fixbn_flwr.app.report.picture import Picture
 from fixbn_flwr.app.report.reported_run import ReportedRun, read_runs
 from fixbn_flwr.app.report.tables import Table, config_differences, overview
 from fixbn_flwr.app.report.tested_model import TestedModel, tested_model
+from fixbn_flwr.app.report.validation import validation_charts, validation_table
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.persistence.atomic_files import write_atomically
 
@@ -112,6 +113,8 @@ def render(runs: Sequence[ReportedRun], *, test_models: bool) -> str:
             "overview": overview(runs),
             "score": draw_charts(runs, [score_chart(runs)], wide=True),
             "learning": draw_charts(runs, LEARNING),
+            "validation": draw_charts(runs, validation_charts(runs)),
+            "validations": [_validation(run) for run in runs],
             "apart": draw_charts(runs, APART),
             "layers": [_layers(run) for run in runs],
             "client_pictures": draw_clients(runs, results) if results else [],
@@ -135,6 +138,12 @@ def _layers(run: ReportedRun) -> Part:
     picture = draw_layers(run)
     missing = "" if picture else "No round of this run has measured it."
     return Part(run.label, missing, picture=picture)
+
+
+def _validation(run: ReportedRun) -> Part:
+    picture = draw_validations(run)
+    missing = "" if picture else "No client has held out images (validation-share)."
+    return Part(run.label, missing, picture=picture, table=validation_table(run))
 
 
 def _tested(

@@ -50,9 +50,9 @@ def overview(runs: Sequence[ReportedRun]) -> Table:
         "started": lambda run: str(run.config.get("started", _NOTHING)).replace("T", " "),
         "rounds": _rounds,
         "T*": _freeze,
-        "score at T*": lambda run: _share(run, run.summary.accuracy_at_freeze),
-        "final score": lambda run: _share(run, run.summary.final_accuracy),
-        "best score": _best,
+        "test score at T*": lambda run: _share(run, run.summary.accuracy_at_freeze),
+        "final test score": lambda run: _share(run, run.summary.final_accuracy),
+        "best model": _best,
         "clients per round": lambda run: _range([m.clients for m in run.rounds]),
         "dropped clients": lambda run: str(sum(m.dropped for m in run.rounds)),
         "retries after T*": lambda run: str(max((m.retries for m in run.rounds), default=0)),
@@ -106,8 +106,10 @@ def _share(run: ReportedRun, share: float | None) -> str:
 
 def _best(run: ReportedRun) -> str:
     summary = run.summary
-    place = "" if summary.best_round is None else f" in round {summary.best_round}"
-    return _share(run, summary.best_accuracy) + place
+    if summary.best_round is None:
+        return _NOTHING
+    tested = "" if summary.best_accuracy is None else f", {summary.best_accuracy:.1%} in the test"
+    return f"{summary.best_validation:.1%} at the clients{tested}, round {summary.best_round}"
 
 
 def _range(values: Sequence[int]) -> str:

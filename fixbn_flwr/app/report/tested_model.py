@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 
 from fixbn_flwr.app.config.settings import Settings
-from fixbn_flwr.app.inference.loading import load
+from fixbn_flwr.app.inference.loading import Which, default_model, load
 from fixbn_flwr.app.report.reported_run import ReportedRun
 from fixbn_flwr.app.training import evaluate
 from fixbn_flwr.app.workbench import Workbench, find_device
@@ -29,7 +28,7 @@ class TestedModel:
         test: The test images.
     """
 
-    which: Literal["best", "final"]
+    which: Which
     settings: Settings
     task: Task
     class_names: tuple[str, ...]
@@ -52,15 +51,13 @@ class TestedModel:
 
 
 def tested_model(run: ReportedRun) -> TestedModel:
-    """Load the best model of a run, or the final one if no round was tested, and its data.
+    """Load the best model of a run, or the final one if it has no best, and its data.
 
     Raises:
         ConfigError: If the model, the task or the data set is not on this machine.
     """
     settings = run.settings()
-    which: Literal["best", "final"] = (
-        "best" if (run.path / "best.safetensors").is_file() else "final"
-    )
+    which = default_model(run.path)
     model = load(run.path, which)
     task = get_task(settings.task)
     train, test = load_splits(task, settings.data_path)

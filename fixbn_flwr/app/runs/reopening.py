@@ -47,7 +47,7 @@ def reopen_run_folder(
         clients: The number of clients from now on.
         server_round: The last round that counts.
         lines: The lines of metrics.jsonl until that round.
-        best: The best model until that round; None if no round was tested.
+        best: The best model until that round; None if no round was validated.
         lock: Holds the folder's lock.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,8 @@ from fixbn_flwr.method.schedule import Phase
 # `fixbn list` reads metrics and must not wait for torch.
 if TYPE_CHECKING:
     from fixbn_flwr.app.config.settings import Settings
+
+_LONGEST_NAME = 12  # of a client, in a line of 80 columns
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,13 @@ class RoundMetrics:
         signals: How far the clients are apart, see :mod:`fixbn_flwr.method.signals`, by the names
             of the strategy's metrics.
         disagreement_by_layer: The disagreement of their running variances, by layer.
+        validation_loss: The mean loss over the images that the clients hold out; None in a round
+            without validation, or if it is not finite at any client.
+        validation_accuracy: The mean accuracy over these images. It chooses the best model.
+        validation_worst: The lowest accuracy of a client.
+        validation_spread: The standard deviation between the clients' accuracies.
+        validation_by_client: The accuracy of each client that has replied, by its partition; with
+            its own data by its name, or Flower's id of its node.
     """
 
     round: int
@@ -53,17 +62,23 @@ class RoundMetrics:
     retries: int = 0
     signals: Mapping[str, float] = field(default_factory=dict)
     disagreement_by_layer: Mapping[str, float] = field(default_factory=dict)
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
+    validation_worst: float | None = None
+    validation_spread: float | None = None
+    validation_by_client: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The summary of a run. Values are None if no round was evaluated.
+    """The summary of a run. Accuracies are in [0, 1], and None if they were not measured.
 
     Attributes:
-        accuracy_at_freeze: The accuracy after round T*, in [0, 1]; None if nothing was frozen.
-        final_accuracy: The accuracy after the last round.
-        best_accuracy: The highest accuracy.
-        best_round: The first round with that accuracy.
+        accuracy_at_freeze: The test accuracy after round T*; None if nothing was frozen.
+        final_accuracy: The test accuracy after the last round.
+        best_accuracy: The test accuracy of the best model. The tests do not choose this model.
+        best_validation: Its validation accuracy, the highest of the run.
+        best_round: Its round; None without validation.
         seconds: The duration of all rounds.
         megabytes_sent: The arrays that the server sent, in units of 10^6 bytes.
         megabytes_received: The arrays that it received.
@@ -72,6 +87,7 @@ class Summary:
     accuracy_at_freeze: float | None
     final_accuracy: float | None
     best_accuracy: float | None
+    best_validation: float | None
     best_round: int | None
     seconds: float
     megabytes_sent: float
@@ -98,6 +114,7 @@ def summarize(metrics: Sequence[RoundMetrics], freeze_round: int | None) -> Summ
         accuracy_at_freeze=at_freeze[0].test_accuracy if at_freeze else None,
         final_accuracy=metrics[-1].test_accuracy if metrics else None,
         best_accuracy=best.test_accuracy if best else None,
+        best_validation=best.validation_accuracy if best else None,
         best_round=best.round if best else None,
         seconds=sum(m.seconds for m in metrics),
         megabytes_sent=sum(m.bytes_sent for m in metrics) / 1e6,
@@ -106,13 +123,16 @@ def summarize(metrics: Sequence[RoundMetrics], freeze_round: int | None) -> Summ
 
 
 def best_round(metrics: Sequence[RoundMetrics]) -> RoundMetrics | None:
-    """Return the first round with the highest test accuracy; None if no round was evaluated."""
-    tested = [m for m in metrics if m.test_accuracy is not None]
-    return max(tested, key=lambda m: m.test_accuracy or 0.0, default=None)
+    """Return the first round with the highest validation accuracy; None without validation."""
+    validated = [m for m in metrics if m.validation_accuracy is not None]
+    return max(validated, key=lambda m: m.validation_accuracy or 0.0, default=None)
 
 
 def round_line(metrics: RoundMetrics, settings: Settings) -> str:
-    """Return a round as a line for the console, at most 80 columns wide in most runs."""
+    """Return a round as a line for the console, at most 80 columns wide in most runs.
+
+    A second line has the clients' validations.
+    """
     from fixbn_flwr.tasks import get_task
 
     rounds = settings.num_server_rounds
@@ -122,15 +142,30 @@ def round_line(metrics: RoundMetrics, settings: Settings) -> str:
     parts.append(f"lr {metrics.learning_rate:<7.4g}")
     train = metrics.train_loss
     parts.append("no client  " if train is None else f"train {train:.3f}")
+    segments = get_task(settings.task).masks is not None
     if metrics.test_accuracy is not None:
-        name = "accuracy" if get_task(settings.task).masks is None else "mean IoU"
+        name = "mean IoU" if segments else "accuracy"
         parts.append(f"test {metrics.test_loss:.3f} {name} {metrics.test_accuracy:.1%}")
     parts.append(f"{metrics.seconds:.1f} s")
-    return " ".join(parts)
+    line = " ".join(parts)
+    if metrics.validation_accuracy is None:
+        return line
+    name = "mean IoU" if segments else "mean accuracy"
+    by_client = metrics.validation_by_client
+    worst = min(by_client, key=by_client.__getitem__)
+    client = worst if len(worst) <= _LONGEST_NAME else f"{worst[: _LONGEST_NAME - 3]}..."
+    return (
+        f"{line}\n  clients: {name} {metrics.validation_accuracy:.1%}, "
+        f"worst {by_client[worst]:.1%} (client {client}), "
+        f"spread {100 * (metrics.validation_spread or 0.0):.1f}"
+    )
 
 
 def summary_table(summaries: Mapping[str, Summary]) -> str:
     """Return a table in ASCII, at most 80 columns wide, with one row per run.
+
+    The columns of the best model are left out if no run has one: its test accuracy, its validation
+    accuracy at the clients, and its round.
 
     Args:
         summaries: The summaries by label.
@@ -141,27 +176,29 @@ def summary_table(summaries: Mapping[str, Summary]) -> str:
 
     table = Table(box=box.ASCII)
     table.add_column("run", overflow="fold")
-    headings = (
-        "at T*\n%",
-        "final\n%",
-        "best\n%",
-        "best at\nround",
-        "rounds\ns",
-        "sent\nMB",
-        "received\nMB",
-    )
-    for heading in headings:
+    columns: dict[str, Callable[[Summary], str]] = {
+        "at T*\n%": lambda s: _percent(s.accuracy_at_freeze),
+        "final\n%": lambda s: _percent(s.final_accuracy),
+    }
+    if any(summary.best_round is not None for summary in summaries.values()):
+        columns |= {
+            "best\n%": lambda s: _percent(s.best_accuracy),
+            "valid.\n%": lambda s: _percent(s.best_validation),
+            "best\nround": lambda s: "-" if s.best_round is None else str(s.best_round),
+        }
+    columns |= {
+        "rounds\ns": lambda s: f"{s.seconds:.1f}",
+        "sent\nMB": lambda s: f"{s.megabytes_sent:.1f}",
+        "received\nMB": lambda s: f"{s.megabytes_received:.1f}",
+    }
+    for heading in columns:
         table.add_column(heading, justify="right", no_wrap=True)
     for label, summary in summaries.items():
-        shares = (summary.accuracy_at_freeze, summary.final_accuracy, summary.best_accuracy)
-        table.add_row(
-            label,
-            *("-" if share is None else f"{100 * share:.1f}" for share in shares),
-            "-" if summary.best_round is None else str(summary.best_round),
-            f"{summary.seconds:.1f}",
-            f"{summary.megabytes_sent:.1f}",
-            f"{summary.megabytes_received:.1f}",
-        )
+        table.add_row(label, *(cell(summary) for cell in columns.values()))
     text = io.StringIO()
     Console(file=text, width=80, color_system=None, markup=False, emoji=False).print(table)
     return text.getvalue().rstrip("\n")
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"

@@ -3,7 +3,7 @@
     config.json          the resolved settings, versions, hardware, start time; why the run failed
     metrics.jsonl        one `RoundMetrics` per line
     final.safetensors    the model after the last round
-    best.safetensors     the model at its best test accuracy
+    best.safetensors     the model with the best validation accuracy, with a `validation-share`
     summary.json         the `Summary`
     curves.png           accuracy and loss by round
     checkpoints/         the newest checkpoints, see `fixbn_flwr.persistence.checkpoints`
@@ -84,11 +84,11 @@ class RunFolder:
 
     @property
     def best_round(self) -> RoundMetrics | None:
-        """The first round with the highest test accuracy; None if no round was evaluated."""
+        """The first round with the highest validation accuracy; None without validation."""
         return best_round(self._metrics)
 
     def append(self, metrics: RoundMetrics) -> bool:
-        """Add a round to metrics.jsonl; return whether its test accuracy is the best so far."""
+        """Add a round to metrics.jsonl; return whether its model is the best so far."""
         best = self.best_round
         self._metrics.append(metrics)
         self.lines.append(line_of(metrics))

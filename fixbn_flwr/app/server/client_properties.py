@@ -18,7 +18,8 @@ class ClientProperties:
     Attributes:
         partition: The partition of the shared data that it trains on; -1 with its own data.
         partitions: The number of partitions; 0 with its own data.
-        examples: The number of its images.
+        examples: The number of the images that it trains on.
+        input_size: The channels, height and width of an image.
         name: The name of its node; empty if it has none.
         node_id: Flower's id of its node.
     """
@@ -26,8 +27,14 @@ class ClientProperties:
     partition: int
     partitions: int
     examples: int = field(compare=False)
+    input_size: tuple[int, int, int] = field(compare=False)
     name: str = ""
     node_id: int = 0
+
+    @property
+    def label(self) -> str:
+        """The client in metrics: its partition, else its name, else Flower's id of its node."""
+        return str(self.partition) if self.partition >= 0 else self.name or str(self.node_id)
 
     @classmethod
     def from_reply(cls, reply: Message) -> ClientProperties:
@@ -44,6 +51,7 @@ class ClientProperties:
                 partition=int(str(reported.get("partition-id", -1))),
                 partitions=int(str(reported.get("num-partitions", 0))),
                 examples=int(str(reported["examples"])),
+                input_size=_size_of(reported["input-size"]),
                 name=str(reported.get("name", ""))[:100],
                 node_id=reply.metadata.src_node_id,
             )
@@ -56,6 +64,15 @@ class ClientProperties:
                 f"its properties are not valid ({error!r}): install the same version of "
                 "fixbn-flwr on server and clients."
             ) from error
+
+
+def _size_of(reported: object) -> tuple[int, int, int]:
+    if not isinstance(reported, list) or len(reported) != 3:
+        raise ValueError(f"input size {reported!r}")
+    channels, height, width = (int(str(number)) for number in reported)
+    if min(channels, height, width) < 1:
+        raise ValueError(f"input size {reported!r}")
+    return channels, height, width
 
 
 def properties_request(node_id: int) -> Message:

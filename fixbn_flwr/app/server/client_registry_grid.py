@@ -96,6 +96,10 @@ class ClientRegistryGrid(DelegatingGrid):
             raise self._missing(len(connected), self.needed)
         return sorted(connected, key=lambda node_id: self._clients[node_id])
 
+    def label_of(self, node_id: int) -> str:
+        """Return the name of a client in metrics."""
+        return self._clients[node_id].label
+
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:

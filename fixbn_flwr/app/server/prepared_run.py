@@ -13,10 +13,10 @@ from fixbn_flwr.app.runs.creation import create_run_folder
 from fixbn_flwr.app.runs.momentum_files import folder_of, make_state_dir
 from fixbn_flwr.app.runs.writer import RunFolder
 from fixbn_flwr.app.server.client_registry_grid import ClientRegistryGrid
+from fixbn_flwr.app.server.recorded_fixbn import RecordedFixBN
 from fixbn_flwr.app.server.reproducible_fedavg import ReproducibleFedAvg
 from fixbn_flwr.app.server.resumed_run import ResumedRun
 from fixbn_flwr.app.server.rng_state import restore_random_state
-from fixbn_flwr.app.server.round_recorder import RecordedFixBN
 from fixbn_flwr.app.workbench import find_device
 from fixbn_flwr.log import logger
 from fixbn_flwr.method.averaging import Arrays
@@ -32,18 +32,18 @@ class PreparedRun:
     Attributes:
         settings: The validated run config.
         task: The data, model, loss and metric.
-        test: The images that the server tests the model on.
+        test: The images that the server tests the model on; None if it tests none.
         grid: The run's clients.
         folder: The run folder.
         strategy: FixBN around FedAvg, restored if the run is resumed.
         arrays: The whole model.
         rounds_done: The number of rounds done; above 0 if the run is resumed.
-        best: The best model so far, by name; None if no round was tested.
+        best: The best model so far, by name; None if no round was validated.
     """
 
     settings: Settings
     task: Task
-    test: Split
+    test: Split | None
     grid: ClientRegistryGrid
     folder: RunFolder
     strategy: RecordedFixBN
@@ -65,20 +65,22 @@ def prepare_run(grid: Grid, context: Context) -> PreparedRun:
     task = get_task(settings.task)
     torch.manual_seed(settings.seed)
     model = task.models[settings.model](settings.norm)  # fails before the data is loaded
-    _, test = load_splits(task, settings.data_path)
+    test = load_splits(task, settings.data_path)[1] if settings.evaluate_every else None
     reached = flat_in_deployment(grid)
     simulated = reached is grid
     if simulated:
         make_state_dir(settings)
     registry = ClientRegistryGrid(reached)
-    clients, own_data = _assemble(registry, settings, resumed)
+    clients, own_data, input_size = _assemble(registry, settings, resumed)
     strategy = _strategy(settings, registry.needed)
     if resumed is None:
         folder = create_run_folder(
             settings,
             method=settings.method,
             clients=clients,
-            signature=Signature.of(task, test.images),
+            signature=Signature.of(task, test.images)
+            if test
+            else Signature.of_size(task, input_size),
             own_data=own_data,
             run=context.run_id,
         )
@@ -96,11 +98,11 @@ def prepare_run(grid: Grid, context: Context) -> PreparedRun:
 
 def _assemble(
     registry: ClientRegistryGrid, settings: Settings, resumed: ResumedRun | None
-) -> tuple[int, bool]:
+) -> tuple[int, bool, tuple[int, int, int]]:
     """Wait for the clients, and set how many of them a round needs.
 
     Returns:
-        The number of clients, and whether they train on their own data.
+        The number of clients, whether they train on their own data, and the size of an image.
     """
     clients = registry.assemble((resumed and resumed.clients) or settings.min_clients)
     settings.check_partitions(
@@ -112,7 +114,7 @@ def _assemble(
     registry.needed = settings.clients_per_round(len(clients))
     if own_data:  # the others continue while a client is away
         registry.needed = min(registry.needed, settings.min_clients)
-    return len(clients), own_data
+    return len(clients), own_data, clients[0].input_size
 
 
 def _warn_of_unused_classes(settings: Settings, clients: int) -> None:

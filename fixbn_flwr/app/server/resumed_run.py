@@ -94,7 +94,9 @@ class ResumedRun:
 
     @property
     def best(self) -> Arrays | None:
-        """The best model until that round, by name; None if no round was tested."""
+        """The best model until that round, by name; None if no round was validated."""
+        if not self.settings.validation_share:  # older versions chose one by its tests
+            return None
         best: Arrays | Literal[True] | None = self.checkpoint["best"]
         return arrays_of(self.arrays) if best is True else best
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import cast
 
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, MetricRecord
 
 from fixbn_flwr.app.client.image_client import workbench_of
 from fixbn_flwr.app.config.settings import Settings
@@ -16,7 +15,9 @@ from fixbn_flwr.app.runs.reader import CHECKPOINTS
 from fixbn_flwr.app.runs.summary import RoundMetrics, round_line
 from fixbn_flwr.app.runs.writer import RunFolder
 from fixbn_flwr.app.server.client_registry_grid import ClientRegistryGrid
+from fixbn_flwr.app.server.client_validation import validation_metrics
 from fixbn_flwr.app.server.divergence import DivergenceWarning
+from fixbn_flwr.app.server.recorded_fixbn import RecordedFixBN
 from fixbn_flwr.app.server.rng_state import random_state
 from fixbn_flwr.app.training import evaluate
 from fixbn_flwr.array_records import arrays_of
@@ -25,40 +26,7 @@ from fixbn_flwr.method.schedule import AUTO
 from fixbn_flwr.persistence.checkpoint_writer import CheckpointWriter
 from fixbn_flwr.persistence.checkpoints import Checkpoints
 from fixbn_flwr.persistence.safetensors_tree import Tree
-from fixbn_flwr.server.strategy import FixBN
 from fixbn_flwr.tasks import Split, Task
-
-
-class RecordedFixBN(FixBN):
-    """FixBN that keeps what the clients reported in the last round.
-
-    Attributes:
-        reported: The averaged metrics; None before the first round.
-        train_seconds: The slowest client's training time; None if no client reported it.
-    """
-
-    reported: MetricRecord | None = None
-    train_seconds: float | None = None
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Aggregate a round, and keep what the clients reported."""
-        replies = list(replies)
-        self.train_seconds = max(_train_seconds(replies), default=None)
-        arrays, self.reported = super().aggregate_train(server_round, replies)
-        return arrays, self.reported
-
-
-def _train_seconds(replies: Iterable[Message]) -> Iterator[float]:
-    """Yield the training time that each client reported."""
-    for reply in replies:
-        records = reply.content.metric_records.values() if reply.has_content() else ()
-        for record in records:
-            seconds = record.get("train-seconds")
-            # The replies are not checked yet.
-            if isinstance(seconds, int | float) and 0 <= seconds < 1e9:
-                yield float(seconds)
 
 
 class Recorder:
@@ -67,8 +35,8 @@ class Recorder:
     Args:
         settings: The validated run config.
         task: The model, loss and metric.
-        test: The images to test on.
-        grid: Counts the bytes.
+        test: The images to test on; None if the server has none.
+        grid: Counts the bytes, and knows the clients.
         strategy: Has what the clients reported, and its state for checkpoints.
         folder: The run folder.
         rounds_before: The number of rounds done before; above 0 in a resumed run. Default: 0.
@@ -79,7 +47,7 @@ class Recorder:
         self,
         settings: Settings,
         task: Task,
-        test: Split,
+        test: Split | None,
         grid: ClientRegistryGrid,
         strategy: RecordedFixBN,
         folder: RunFolder,
@@ -117,8 +85,8 @@ class Recorder:
                 files = self._settings.keep_checkpoints + 3  # T*, the round before, and the newest
                 warn_of_full_disk(state, self._folder.clients, files)
         self._take_decision()
-        evaluated = self._settings.evaluates(server_round)
-        loss, accuracy = self._evaluate(arrays) if evaluated else (None, None)
+        tested = self._settings.evaluates(server_round)
+        loss, accuracy = self._evaluate(arrays) if tested else (None, None)
         metrics = self._metrics(server_round, loss, accuracy)
         print(round_line(metrics, self._settings))
         is_best = self._folder.append(metrics)
@@ -128,8 +96,7 @@ class Recorder:
             self._folder.save_model("best", self._best)
         if self._settings.checkpoint_every:
             self._last = (server_round, self._checkpoint(server_round, arrays, is_best))
-        ends = evaluated and self._ends_early(server_round)
-        if ends or self._settings.keeps_checkpoint(server_round):
+        if self._ends_early(metrics) or self._settings.keeps_checkpoint(server_round):
             self._save_checkpoint()
         self._announce_checkpoints()
         if loss is None or accuracy is None:
@@ -162,13 +129,17 @@ class Recorder:
             (server_round, checkpoint), self._last = self._last, None
             self._checkpoints.save(server_round, checkpoint)
 
-    def _ends_early(self, server_round: int) -> bool:
+    def _ends_early(self, metrics: RoundMetrics) -> bool:
         """Stop the run if it is out of patience; return whether it is."""
         best = self._folder.best_round
-        if best is None or not self._settings.is_out_of_patience(server_round, best.round):
+        if metrics.validation_accuracy is None or best is None:
             return False
-        if server_round < self._settings.num_server_rounds:
-            print(f"No better test accuracy since round {best.round}: the run ends (patience)")
+        if not self._settings.is_out_of_patience(metrics.round, best.round):
+            return False
+        if metrics.round < self._settings.num_server_rounds:
+            print(
+                f"No better validation accuracy since round {best.round}: the run ends (patience)"
+            )
             self._strategy.stop()
         return True
 
@@ -218,9 +189,11 @@ class Recorder:
             retries=int(reported.get("fixbn-retries", 0)),
             signals=signals.as_metrics() if signals else {},
             disagreement_by_layer=signals.by_layer if signals else {},
+            **validation_metrics(self._strategy.validated, self._grid.label_of),
         )
 
     def _evaluate(self, arrays: ArrayRecord) -> tuple[float, float]:
+        assert self._test is not None  # evaluate-every is not 0
         bench = workbench_of(self._task, self._settings)
         bench.load(arrays_of(arrays))
         return evaluate(bench, self._task, self._test)

@@ -12,6 +12,7 @@ from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.common import NDArrays
 from torch import nn
 
+from fixbn_flwr.app.client import image_client
 from fixbn_flwr.app.client.image_client import FixBNClient
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.training import evaluate
@@ -103,14 +104,14 @@ def test_earlier_clients_of_the_process_do_not_change_the_result(received: dict[
     workbench.cache_clear()
     # Another client leaves weights, momentum, a learning rate, frozen layers and a random state.
     fit(client(1, learning_rate_schedule="cosine"), initial(), config(9, "calibration", factor=0.5))
-    client(2).evaluate(content(initial(), config()))
+    client(2, validation_share=0.2).evaluate(content(initial(), config()))
     assert bits(fit(client(0), initial(), received)[0]) == alone
 
 
 def test_a_failed_training_does_not_affect_the_next_client() -> None:
     alone = bits(fit(client(0), initial(), config())[0])
     failing = client(1)
-    failing.partition = np.array([10**6])  # there is no such image
+    failing.training = np.array([10**6])  # there is no such image
     with pytest.raises(IndexError):
         fit(failing, initial(), config(2, "calibration"))
     assert bits(fit(client(0), initial(), config())[0]) == alone
@@ -134,7 +135,7 @@ def test_seed_round_and_partition_each_change_the_batches() -> None:
     same = [loss(client(0), 1), loss(client(0), 1)]
     assert same[0] == same[1]
     twin = client(1)
-    twin.partition = client(0).partition  # the same images in another order
+    twin.training = client(0).training  # the same images in another order
     others = [loss(client(0), 2), loss(twin, 1), loss(client(0, seed=1), 1)]
     assert len({same[0], *others}) == 4
 
@@ -173,14 +174,42 @@ def test_an_epoch_uses_each_image_of_the_client_once(monkeypatch: pytest.MonkeyP
 
 def test_the_properties_are_partition_examples_and_name() -> None:
     assert dict(client(3).properties().config_records["properties"]) == {
-        "partition-id": 3, "num-partitions": 4, "examples": 40, "name": ""
+        "partition-id": 3, "num-partitions": 4, "examples": 40, "name": "",
+        "input-size": [1, 8, 8],
     }  # fmt: skip
 
 
-def test_evaluation_uses_the_clients_own_images() -> None:
-    metrics = client(2).evaluate(content(initial(), config())).metric_records["metrics"]
+def test_evaluation_uses_the_images_that_the_client_holds_out() -> None:
+    one = client(2, validation_share=0.2)
+    metrics = one.evaluate(content(initial(), config())).metric_records["metrics"]
     train_split = load_splits(DIGITS)[0]
     bench = workbench(DIGITS, "small-resnet", "bn", 0.9, settings().weight_decay, "cpu", True)
-    own = type(train_split)(train_split.images[80:120], train_split.targets[80:120])
+    own = type(train_split)(train_split.images[one.validation], train_split.targets[one.validation])
     assert (metrics["loss"], metrics["accuracy"]) == evaluate(bench, DIGITS, own)
-    assert metrics["num-examples"] == 40
+    assert metrics["num-examples"] == 8
+    assert {*one.training} | {*one.validation} == {*range(80, 120)}
+    assert fit(one, initial(), config())[1] == 32
+
+
+def test_a_client_that_holds_out_no_image_reports_no_example() -> None:
+    reply = client(2).evaluate(content(initial(), config()))
+    assert dict(reply.metric_records["metrics"]) == {"num-examples": 0}
+
+
+def test_a_client_never_trains_on_what_it_holds_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = client(1, validation_share=0.25, local_steps=0, local_epochs=3)
+    seen: set[int] = set()
+    train = image_client.train
+
+    def record(bench: Any, task: Any, data: Any, batches: Any, *rest: Any, **more: Any) -> float:
+        drawn = list(batches)
+        seen.update(int(index) for batch in drawn for index in batch)
+        return train(bench, task, data, iter(drawn), *rest, **more)
+
+    monkeypatch.setattr(image_client, "train", record)
+    for server_round in (1, 2, 3):
+        again = client(1, validation_share=0.25, local_steps=0, local_epochs=3)
+        assert again.validation.tolist() == one.validation.tolist()
+        fit(again, initial(), config(server_round))
+    assert seen == {*range(40, 80)} - {*one.validation.tolist()}
+    assert len(seen) == 30

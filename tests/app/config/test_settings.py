@@ -77,7 +77,18 @@ BAD: list[tuple[dict[str, Any], str]] = [
     # bounds
     ({"batch-size": 0}, "batch-size = 0: out of bounds; use a number at least 1"),
     ({"num-server-rounds": 0}, "use a number at least 1"),
-    ({"evaluate-every": 0}, "use a number at least 1"),
+    ({"evaluate-every": -1}, "use a number at least 0"),
+    ({"evaluate-clients-every": 0}, "use a number at least 1"),
+    ({"validation-share": 1.0}, "use a number at least 0 and below 1"),
+    (
+        {"patience": 5},
+        "patience = 5: ends a run by its validation accuracy, but no client holds "
+        "out images to validate on; set validation-share, such as 0.1",
+    ),
+    (
+        {"evaluate-clients-every": 5},
+        "evaluate-clients-every = 5: is an interval of validations, but no client holds out images",
+    ),
     ({"partition-alpha": 0}, "partition-alpha = 0: out of bounds; use a number above 0"),
     ({"partition-classes": 0}, "use a number at least 1"),
     (
@@ -251,6 +262,18 @@ def test_t_star_and_the_last_round_are_always_evaluated() -> None:
     assert [t for t in range(11) if settings.evaluates(t)] == [0, 4, 5, 8, 10]
 
 
+def test_a_server_without_data_tests_no_round() -> None:
+    settings = made({"evaluate-every": 0, "num-server-rounds": 10})
+    assert not any(settings.evaluates(t) for t in range(11))
+
+
+def test_clients_validate_at_their_interval_and_in_the_last_round() -> None:
+    config = {"evaluate-clients-every": 4, "num-server-rounds": 10}
+    settings = made({**config, "validation-share": 0.1})
+    assert [t for t in range(1, 11) if settings.validates(t)] == [4, 8, 10]
+    assert not any(made({}).validates(t) for t in range(41))
+
+
 @pytest.mark.parametrize(
     ("freeze_after", "best", "ends"),
     [(5, 3, 7), (5, 6, 8), (1.0, 3, 5), (5, 9, None)],
@@ -259,10 +282,25 @@ def test_t_star_and_the_last_round_are_always_evaluated() -> None:
 def test_patience_counts_rounds_without_a_better_accuracy(
     freeze_after: int | float, best: int, ends: int | None
 ) -> None:
-    settings = made({"patience": 2, "num-server-rounds": 10, "freeze-after": freeze_after})
+    settings = made(
+        {
+            "patience": 2, "num-server-rounds": 10, "freeze-after": freeze_after,
+            "validation-share": 0.1,
+        }
+    )  # fmt: skip
     out = [t for t in range(best, 11) if settings.is_out_of_patience(t, best)]
     assert (out[0] if out else None) == ends
     assert not made({}).is_out_of_patience(40, 1)
+
+
+def test_images_that_are_held_out_do_not_fill_a_batch() -> None:
+    settings = made({"batch-size": 8, "validation-share": 0.3})
+    with pytest.raises(ConfigError) as caught:
+        settings.check_partitions([9, 7])
+    assert str(caught.value) == (
+        "batch-size = 8: client 1 of 2 holds 7 images besides those that it holds out, fewer than "
+        "one batch; use batch-size=7 or less, or fewer clients, or a smaller validation-share"
+    )
 
 
 def test_a_batch_as_large_as_the_smallest_client_is_allowed() -> None:

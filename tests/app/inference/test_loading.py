@@ -49,6 +49,12 @@ def test_best_and_final_differ_when_the_last_round_is_worse(copy: Path) -> None:
     assert load(copy)(image).unique().numel() == 10
 
 
+def test_a_run_without_a_best_model_gives_its_last_one(copy: Path) -> None:
+    (copy / "best.safetensors").unlink()
+    image = torch.rand(1, 1, 8, 8)
+    assert torch.equal(load(copy)(image), load(copy, "final")(image))
+
+
 def test_the_data_set_is_not_needed(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(_task: object, _data_dir: object) -> None:
         raise ConfigError("the files are on another machine")
@@ -97,6 +103,8 @@ def test_what_cannot_be_loaded_is_refused(copy: Path, tmp_path: Path) -> None:
     refused(tmp_path, "is not the folder of a run: cannot read config.json")
     (copy / "final.safetensors").unlink()
     refused(copy, r"has no final\.safetensors: .*resume it.* It has best\.safetensors", "final")
+    (copy / "best.safetensors").rename(copy / "final.safetensors")
+    refused(copy, r"has no best\.safetensors: only a run with validation-share chooses one")
     (copy / "best.safetensors").write_bytes(b"damaged")
     refused(copy, r"best\.safetensors cannot be read")
 

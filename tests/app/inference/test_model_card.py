@@ -52,7 +52,7 @@ def test_the_licence_is_a_placeholder(run_folder: Path) -> None:
 def test_the_hub_can_read_its_metadata(run_folder: Path) -> None:
     hub = pytest.importorskip("huggingface_hub")
     data = hub.ModelCard(card_of(run_folder)).data
-    best = max(m.test_accuracy or 0 for m in read_metrics(run_folder))
+    best = max(read_metrics(run_folder), key=lambda m: m.validation_accuracy or 0).test_accuracy
     assert (data.license, data.license_name) == ("other", "to-be-chosen")
     assert (data.library_name, data.pipeline_tag) == ("fixbn-flwr", "image-classification")
     (result,) = data.eval_results
@@ -81,10 +81,26 @@ def test_it_says_whether_the_model_is_from_before_the_freeze(run_folder: Path) -
     metrics = read_metrics(run_folder)
     frozen = "statistics are those of round 2, frozen since"
     assert frozen in card_of(run_folder, "final")
-    early = [replace(m, test_accuracy=0.9 if m.round == 1 else 0.1) for m in metrics]
+    early = [replace(m, validation_accuracy=0.9 if m.round == 1 else 0.1) for m in metrics]
     card = card_of(run_folder, metrics=early)
     assert "It is from round 1, before the statistics froze." in card
     assert frozen not in card
+
+
+def test_it_says_what_chose_the_model(run_folder: Path) -> None:
+    rounds = read_metrics(run_folder)
+    best = max(rounds, key=lambda m: m.validation_accuracy or 0)
+    card = " ".join(card_of(run_folder).split())
+    assert (
+        "On images that the clients held out, this model reaches "
+        f"{best.validation_accuracy:.1%} on average and {best.validation_worst:.1%} at the worst "
+        "client. That average chose it among the rounds; the tests did not."
+    ) in card
+    older = [replace(m, validation_accuracy=None, test_accuracy=0.1 * m.round) for m in rounds]
+    card = card_of(run_folder, metrics=[*older[:2], older[4], older[3]])
+    assert "These tests also chose the model, so its result is better than on new images." in card
+    assert rows_of(card)["this model"].startswith("5 50.0%")
+    assert "chose " not in card_of(run_folder, "final")
 
 
 def test_a_run_that_froze_nothing_has_no_freeze(run_folder: Path) -> None:

@@ -17,7 +17,9 @@ from tests.support.whole_app import run_app
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the page of a run with FixBN and of one with another rate and without a freeze."""
     folder = tmp_path_factory.mktemp("report")
-    fixbn = run_app(folder / "a", 3, {"run-name": "fixbn", "fraction-train": 1.0})
+    fixbn = run_app(
+        folder / "a", 3, {"run-name": "fixbn", "fraction-train": 1.0, "validation-share": 0.2}
+    )
     changes = {"run-name": "plain", "freeze-after": 1.0, "learning-rate": 0.02}
     plain = run_app(folder / "b", 3, {**changes, "fraction-train": 1.0})
     write_report([fixbn, plain], folder / "report.html")
@@ -46,6 +48,22 @@ def test_it_has_every_part_for_every_run(page: str) -> None:
     assert "nothing is frozen" in text
     assert "Not available" not in text
     assert page.count('src="data:image/svg') == page.count("<img") >= 8
+
+
+def test_it_shows_the_validations_of_each_client(page: str) -> None:
+    section = page.partition('<h2 id="validation">')[2].partition('<h2 id="clients">')[0]
+    assert section.count('src="data:image/svg') == 5  # mean, worst, spread, loss, and the clients
+    assert "Validation accuracy of 3 clients of fixbn by round" in section
+    text = text_of(section)
+    assert re.search(r"client accuracy, round \d \(best\) round 3 \(last\)", text)
+    assert (
+        len(re.findall(r"<th scope=\"row\">[012]</th><td>[\d.]+%</td><td>[\d.]+%</td>", section))
+        == 3
+    )
+    assert "plain No client has held out images (validation-share)." in text
+    assert re.search(
+        r"best model [\d.]+% at the clients, [\d.]+% in the test, round \d –", text_of(page)
+    )
 
 
 def test_it_says_how_the_configs_differ(page: str) -> None:

@@ -141,6 +141,8 @@ def test_each_round_is_appended_as_one_line(tmp_path: Path) -> None:
             "test_loss": 0.5, "test_accuracy": 0.5, "bytes_sent": 2_000_000,
             "bytes_received": 500_000, "seconds": 0.25, "clients": 10, "dropped": 0,
             "train_seconds": None, "retries": 0, "signals": {}, "disagreement_by_layer": {},
+            "validation_loss": None, "validation_accuracy": None, "validation_worst": None,
+            "validation_spread": None, "validation_by_client": {},
         }
     ]  # fmt: skip
     folder.append(second)
@@ -159,10 +161,14 @@ def test_metrics_of_a_diverged_run_are_valid_json_and_can_be_read(tmp_path: Path
     assert read.test_loss == math.inf
 
 
-def test_append_returns_whether_the_round_is_the_best_so_far(tmp_path: Path) -> None:
+def test_append_returns_whether_the_validation_is_the_best_so_far(tmp_path: Path) -> None:
     folder = create(settings(tmp_path), method="FixBN", clients=10)
     accuracies = [None, 0.0, 0.5, 0.5, None, 0.4, 0.6]
-    best = [folder.append(metrics(t, a)) for t, a in enumerate(accuracies, start=1)]
+    best = [
+        # The test accuracy falls, which chooses nothing.
+        folder.append(metrics(t, 0.9 - 0.1 * t, validation_accuracy=accuracy))
+        for t, accuracy in enumerate(accuracies, start=1)
+    ]
     assert best == [False, True, True, False, False, False, True]
 
 
@@ -224,11 +230,12 @@ def test_a_model_that_cannot_be_written_leaves_the_previous_one(
 
 def test_finish_writes_the_summary_and_the_figure(tmp_path: Path) -> None:
     folder = create(settings(tmp_path), method="FixBN", clients=10)
-    for server_round, accuracy in enumerate([0.3, 0.6, 0.7, 0.65], start=1):
-        folder.append(metrics(server_round, accuracy))
+    for server_round, accuracy in enumerate([0.3, 0.7, 0.6, 0.65], start=1):
+        folder.append(metrics(server_round, accuracy, validation_accuracy=0.2 * server_round % 0.7))
     summary = folder.finish()
     assert summary == Summary(
-        accuracy_at_freeze=0.6, final_accuracy=0.65, best_accuracy=0.7, best_round=3,
+        accuracy_at_freeze=0.7, final_accuracy=0.65, best_accuracy=0.6,
+        best_validation=pytest.approx(0.6), best_round=3,
         seconds=1.0, megabytes_sent=8.0, megabytes_received=2.0,
     )  # fmt: skip
     assert json.loads((folder.path / "summary.json").read_text()) == dataclasses.asdict(summary)
@@ -239,32 +246,50 @@ def test_a_summary_omits_values_without_freeze_or_evaluation(tmp_path: Path) -> 
     accuracies = [0.5, 0.7, 0.7, 0.6]
     summary = summarize([metrics(t, a) for t, a in enumerate(accuracies, start=1)], None)
     assert (summary.accuracy_at_freeze, summary.final_accuracy) == (None, 0.6)
-    assert (summary.best_accuracy, summary.best_round) == (0.7, 2)
-    assert summarize([], None) == Summary(None, None, None, None, 0, 0.0, 0.0)
+    assert (summary.best_accuracy, summary.best_validation, summary.best_round) == (None,) * 3
+    assert summarize([], None) == Summary(None, None, None, None, None, 0, 0.0, 0.0)
+
+
+def test_the_best_of_equal_validations_is_the_first_and_may_not_be_tested() -> None:
+    validations = [0.5, 0.7, 0.7, None]
+    rounds = [
+        metrics(t, None if t == 2 else 0.9, validation_accuracy=v)
+        for t, v in enumerate(validations, start=1)
+    ]
+    summary = summarize(rounds, None)
+    assert (summary.best_accuracy, summary.best_validation, summary.best_round) == (None, 0.7, 2)
 
 
 def test_the_summary_table_lists_two_runs() -> None:
     text = summary_table(
         {
-            "FixBN": Summary(0.901, 0.9694, 0.98, 7, 31.26, 160.0, 80.04),
-            "BN [seed 1]": Summary(None, 0.5, 0.612, 40, 30.0, 1234.5, 0.0),
+            "FixBN": Summary(0.901, 0.9694, 0.98, 0.971, 7, 31.26, 160.0, 80.04),
+            "BN s1": Summary(None, 0.5, None, 0.612, 40, 30.0, 1234.5, 0.0),
         }
     )
     assert text.splitlines() == [
-        "+---------------------------------------------------------------------------+",
-        "|             | at T* | final | best | best at | rounds |   sent | received |",
-        "| run         |     % |     % |    % |   round |      s |     MB |       MB |",
-        "|-------------+-------+-------+------+---------+--------+--------+----------|",
-        "| FixBN       |  90.1 |  96.9 | 98.0 |       7 |   31.3 |  160.0 |     80.0 |",
-        "| BN [seed 1] |     - |  50.0 | 61.2 |      40 |   30.0 | 1234.5 |      0.0 |",
-        "+---------------------------------------------------------------------------+",
+        "+----------------------------------------------------------------------------+",
+        "|       | at T* | final | best | valid. |  best | rounds |   sent | received |",
+        "| run   |     % |     % |    % |      % | round |      s |     MB |       MB |",
+        "|-------+-------+-------+------+--------+-------+--------+--------+----------|",
+        "| FixBN |  90.1 |  96.9 | 98.0 |   97.1 |     7 |   31.3 |  160.0 |     80.0 |",
+        "| BN s1 |     - |  50.0 |    - |   61.2 |    40 |   30.0 | 1234.5 |      0.0 |",
+        "+----------------------------------------------------------------------------+",
+    ]
+
+
+def test_a_summary_table_without_validation_has_no_best_model() -> None:
+    text = summary_table({"BN": Summary(None, 0.5, None, None, None, 30.0, 1234.5, 0.0)})
+    assert text.splitlines()[1:3] == [
+        "|     | at T* | final | rounds |   sent | received |",
+        "| run |     % |     % |      s |     MB |       MB |",
     ]
 
 
 def test_the_table_stays_plain_and_80_columns_wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "200")
-    text = summary_table({"a-long-label-" * 9: Summary(0.5, 0.5, 0.5, 1, 1.0, 1.0, 1.0)})
+    text = summary_table({"a-long-label-" * 9: Summary(0.5, 0.5, 0.5, 0.5, 1, 1.0, 1.0, 1.0)})
     assert text.isascii()
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= 80
@@ -284,6 +309,26 @@ def test_a_round_is_a_line_of_at_most_80_columns() -> None:
     assert text == (
         "round 900/999 calibration lr 0.005   train 1.500 test 2.250 accuracy 92.8% 2.0 s"
     )
+
+
+def test_a_round_that_clients_validated_has_a_second_line_of_at_most_80_columns() -> None:
+    line = RoundMetrics(
+        900, Phase.CALIBRATION, 0.005, 1.5, None, None, 1, 1, 2.0, 10, 0,
+        validation_accuracy=0.912, validation_spread=0.0623, validation_worst=0.803,
+        validation_by_client={"0": 0.93, "hospital-of-the-city": 0.803},
+    )  # fmt: skip
+    first, second = line_of_round(line).splitlines()
+    assert first == "round 900/999 calibration lr 0.005   train 1.500 2.0 s"
+    assert second == (
+        "  clients: mean accuracy 91.2%, worst 80.3% (client hospital-...), spread 6.2"
+    )
+    widest = dataclasses.replace(
+        line, validation_accuracy=1.0, validation_spread=0.5,
+        validation_by_client={"a" * 30: 1.0},
+    )  # fmt: skip
+    assert max(map(len, line_of_round(widest).splitlines())) == 80
+    segmented = line_of_round(line, task="camvid", partition="iid")
+    assert "\n  clients: mean IoU 91.2%, worst 80.3%" in segmented
 
 
 def test_a_round_of_plain_bn_has_no_phase_and_segmentation_has_its_metric() -> None:

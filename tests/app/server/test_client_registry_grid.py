@@ -29,8 +29,9 @@ def echo() -> ClientApp:
         node = context.node_config
         if node.get("broken"):
             raise ValueError("no data here: copy them to /data")
-        properties = ConfigRecord({"examples": 10 + int(node.get("partition-id", 0)), **node})
-        return Message(RecordDict({"properties": properties}), reply_to=message)
+        examples = 10 + int(node.get("partition-id", 0))
+        properties: Any = {"examples": examples, "input-size": [1, 8, 8], **node}
+        return Message(RecordDict({"properties": ConfigRecord(properties)}), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
@@ -315,11 +316,15 @@ def test_a_restarted_node_replaces_its_old_id_that_is_still_listed(nodes: Nodes)
     assert registry.get_node_ids() == [7, *ids(1, 2)]
 
 
-@pytest.mark.parametrize("examples", ["many", None])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("examples", "many"), ("examples", ""), ("input-size", [8, 8]), ("input-size", [1, 0, 8]),
+     ("input-size", "1x8x8")],
+)  # fmt: skip
 def test_the_error_names_a_client_with_invalid_properties(
-    nodes: Nodes, examples: str | None
+    nodes: Nodes, key: str, value: Any
 ) -> None:
     for node in nodes.contexts.values():
-        node.node_config["examples"] = examples or ""  # overrides its number of examples
+        node.node_config[key] = value  # overrides its property
     with pytest.raises(ConfigError, match=r"client 1000 cannot start: .*the same version"):
         ClientRegistryGrid(nodes).assemble()

@@ -26,11 +26,13 @@ from fixbn_flwr.app.runs.momentum_files import delete_run, report, warn_of_full_
 from fixbn_flwr.app.runs.summary import RoundMetrics
 from fixbn_flwr.app.runs.writer import RunFolder
 from fixbn_flwr.errors import CheckpointError, ConfigError, RoundsFailedError
+from fixbn_flwr.persistence.checkpoints import Checkpoints
 from fixbn_flwr.testing import SerializingGrid
 from tests.support.whole_app import SMALL, rounds_of, serve
 
 CLIENTS, ROUNDS, FROZEN_AFTER = 4, 8, 4
-SAME = ("round", "phase", "train_loss", "test_loss", "test_accuracy", "bytes_sent", "clients")
+SAME = ("round", "phase", "train_loss", "test_loss", "test_accuracy", "bytes_sent", "clients",
+        "validation_loss", "validation_accuracy", "validation_by_client")  # fmt: skip
 MODES = ("reset", "local", "global")
 
 
@@ -42,6 +44,7 @@ def config_of(root: Path, **more: Any) -> dict[str, Any]:
         "run-name": "run",
         "output-dir": str(root),
         "state-dir": str(root / "state"),
+        "validation-share": 0.1,
         **{key.replace("_", "-"): value for key, value in more.items()},
     }
 
@@ -70,7 +73,7 @@ def assert_same(one: Path, other: Path) -> None:
     assert first == second
     summaries = [json.loads((path / "summary.json").read_text()) for path in (one, other)]
     assert summaries[0].keys() == summaries[1].keys()
-    for key in ("accuracy_at_freeze", "final_accuracy", "best_accuracy", "best_round"):
+    for key in ("accuracy_at_freeze", "final_accuracy", "best_validation", "best_round"):
         assert summaries[0][key] == summaries[1][key]
 
 
@@ -326,6 +329,24 @@ def test_a_complete_run_is_not_resumed(tmp_path: Path) -> None:
     (folder / "final.safetensors").unlink()
     run({**config, "resume": str(folder)}, 2)
     assert_same(folder, run(config_of(tmp_path / "whole")))
+
+
+def test_a_resumed_run_of_an_older_version_drops_the_model_that_its_tests_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path, validation_share=0.0)
+    folder = run_until_failure(config, 3)
+    newest = Checkpoints.newest
+
+    def as_before(self: Checkpoints) -> Any:
+        server_round, checkpoint = newest(self)
+        return server_round, {**checkpoint, "best": True}
+
+    monkeypatch.setattr(Checkpoints, "newest", as_before)
+    (folder / "best.safetensors").write_bytes((folder / "config.json").read_bytes())
+    run({**config, "resume": str(folder)}, 2)
+    assert (folder / "final.safetensors").is_file()
+    assert not (folder / "best.safetensors").exists()
 
 
 def test_a_run_that_ended_early_resumes_with_more_patience(tmp_path: Path) -> None:
