@@ -113,7 +113,7 @@ def best_round(metrics: Sequence[RoundMetrics]) -> RoundMetrics | None:
 
 def round_line(metrics: RoundMetrics, settings: Settings) -> str:
     """Return a round as a line for the console, at most 80 columns wide in most runs."""
-    from fixbn_flwr.tasks import get_task
+    from fixbn_flwr.tasks import find_task
 
     rounds = settings.num_server_rounds
     parts = [f"round {metrics.round:>{len(str(rounds))}}/{rounds}"]
@@ -123,7 +123,7 @@ def round_line(metrics: RoundMetrics, settings: Settings) -> str:
     train = metrics.train_loss
     parts.append("no client  " if train is None else f"train {train:.3f}")
     if metrics.test_accuracy is not None:
-        name = "accuracy" if get_task(settings.task).masks is None else "mean IoU"
+        name = "accuracy" if find_task(settings.task).masks is None else "mean IoU"
         parts.append(f"test {metrics.test_loss:.3f} {name} {metrics.test_accuracy:.1%}")
     parts.append(f"{metrics.seconds:.1f} s")
     return " ".join(parts)
