@@ -18,8 +18,10 @@ import torch
 from flwr.app import MetricRecord
 
 from fixbn_flwr.app.batches import batches_by_steps
+from fixbn_flwr.app.class_weights import weighted_task
 from fixbn_flwr.app.client.image_client import held_out_of, partitions_of, workbench_of
 from fixbn_flwr.app.config.settings import Settings
+from fixbn_flwr.app.initial_network import check_input, initial_network
 from fixbn_flwr.app.runs.creation import create_run_folder
 from fixbn_flwr.app.runs.summary import RoundMetrics, round_line, summary_table
 from fixbn_flwr.app.server.client_validation import validation_metrics
@@ -27,7 +29,7 @@ from fixbn_flwr.app.training import evaluate, seed_of, train
 from fixbn_flwr.app.workbench import Workbench
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method.schedule import Phase
-from fixbn_flwr.tasks import Split, Task, get_task, load_splits
+from fixbn_flwr.tasks import Split, Task, check_not_empty, load_splits
 from fixbn_flwr.tasks.signature import Signature
 
 METHOD = "centralised"
@@ -47,9 +49,12 @@ def train_centrally(settings: Settings, clients: int) -> Path:
         ConfigError: If data, device or model do not exist, or the folder cannot be created.
     """
     settings = replace(settings, freeze_after=1.0)  # nothing is frozen
-    task = get_task(settings.task)
-    bench = workbench_of(task, settings)  # fails before the data is loaded
+    task = settings.read_task()
+    initial = initial_network(task, settings)  # fails before the data is loaded
+    bench = workbench_of(task, settings)
     data, test = load_splits(task, settings.data_path)
+    check_not_empty(task, data, "training")
+    check_not_empty(task, test, "test")
     images, held_out = _images(settings, data, clients)
     together = settings.clients_per_round(clients)
     if settings.batch_size * together > len(images):
@@ -59,21 +64,22 @@ def train_centrally(settings: Settings, clients: int) -> Path:
             "available; use a smaller batch-size, fewer clients or a smaller fraction-train."
         )
     signature = Signature.of(task, test.images)
+    check_input(initial, settings, signature)
     folder = create_run_folder(settings, method=METHOD, clients=clients, signature=signature)
     print(f"Run folder: {folder.path}")
-    torch.manual_seed(settings.seed)  # for the same initial model as the federation
-    bench.model.load_state_dict(task.models[settings.model](settings.norm).state_dict())
+    bench.model.load_state_dict(initial.state_dict())  # the same as the federation's
     bench.optimizer.state.clear()
     steps = settings.local_steps or settings.local_epochs * -(
         -len(images) // (clients * settings.batch_size)
     )
+    trained = weighted_task(task, data, settings.class_weights, bench.device)
     with folder.running():
         for server_round in range(1, settings.num_server_rounds + 1):
             started = time.monotonic()
             random = torch.Generator().manual_seed(seed_of(settings.seed, server_round))
             bench.set_learning_rate(settings.learning_rate_at(server_round))
             batches = batches_by_steps(images, settings.batch_size * together, steps, random)
-            train_loss = train(bench, task, data, batches, random, settings.precision)
+            train_loss = train(bench, trained, data, batches, random, settings.precision)
             evaluated = settings.evaluates(server_round)
             loss, accuracy = evaluate(bench, task, test) if evaluated else (None, None)
             validates = settings.validates(server_round)

@@ -6,14 +6,17 @@ The server makes most of them again. By then Ray is up, or SuperNodes are connec
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 
 from fixbn_flwr.app.client.image_client import held_out_of, partitions_of
 from fixbn_flwr.app.config.settings import Settings
+from fixbn_flwr.app.initial_network import check_input, initial_network
 from fixbn_flwr.app.runs.creation import check_run_folder
 from fixbn_flwr.app.runs.momentum_files import make_state_dir
 from fixbn_flwr.app.server.resumed_run import ResumedRun
 from fixbn_flwr.app.workbench import find_device
-from fixbn_flwr.tasks import get_task, load_splits
+from fixbn_flwr.tasks import check_not_empty, load_splits
+from fixbn_flwr.tasks.signature import Signature
 
 
 def check_before_start(settings: Settings, clients: int) -> None:
@@ -33,9 +36,14 @@ def check_before_start(settings: Settings, clients: int) -> None:
     else:
         check_run_folder(settings)
     find_device(settings.device)
-    task = get_task(settings.task)
-    task.models[settings.model](settings.norm)  # fails before the data is loaded
-    train, _ = load_splits(task, settings.data_path)
+    task = settings.read_task()
+    started = replace(settings, pretrained="") if settings.resume else settings
+    network = initial_network(task, started)  # fails before the data is loaded
+    train, test = load_splits(task, settings.data_path)
+    check_not_empty(task, train, "training")
+    if settings.evaluate_every:
+        check_not_empty(task, test, "test")
+    check_input(network, settings, Signature.of(task, train.images))
     parts = enumerate(partitions_of(settings, train, clients))
     settings.check_partitions([len(held_out_of(settings, part, own)[0]) for own, part in parts])
     make_state_dir(settings)

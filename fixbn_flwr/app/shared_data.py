@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,14 @@ from torch import Tensor
 
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.engine.shared_memory import Place, SharedMemory
-from fixbn_flwr.tasks import Split, get_task, load_splits, use_splits
+from fixbn_flwr.tasks import (
+    DataOptions,
+    Split,
+    get_task,
+    load_splits,
+    use_classes,
+    use_splits,
+)
 
 
 def share_data(settings: Settings) -> Callable[[], None]:
@@ -22,26 +28,31 @@ def share_data(settings: Settings) -> Callable[[], None]:
     This process uses the shared images, too. Images that stay in files are not moved: each worker
     lists the files itself.
     """
-    return _share(settings.task, settings.data_path)
+    return _share(settings.task, settings.data_options)
 
 
 @lru_cache(maxsize=1)  # two runs in one process share the memory
-def _share(task: str, folder: Path | None) -> Callable[[], None]:
-    splits = load_splits(get_task(task), folder)
+def _share(name: str, options: DataOptions) -> Callable[[], None]:
+    task = get_task(name, options)
+    splits = load_splits(task, options.data_dir)
     if not all(isinstance(split.images, Tensor) for split in splits):
-        return partial(_load, task, folder)
-    use = partial(_use_shared, task, folder, tuple(map(_shared, splits)))
+        return partial(_load, name, options, task.class_names)
+    use = partial(_use_shared, name, options, task.class_names, tuple(map(_shared, splits)))
     use()
     return use
 
 
-def _load(task: str, folder: Path | None) -> None:
-    load_splits(get_task(task), folder)
+def _load(name: str, options: DataOptions, class_names: tuple[str, ...]) -> None:
+    use_classes(name, options, class_names)
+    load_splits(get_task(name, options), options.data_dir)
 
 
-def _use_shared(task: str, folder: Path | None, shared: tuple[Any, ...]) -> None:
+def _use_shared(
+    name: str, options: DataOptions, class_names: tuple[str, ...], shared: tuple[Any, ...]
+) -> None:
+    use_classes(name, options, class_names)
     train, test = (Split(*(_as_tensor(value) for value in values)) for values in shared)
-    use_splits(get_task(task), folder, (train, test))
+    use_splits(get_task(name, options), options.data_dir, (train, test))
 
 
 def _shared(split: Split) -> list[Any]:

@@ -21,7 +21,7 @@ from fixbn_flwr.app.local_step import LocalStep, Precision
 from fixbn_flwr.app.workbench import Workbench
 from fixbn_flwr.tasks import Split, Task, normalise
 
-EVALUATION_BATCH = 500  # images; affects memory, not the result
+EVALUATION_BATCH = 500  # images of at most 64x64 pixels; affects memory, not the result
 
 
 def train(
@@ -101,7 +101,7 @@ def _evaluation_batches(
     bench: Workbench, task: Task, data: Split, indices: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     dtype = next(bench.model.parameters()).dtype
-    size = EVALUATION_BATCH if task.masks is None else task.masks.evaluation_batch
+    size = _evaluation_batch(data) if task.masks is None else task.masks.evaluation_batch
     for start in range(0, len(data) if indices is None else len(indices), size):
         chunk = slice(start, start + size)
         chosen = chunk if indices is None else indices[chunk]
@@ -111,6 +111,11 @@ def _evaluation_batches(
             yield images, targets
         else:
             yield from task.masks.windows(images, targets)
+
+
+def _evaluation_batch(data: Split) -> int:
+    height, width = data.images[:1].shape[2:]
+    return max(1, min(EVALUATION_BATCH, EVALUATION_BATCH * 64 * 64 // (height * width)))
 
 
 def seed_of(*parts: int) -> int:

@@ -12,6 +12,7 @@ from torch.optim import SGD
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method.averaging import Array
 from fixbn_flwr.tasks import Task
+from fixbn_flwr.tasks.networks import network_of
 
 
 class Workbench:
@@ -117,7 +118,7 @@ def workbench(
 
     Args:
         task: The task of the model.
-        model: A name in ``task.models``.
+        model: Its name, see :func:`fixbn_flwr.tasks.networks.network_of`.
         norm: The name of the normalization, see :func:`fixbn_flwr.models.norm.normaliser`.
         momentum: SGD's momentum coefficient.
         weight_decay: SGD's L2 penalty.
@@ -131,7 +132,7 @@ def workbench(
     # cuDNN chooses the fastest algorithm by trial. On a GPU, bits differ from run to run anyway,
     # because of atomic additions.
     torch.backends.cudnn.benchmark = place.type == "cuda"
-    network = task.models[model](norm).to(place).to(memory_format=torch.channels_last)
+    network = network_of(task, model, norm).to(place).to(memory_format=torch.channels_last)
     return Workbench(network, place, momentum, weight_decay, cuda_graphs=cuda_graphs)
 
 

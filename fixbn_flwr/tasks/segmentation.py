@@ -102,16 +102,21 @@ def _fill(images: Tensor, masks: Tensor, height: int, width: int) -> tuple[Tenso
     return pad(images, missing), pad(masks, missing, value=IGNORED)
 
 
-def pixel_cross_entropy(outputs: Tensor, masks: Tensor) -> Tensor:
+def pixel_cross_entropy(outputs: Tensor, masks: Tensor, weight: Tensor | None = None) -> Tensor:
     """Return the mean cross-entropy of the pixels with a class, in nats; 0 if there are none.
 
     Args:
         outputs: Logits, `[n, classes, h, w]`.
         masks: The class of each pixel or `IGNORED`, uint8 `[n, h, w]`.
+        weight: The weight of each class in the mean, `[classes]`. Default: 1 for each.
     """
-    total = cross_entropy(outputs, masks.long(), ignore_index=IGNORED, reduction="sum")
+    total = cross_entropy(outputs, masks.long(), weight, ignore_index=IGNORED, reduction="sum")
     # torch's own mean is NaN for a crop without labelled pixels.
-    return total / (masks != IGNORED).sum().clamp(min=1)
+    counted = masks != IGNORED
+    if weight is None:
+        return total / counted.sum().clamp(min=1)
+    weights = torch.where(counted, weight[masks.long().clamp(max=len(weight) - 1)], 0).sum()
+    return total / torch.where(weights > 0, weights, 1)
 
 
 def mean_iou(classes: int) -> MeanIoU:

@@ -86,6 +86,7 @@ def test_a_node_with_its_own_data_trains_on_all_of_it(tmp_path: Path) -> None:
     assert one.partition.tolist() == list(range(1437))
     assert one.settings.data_dir == str(tmp_path)
     assert dict(one.properties().config_records["properties"]) == {
+        "class-names": list("0123456789"),
         "examples": 1437,
         "input-size": [1, 8, 8],
         "name": "hospital-a",

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixbn_flwr.app.batches import batches_by_epochs, batches_by_steps
+from fixbn_flwr.app.class_weights import weighted_task
 from fixbn_flwr.app.client.node_config import Node, settings_of
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.cuda_graphs import replays
@@ -26,7 +27,7 @@ from fixbn_flwr.array_records import arrays_of, record_of
 from fixbn_flwr.client.local_training import local_training
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method.round_config import ROUND
-from fixbn_flwr.tasks import Split, Task, get_task, load_splits
+from fixbn_flwr.tasks import Split, Task, check_not_empty, load_splits
 from fixbn_flwr.tasks.hold_out import hold_out
 from fixbn_flwr.tasks.partition import partition
 from fixbn_flwr.tasks.signature import Signature
@@ -42,8 +43,9 @@ def make_client(context: Context) -> FixBNClient:
     try:
         node, settings = Node.of(context), settings_of(context)
         find_device(settings.device)
-        task = get_task(settings.task)
+        task = settings.read_task()
         train, _ = load_splits(task, settings.data_path)
+        check_not_empty(task, train, "training")
         images: NDArray[np.int64] = np.arange(len(train))
         if node.partition is not None:
             images = partitions_of(settings, train, node.partitions)[node.partition]
@@ -118,13 +120,16 @@ class FixBNClient:
         self.training, self.validation = held_out_of(settings, partition, self.node.partition)
 
     def properties(self) -> RecordDict:
-        """Return the client's partition, number of training images, their size, and name."""
+        """Return the client's partition, number of training images and name, and what it has."""
         properties = ConfigRecord({"name": self.node.name})
         properties["examples"] = len(self.training)
-        properties["input-size"] = list(Signature.of(self.task, self._data.images).input_size)
+        signature = Signature.of(self.task, self._data.images)
+        properties["input-size"] = list(signature.input_size)
         if self.node.partition is not None:
             properties["partition-id"] = self.node.partition
             properties["num-partitions"] = self.node.partitions
+        else:  # the server checks that all clients have the same classes
+            properties["class-names"] = list(signature.class_names)
         return RecordDict({"properties": properties})
 
     def train(self, received: RecordDict) -> RecordDict:
@@ -151,7 +156,8 @@ class FixBNClient:
             stage = (local.phase, local.learning_rate_factor)
             started = time.monotonic()
             loss = train(
-                bench, self.task, self._data, self._batches(random), random, settings.precision,
+                bench, self._trained(bench), self._data, self._batches(random), random,
+                settings.precision,
                 around=replays(bench, stage),
             )  # fmt: skip
             seconds = time.monotonic() - started
@@ -185,9 +191,13 @@ class FixBNClient:
             random = torch.Generator().manual_seed(seed)
             batch = next(self._batches(random))
             data = on_device(self._data, bench.device)
-            return batch_loss(bench, self.task, data, batch, bench.random_of(random))
+            return batch_loss(bench, self._trained(bench), data, batch, bench.random_of(random))
 
         return loss
+
+    def _trained(self, bench: Workbench) -> Task:
+        """Return the task with the loss that is trained."""
+        return weighted_task(self.task, self._data, self.settings.class_weights, bench.device)
 
     @property
     def _data(self) -> Split:

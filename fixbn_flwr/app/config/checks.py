@@ -4,14 +4,17 @@ A check takes the values of some keys and returns a line with the value, the rea
 or None if they are valid.
 """
 
+import inspect
 import os
 import re
 from collections.abc import Callable
 
 from fixbn_flwr.app.config.rules import did_you_mean, problem
+from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method import schedule
 from fixbn_flwr.method.schedule import FreezeAfter
-from fixbn_flwr.tasks import get_task
+from fixbn_flwr.models.libraries import check_library_model, is_library_model
+from fixbn_flwr.tasks import DataTask, Task, find_task
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _MAX_RUN_NAME = 200  # characters; file systems allow 255, and a suffix may follow
@@ -19,10 +22,51 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
 
 def _model(task: str, model: str) -> str | None:
-    models = get_task(task).models
+    found = find_task(task)
+    models = found.models
     if not model or model in models:
         return None
+    if is_library_model(model):
+        try:
+            check_library_model(model, per_pixel=found.masks is not None)
+        except ConfigError as error:
+            return problem("model", model, str(error).removeprefix(f"model is {model!r}, "))
+        return None
     return problem("model", model, f"no model of task {task}; {did_you_mean(model, models)}")
+
+
+def _only_for_any_data(task: str, image_size: int, augmentation: str) -> str | None:
+    if isinstance(find_task(task), DataTask):
+        return None
+    text = f"task {task} has its own; leave it out, or use task folder or hf:NAME"
+    if image_size:
+        return problem("image-size", image_size, text)
+    return None if augmentation == "crop-and-flip" else problem("augmentation", augmentation, text)
+
+
+def _only_for_tables(task: str, label_column: str, group_column: str) -> str | None:
+    if task.startswith("hf:") or not (label_column or group_column):
+        return None
+    key = "label-column" if label_column else "group-column"
+    text = f"task {task} has no columns to choose; leave it out, or use task hf:NAME"
+    return problem(key, label_column or group_column, text)
+
+
+def _class_weights(task: str, class_weights: str) -> str | None:
+    found = find_task(task)
+    if class_weights == "none" or isinstance(found, DataTask):
+        return None
+    if "weight" in inspect.signature(found.loss).parameters:
+        return None
+    text = (
+        f"the loss of task {task} takes no class weights; give it an argument weight, as torch's "
+        "cross_entropy has, or leave it out"
+    )
+    return problem("class-weights", class_weights, text)
+
+
+def _pretrained(pretrained: str) -> str | None:
+    return _path("pretrained", pretrained)
 
 
 def _norm(norm: str, freeze_after: FreezeAfter) -> str | None:
@@ -63,16 +107,17 @@ def _freeze_after(freeze_after: FreezeAfter, rounds: int) -> str | None:
 
 
 def _partition(task: str, partition: str) -> str | None:
-    if get_task(task).masks is None or partition not in ("dirichlet", "classes"):
+    if find_task(task).masks is None or partition not in ("dirichlet", "classes"):
         return None
     text = f"an image of task {task} has a class for every pixel, not one; use natural or iid"
     return problem("partition", partition, text)
 
 
 def _classes(task: str, partition: str, classes: int) -> str | None:
-    available = get_task(task).classes
-    if partition != "classes" or classes <= available:
+    found = find_task(task)
+    if partition != "classes" or not isinstance(found, Task) or classes <= found.classes:
         return None
+    available = found.classes
     text = f"task {task} has {available} classes; use at most {available}"
     return problem("partition-classes", classes, text)
 
@@ -172,6 +217,10 @@ def _device(device: str) -> str | None:
 # wrong, so that each mistake is reported once.
 CHECKS: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
     (("task", "model"), _model),
+    (("task", "image_size", "augmentation"), _only_for_any_data),
+    (("task", "label_column", "group_column"), _only_for_tables),
+    (("task", "class_weights"), _class_weights),
+    (("pretrained",), _pretrained),
     (("data_dir",), _data_dir),
     (("output_dir",), _output_dir),
     (("state_dir",), _state_dir),

@@ -7,6 +7,7 @@ A key of `flwr run --run-config` is a field of `Keys` with `-` for `_`.
 from dataclasses import dataclass
 from typing import Literal
 
+from fixbn_flwr.app.class_weights import ClassWeights
 from fixbn_flwr.app.config import rules
 from fixbn_flwr.app.config.rules import setting
 from fixbn_flwr.app.local_step import Precision
@@ -15,7 +16,8 @@ from fixbn_flwr.method.round_config import MomentumMode
 from fixbn_flwr.method.schedule import FreezeAfter
 from fixbn_flwr.method.switch import LearningRateFactor
 from fixbn_flwr.models.norm import NORMS
-from fixbn_flwr.tasks import TASKS
+from fixbn_flwr.tasks import DATA_TASKS, TASKS
+from fixbn_flwr.tasks.data_task import Augmentation
 from fixbn_flwr.tasks.partition import Scheme
 
 LearningRateSchedule = Literal["constant", "cosine", "step", "halfway"]
@@ -25,9 +27,36 @@ LearningRateSchedule = Literal["constant", "cosine", "step", "halfway"]
 class Keys:
     """The keys of the run config; `settings.Settings` has what they mean together."""
 
-    task: str = setting("digits", "data set, model and loss", choices=TASKS, pattern=rules.OWN_TASK)
+    task: str = setting(
+        "digits",
+        "data set, model and loss; `folder` and `folder-segmentation` are your images in "
+        "`data-dir`, `hf:NAME` is a data set of Hugging Face",
+        choices=(*TASKS, *DATA_TASKS), pattern=rules.OWN_TASK,
+    )  # fmt: skip
     data_dir: str = setting("", "directory of the task's files; empty: the task's default", "path")
-    model: str = setting("", "network; empty: the task's default")
+    image_size: int = setting(
+        0, "height and width of the images of `folder` and `hf:NAME`; 0: their own, if all have "
+        "one", "pixels", at_least=0, at_most=4096,
+    )  # fmt: skip
+    augmentation: Augmentation = setting(
+        "crop-and-flip",
+        "random changes of the training images of `folder` and `hf:NAME`: shifts and mirroring, "
+        "shifts alone, or none",
+    )
+    label_column: str = setting("", "column of `hf:NAME` with the classes; empty: the evident one")
+    group_column: str = setting(
+        "", "column of `hf:NAME` with the natural clients, such as writers; empty: none"
+    )
+    model: str = setting(
+        "", "network of the task, `timm:NAME` or `torchvision:NAME`; empty: the task's default"
+    )
+    pretrained: str = setting(
+        "", "file with weights of `model`, on the server, that the run starts from; empty: none",
+        "path",
+    )  # fmt: skip
+    class_weights: ClassWeights = setting(
+        "none", "weights of the classes in the training loss; `balanced`: rare classes count more"
+    )
     norm: str = setting(
         "bn", "normalization layers of the network", choices=NORMS, pattern=rules.GROUPS
     )

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from fixbn_flwr.method.schedule import FreezeAfter
 from fixbn_flwr.method.switch import LearningRateFactor
 from fixbn_flwr.models.norm import counts_groups
-from fixbn_flwr.tasks import get_task
+from fixbn_flwr.tasks import find_task
 
 Value = bool | float | int | str
 _T = TypeVar("_T")
@@ -43,7 +43,7 @@ class Pattern:
 def _is_own_task(name: str) -> bool:
     if ":" not in name:
         return False
-    get_task(name)  # raises if it cannot be imported
+    find_task(name)  # raises if it cannot be imported
     return True
 
 

@@ -14,7 +14,7 @@ from fixbn_flwr.app.config.rules import Value, key_of
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method import schedule
 from fixbn_flwr.method.schedule import AUTO
-from fixbn_flwr.tasks import get_task
+from fixbn_flwr.tasks import DataOptions, Task, find_task, get_task
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Settings(Keys):
             problems.append(rules.list_of_keys(fields))
         if problems:
             raise ConfigError("\n  ".join(["the run config cannot be used:", *problems]))
-        values["model"] = values["model"] or next(iter(get_task(values["task"]).models))
+        values["model"] = values["model"] or next(iter(find_task(values["task"]).models))
         return cls(**values)
 
     def as_run_config(self) -> dict[str, Value]:
@@ -61,12 +61,32 @@ class Settings(Keys):
     @property
     def task_name(self) -> str:
         """The task's own name, also of `package.module:NAME`; it can name a folder."""
-        return get_task(self.task).name
+        return find_task(self.task).name
 
     @property
     def data_path(self) -> Path | None:
         """The directory of the task's files; None for the task's default."""
         return Path(self.data_dir) if self.data_dir else None
+
+    @property
+    def data_options(self) -> DataOptions:
+        """How a task for any data reads it."""
+        return DataOptions(
+            data_dir=self.data_path,
+            image_size=self.image_size,
+            augmentation=self.augmentation,
+            label_column=self.label_column,
+            group_column=self.group_column,
+            seed=self.seed,
+        )
+
+    def read_task(self) -> Task:
+        """Return the task; of a task for any data, read its classes.
+
+        Raises:
+            ConfigError: If the data is missing or cannot be used.
+        """
+        return get_task(self.task, self.data_options)
 
     @property
     def run_folder(self) -> Path:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -34,7 +35,16 @@ FILES: dict[Format, str] = {
 CARD = "README.md"
 
 # Paths of this machine, and what concerns the run alone.
-_PRIVATE = {"data-dir", "output-dir", "state-dir", "run-name", "resume", "may-change", "device"}
+_PRIVATE = {
+    "data-dir",
+    "pretrained",
+    "output-dir",
+    "state-dir",
+    "run-name",
+    "resume",
+    "may-change",
+    "device",
+}
 _KEPT = ("method", "freeze_round", "clients", "own_data", "run", "versions")
 
 
@@ -81,7 +91,7 @@ def export(
         )
     folder = Path(run_folder).expanduser()
     metrics = read_metrics(folder)  # not in an exported folder
-    config = read_config(folder)
+    config = _without_path(read_config(folder))
     which = which or default_model(folder)
     model = load(folder, which)
     card = model_card(folder.resolve().name, config, metrics, model, which)
@@ -103,6 +113,14 @@ def export(
             f"{target} cannot be written ({error}): choose another folder with --output."
         ) from error
     return path
+
+
+def _without_path(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a config in which a data set on this machine is named, but not its folder."""
+    task = str(config["run_config"].get("task"))
+    if not re.match(r"hf:[~/.]", task):
+        return config
+    return {**config, "run_config": {**config["run_config"], "task": f"hf:{Path(task).name}"}}
 
 
 def _public(config: Mapping[str, Any], model: TrainedModel, which: Which) -> dict[str, Any]:

@@ -15,7 +15,9 @@ from torch import Tensor
 from fixbn_flwr.app.inference.trained_model import TrainedModel
 from fixbn_flwr.app.runs.reader import CONFIG, read_config
 from fixbn_flwr.errors import ConfigError
-from fixbn_flwr.tasks import Task, get_task, load_splits
+from fixbn_flwr.models.libraries import is_library_model
+from fixbn_flwr.tasks import DataOptions, DataTask, Task, find_task, load_splits
+from fixbn_flwr.tasks.networks import network_of
 from fixbn_flwr.tasks.signature import Signature
 
 Which = Literal["best", "final"]
@@ -60,7 +62,7 @@ def load(run_folder: str | PathLike[str], which: Which | None = None) -> Trained
         raise ConfigError(f"which is {which!r}, which does not exist: use best or final.")
     config = read_config(folder)
     weights = _read_weights(folder, which)
-    task = get_task(str(config["run_config"].get("task")))
+    task = _task_of(folder, config)
     return _with_weights(folder, config, task, weights)
 
 
@@ -87,17 +89,25 @@ def _read_weights(folder: Path, which: Which) -> dict[str, Tensor]:
         raise ConfigError(f"{path} cannot be read ({error}): restore the file.") from error
 
 
+def _task_of(folder: Path, config: Mapping[str, Any]) -> Task:
+    """Return the task of a run; of one for any data, with the classes that the run recorded."""
+    task = find_task(str(config["run_config"].get("task")))
+    if isinstance(task, DataTask):
+        return task.of(DataOptions(), _recorded(folder, config).class_names)
+    return task
+
+
 def _with_weights(
     folder: Path, config: Mapping[str, Any], task: Task, weights: Mapping[str, Tensor]
 ) -> TrainedModel:
     model, norm = (str(config["run_config"].get(key)) for key in ("model", "norm"))
-    if model not in task.models:
+    if model not in task.models and not is_library_model(model):
         raise ConfigError(
             f"{folder} has a model {model!r}, which task {task.name} does not have: it has"
             f" {', '.join(task.models)}. Use the version of the task that the run used."
         )
     with torch.random.fork_rng(devices=[]):  # drawing weights changes nothing for the caller
-        network = task.models[model](norm)
+        network = network_of(task, model, norm)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
@@ -112,12 +122,7 @@ def _with_weights(
 def _signature(folder: Path, config: Mapping[str, Any], task: Task) -> Signature:
     """Return what the model takes and returns; runs of older versions did not record it."""
     if "signature" in config:
-        try:
-            return Signature.from_json(config["signature"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(
-                f"{folder / CONFIG}: its signature is damaged ({error!r}); restore the file."
-            ) from error
+        return _recorded(folder, config)
     data_dir = config["run_config"].get("data-dir")
     try:
         _, test = load_splits(task, Path(data_dir) if data_dir else None)
@@ -127,3 +132,12 @@ def _signature(folder: Path, config: Mapping[str, Any], task: Task) -> Signature
             f" the data set that tells it cannot be read: {error}"
         ) from error
     return Signature.of(task, test.images)
+
+
+def _recorded(folder: Path, config: Mapping[str, Any]) -> Signature:
+    try:
+        return Signature.from_json(config["signature"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{folder / CONFIG}: its signature is damaged ({error!r}); restore the file."
+        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.tasks.pictures import fitted, opened
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,35 +45,18 @@ def pixels_of(picture: Picture, size: tuple[int, int, int], white: int) -> Tenso
         >>> pixels_of(np.full((4, 4), 255, np.uint8), (3, 2, 2), white=255).shape
         torch.Size([3, 2, 2])
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     channels, height, width = size
     if isinstance(picture, str | os.PathLike):
-        image, white = _read(picture), 255
+        image, white = opened(Path(picture), os.fspath(picture)), 255
     elif isinstance(picture, Image.Image):
         image, white = picture, 255
     else:
         image = _of_array(np.asarray(picture), size, white)
-    image = _in_mode(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
-    if image.size != (width, height):
-        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    image = fitted(image, "L" if channels == 1 else "RGB", height, width)
     values = np.asarray(image, np.float32).reshape(height, width, channels) / np.float32(white)
     return torch.from_numpy(values.transpose(2, 0, 1).copy())
-
-
-def _read(path: str | os.PathLike[str]) -> Image.Image:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    # Pillow raises many types for a damaged file, even SyntaxError.
-    except Exception as error:
-        raise ConfigError(
-            f"{os.fspath(path)} cannot be read as an image ({error}): name an image file, such as"
-            " a PNG or JPEG."
-        ) from error
 
 
 def _of_array(array: npt.NDArray[np.uint8], size: tuple[int, int, int], white: int) -> Image.Image:
@@ -99,19 +84,3 @@ def _of_array(array: npt.NDArray[np.uint8], size: tuple[int, int, int], white: i
             f" values from 0 to {white}: pass a PIL image, whose white is 255, or scale the array."
         )
     return Image.fromarray(np.ascontiguousarray(array))
-
-
-def _in_mode(image: Image.Image, mode: str) -> Image.Image:
-    from PIL import Image
-
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ConfigError(
-            f"An image has the mode {image.mode}, whose white is not known: convert it to 8 bits"
-            " per channel."
-        )
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(mode)

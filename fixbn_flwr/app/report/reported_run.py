@@ -12,7 +12,7 @@ from fixbn_flwr.app.runs.figure import STYLES, figure_title
 from fixbn_flwr.app.runs.reader import is_finished, read_config, read_metrics
 from fixbn_flwr.app.runs.summary import RoundMetrics, Summary, freeze_round_of, summarize
 from fixbn_flwr.errors import ConfigError
-from fixbn_flwr.tasks import get_task
+from fixbn_flwr.tasks import find_task
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ReportedRun:
     def score(self) -> str:
         """What the run's "accuracy" is: accuracy, or mean IoU of a segmentation."""
         try:
-            task = get_task(str(self.config["run_config"].get("task")))
+            task = find_task(str(self.config["run_config"].get("task")))
         except ConfigError:
             return "accuracy"
         return "accuracy" if task.masks is None else "mean IoU"

@@ -11,7 +11,7 @@ from fixbn_flwr.app.inference.loading import Which, default_model, load
 from fixbn_flwr.app.report.reported_run import ReportedRun
 from fixbn_flwr.app.training import evaluate
 from fixbn_flwr.app.workbench import Workbench, find_device
-from fixbn_flwr.tasks import Split, Task, get_task, load_splits
+from fixbn_flwr.tasks import Split, Task, load_splits
 from fixbn_flwr.tasks.metrics import Metric
 
 
@@ -59,7 +59,7 @@ def tested_model(run: ReportedRun) -> TestedModel:
     settings = run.settings()
     which = default_model(run.path)
     model = load(run.path, which)
-    task = get_task(settings.task)
+    task = settings.read_task()
     train, test = load_splits(task, settings.data_path)
     device = find_device("auto")
     network = model.network.to(device).to(memory_format=torch.channels_last)

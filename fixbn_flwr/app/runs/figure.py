@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fixbn_flwr.tasks import get_task
+from fixbn_flwr.tasks import find_task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,7 @@ def figure_title(settings: "Settings", clients: int) -> str:
         "classes": f"{settings.partition_classes} classes each",
         "natural": "natural partition",
     }[settings.partition]
-    score = "" if get_task(settings.task).masks is None else " (accuracy is mean IoU)"
+    score = "" if find_task(settings.task).masks is None else " (accuracy is mean IoU)"
     return f"{settings.task_name}, {clients} clients, {partition}{score}"
 
 

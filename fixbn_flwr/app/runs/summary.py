@@ -133,7 +133,7 @@ def round_line(metrics: RoundMetrics, settings: Settings) -> str:
 
     A second line has the clients' validations.
     """
-    from fixbn_flwr.tasks import get_task
+    from fixbn_flwr.tasks import find_task
 
     rounds = settings.num_server_rounds
     parts = [f"round {metrics.round:>{len(str(rounds))}}/{rounds}"]
@@ -142,7 +142,7 @@ def round_line(metrics: RoundMetrics, settings: Settings) -> str:
     parts.append(f"lr {metrics.learning_rate:<7.4g}")
     train = metrics.train_loss
     parts.append("no client  " if train is None else f"train {train:.3f}")
-    segments = get_task(settings.task).masks is not None
+    segments = find_task(settings.task).masks is not None
     if metrics.test_accuracy is not None:
         name = "mean IoU" if segments else "accuracy"
         parts.append(f"test {metrics.test_loss:.3f} {name} {metrics.test_accuracy:.1%}")

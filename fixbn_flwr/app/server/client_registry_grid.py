@@ -23,6 +23,7 @@ from fixbn_flwr.app.server.client_properties import ClientProperties, properties
 from fixbn_flwr.errors import ClientsMissingError, ConfigError
 from fixbn_flwr.flower_compat import ErrorCode
 from fixbn_flwr.log import logger
+from fixbn_flwr.tasks.signature import Signature
 from fixbn_flwr.transport.delegating_grid import DelegatingGrid
 
 PATIENCE = 120.0  # seconds to wait for missing clients
@@ -35,6 +36,7 @@ class ClientRegistryGrid(DelegatingGrid):
 
     Args:
         grid: Flower's Grid.
+        data: The classes and image size that a client's own data must have. Default: any.
         patience: Seconds to wait for missing clients, at the start and in each round. Default: 120.
 
     Attributes:
@@ -43,11 +45,14 @@ class ClientRegistryGrid(DelegatingGrid):
         bytes_received: The size of all arrays received from them.
     """
 
-    def __init__(self, grid: Grid, patience: float | None = None) -> None:
+    def __init__(
+        self, grid: Grid, data: Signature | None = None, *, patience: float | None = None
+    ) -> None:
         super().__init__(grid)
         self.needed = 1
         self.bytes_sent = 0
         self.bytes_received = 0
+        self._data = data
         self._patience = PATIENCE if patience is None else patience
         self._clients: dict[int, ClientProperties] = {}
         self._assembled = False
@@ -150,7 +155,7 @@ class ClientRegistryGrid(DelegatingGrid):
             if reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE:
                 continue  # it has disconnected since
             try:
-                self._clients[node_id] = ClientProperties.from_reply(reply)
+                self._clients[node_id] = ClientProperties.from_reply(reply, self._data)
             except ConfigError as error:
                 problem = f"client {node_id} cannot start: {error}"
                 if not self._assembled:

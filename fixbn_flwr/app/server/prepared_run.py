@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid
 
 from fixbn_flwr.app.config.settings import Settings
+from fixbn_flwr.app.initial_network import check_input, initial_network
 from fixbn_flwr.app.runs.creation import create_run_folder
 from fixbn_flwr.app.runs.momentum_files import folder_of, make_state_dir
 from fixbn_flwr.app.runs.writer import RunFolder
@@ -20,7 +20,7 @@ from fixbn_flwr.app.server.rng_state import restore_random_state
 from fixbn_flwr.app.workbench import find_device
 from fixbn_flwr.log import logger
 from fixbn_flwr.method.averaging import Arrays
-from fixbn_flwr.tasks import Split, Task, get_task, load_splits
+from fixbn_flwr.tasks import Split, Task, check_not_empty, load_splits
 from fixbn_flwr.tasks.signature import Signature
 from fixbn_flwr.transport.packed_grid import flat_in_deployment
 
@@ -62,25 +62,28 @@ def prepare_run(grid: Grid, context: Context) -> PreparedRun:
     resumed = ResumedRun.find(settings) if settings.resume else None
     settings = resumed.settings if resumed else settings
     find_device(settings.device)
-    task = get_task(settings.task)
-    torch.manual_seed(settings.seed)
-    model = task.models[settings.model](settings.norm)  # fails before the data is loaded
+    task = settings.read_task()
+    started = settings if resumed is None else replace(settings, pretrained="")
+    model = initial_network(task, started)  # fails before the data is loaded
+    signature = None
     test = load_splits(task, settings.data_path)[1] if settings.evaluate_every else None
+    if test is not None:
+        check_not_empty(task, test, "test")
+        signature = Signature.of(task, test.images)
+        check_input(model, settings, signature)
     reached = flat_in_deployment(grid)
     simulated = reached is grid
     if simulated:
         make_state_dir(settings)
-    registry = ClientRegistryGrid(reached)
-    clients, own_data, input_size = _assemble(registry, settings, resumed)
+    registry = ClientRegistryGrid(reached, signature)
+    clients, own_data, input_size = _assemble(registry, settings, task, resumed)
     strategy = _strategy(settings, registry.needed)
     if resumed is None:
         folder = create_run_folder(
             settings,
             method=settings.method,
             clients=clients,
-            signature=Signature.of(task, test.images)
-            if test
-            else Signature.of_size(task, input_size),
+            signature=signature or Signature.of_size(task, input_size),
             own_data=own_data,
             run=context.run_id,
         )
@@ -97,7 +100,7 @@ def prepare_run(grid: Grid, context: Context) -> PreparedRun:
 
 
 def _assemble(
-    registry: ClientRegistryGrid, settings: Settings, resumed: ResumedRun | None
+    registry: ClientRegistryGrid, settings: Settings, task: Task, resumed: ResumedRun | None
 ) -> tuple[int, bool, tuple[int, int, int]]:
     """Wait for the clients, and set how many of them a round needs.
 
@@ -110,16 +113,16 @@ def _assemble(
     )
     own_data = not any(client.partitions for client in clients)
     if not own_data:
-        _warn_of_unused_classes(settings, len(clients))
+        _warn_of_unused_classes(settings, task.classes, len(clients))
     registry.needed = settings.clients_per_round(len(clients))
     if own_data:  # the others continue while a client is away
         registry.needed = min(registry.needed, settings.min_clients)
     return len(clients), own_data, clients[0].input_size
 
 
-def _warn_of_unused_classes(settings: Settings, clients: int) -> None:
+def _warn_of_unused_classes(settings: Settings, classes: int, clients: int) -> None:
     """Warn if some classes have no client, so that nobody trains on their images."""
-    classes, held = get_task(settings.task).classes, clients * settings.partition_classes
+    held = clients * settings.partition_classes
     if settings.partition == "classes" and held < classes:
         needed = -(-classes // settings.partition_classes)
         logger.warning(

@@ -101,5 +101,7 @@ def test_anything_else_is_refused(picture: object, problem: str) -> None:
 def test_the_error_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("no image")
     for name in ("note.txt", "missing.png"):
-        with pytest.raises(ConfigError, match=rf"{name} cannot be read as an image .*: name an"):
+        with pytest.raises(
+            ConfigError, match=rf"{name} cannot be read as an image .*: replace the"
+        ):
             pixels_of(tmp_path / name, COLOR, 255)
