@@ -6,8 +6,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from fixbn_flwr.app.runs.line_styles import Style
 from simulation.reporting.grouping import Cell
-from simulation.reporting.panels import Style
+from simulation.reporting.panels import MARK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,9 +64,16 @@ def label_axes(axes: Sequence[Axes], x_label: str, y_label: str) -> None:
 
 def add_legend(figure: Figure, styles: dict[str, Style], *, line: bool, note: str) -> None:
     """Add a legend of the methods, with a note, below the panels."""
+    from matplotlib.lines import Line2D
+
+    handles = []
+    for name, style in styles.items():
+        handle = Line2D([], [], color=style.color, marker=style.marker, markersize=MARK, label=name)
+        handle.set(linestyle=style.dashes if line else "none")
+        handles.append(handle)
     entry = LETTER * max(len(name) for name in styles) + 0.7
     figure.legend(
-        handles=[style.handle(name, line) for name, style in styles.items()],
+        handles=handles,
         loc="outside lower center",
         ncols=max(1, min(len(styles), int(WIDTH / entry))),
         handlelength=3.2 if line else 1.5,  # long enough to show the dashes of a line

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fixbn_flwr.app.runs.line_styles import Style
 from fixbn_flwr.method.schedule import freeze_round
 from simulation.experiments.result_log import Result
 from simulation.reporting.figure_layout import add_legend, label_axes, new_figure, seeds_note
@@ -15,7 +16,6 @@ from simulation.reporting.grid_figures import check_axes, panel_settings
 from simulation.reporting.grouping import cell_of, methods, results_of
 from simulation.reporting.panels import (
     Scale,
-    Style,
     draw_diverged,
     scale_of,
     set_scale,

@@ -1,46 +1,28 @@
 """Draw points and lines into one panel of a figure.
 
-The styles are those of a run's figure: Okabe and Ito's colors, and a marker and dashes for each
-method, so that a figure is readable in grayscale.
+The styles are those of a run's figure, see :mod:`fixbn_flwr.app.runs.line_styles`.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from fixbn_flwr.app.runs.figure import STYLES
+from fixbn_flwr.app.runs import line_styles
+from fixbn_flwr.app.runs.line_styles import Style
 from simulation.reporting.grouping import Cell, as_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.lines import Line2D
     from matplotlib.transforms import Transform
 
-# The methods of the experiments, in the order of their styles.
-METHODS = ("BN", "GN", "FixBN", "LN", "IN", "FixUp", "centralised")
+# Methods under other names.
+_AS = {"never": "BN", "T* 50 %": "FixBN"}
 LOG_FROM_RATIO = 20.0
 LEAST_SPAN = 5.0  # the smallest range of a panel, in percentage points
 MARK, DOT = 5.5, 3.5  # points
-
-
-class Style(NamedTuple):
-    """The style of a method."""
-
-    color: str
-    dashes: str
-    marker: str
-
-    def handle(self, label: str, line: bool) -> Line2D:
-        """Return the method's entry in a legend."""
-        from matplotlib.lines import Line2D
-
-        handle = Line2D([], [], color=self.color, marker=self.marker, markersize=MARK, label=label)
-        handle.set(linestyle=self.dashes if line else "none")
-        return handle
 
 
 class Scale(NamedTuple):
@@ -68,16 +50,10 @@ class Scale(NamedTuple):
         return self.low - self.row * (self.stack + 0.6 if self.stack else 0)
 
 
-def style(index: int) -> Style:
-    """Return the style of the method with this index; the first 49 differ in color or marker."""
-    color, dashes, _ = STYLES[index % len(STYLES)]
-    return Style(color, dashes, STYLES[(index + index // len(STYLES)) % len(STYLES)][2])
-
-
 def styles_of(names: Iterable[str]) -> dict[str, Style]:
-    """Return the style of each method; those of the experiments are the same in every figure."""
-    others = itertools.count(len(METHODS))
-    return {name: style(METHODS.index(name) if name in METHODS else next(others)) for name in names}
+    """Return the style of each method, that of a run's figure."""
+    names = list(names)
+    return dict(zip(names, line_styles.styles_of(_AS.get(n, n) for n in names), strict=True))
 
 
 def scale_of(accuracies: Sequence[float], stack: int) -> Scale:

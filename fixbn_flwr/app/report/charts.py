@@ -1,7 +1,7 @@
 """The charts of a report whose horizontal axis is the round, one curve per run.
 
-A run has the color, line style and marker of :data:`fixbn_flwr.app.runs.figure.STYLES` in every
-chart. A star marks its T*.
+A run has the style of its method in every chart, see :mod:`fixbn_flwr.app.runs.line_styles`. A star
+marks its T*.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fixbn_flwr.app.report.picture import Picture, picture_of
 from fixbn_flwr.app.report.reported_run import ReportedRun
-from fixbn_flwr.app.runs.figure import DISAGREEMENT, STYLES, draw_line
+from fixbn_flwr.app.runs.figure import DISAGREEMENT, draw_line, smoothed_name, window_of
 from fixbn_flwr.app.runs.summary import RoundMetrics
 
 if TYPE_CHECKING:
@@ -31,27 +31,33 @@ class Chart:
         name: The name of the value, with its unit.
         value: Returns it, or None in a round without it.
         scale: What it is multiplied by.
+        noisy: Whether the curves of long runs are smoothed.
     """
 
     name: str
     value: Callable[[RoundMetrics], float | None]
     scale: float = 1.0
+    noisy: bool = False
 
 
 LEARNING = (
-    Chart("training loss (nats)", lambda m: m.train_loss),
+    Chart("training loss (nats)", lambda m: m.train_loss, noisy=True),
     Chart("test loss (nats)", lambda m: m.test_loss),
     Chart("learning rate", lambda m: m.learning_rate),
 )
 APART = (
-    Chart("disagreement of running variances", lambda m: m.signals.get(DISAGREEMENT)),
-    Chart("agreement of updates (1: unrelated)", lambda m: m.signals.get("fixbn-update-agreement")),
+    Chart("disagreement of running variances", lambda m: m.signals.get(DISAGREEMENT), noisy=True),
+    Chart(
+        "agreement of updates (1: unrelated)",
+        lambda m: m.signals.get("fixbn-update-agreement"),
+        noisy=True,
+    ),
 )
 COST = (
     Chart("sent to clients (MB per round)", lambda m: m.bytes_sent or None, 1e-6),
     Chart("received from clients (MB per round)", lambda m: m.bytes_received or None, 1e-6),
-    Chart("seconds per round", lambda m: m.seconds),
-    Chart("slowest client's training (s)", lambda m: m.train_seconds),
+    Chart("seconds per round", lambda m: m.seconds, noisy=True),
+    Chart("slowest client's training (s)", lambda m: m.train_seconds, noisy=True),
 )
 DROPPED = Chart("dropped clients", lambda m: m.dropped)
 
@@ -68,7 +74,7 @@ def draw_charts(
     """Draw the charts that have a value in some run.
 
     Args:
-        runs: The runs, in the order of their styles.
+        runs: The runs.
         charts: What to draw.
         wide: Whether a chart takes the page's whole width. Default: half of it.
     """
@@ -81,19 +87,19 @@ def _draw(runs: Sequence[ReportedRun], chart: Chart, *, wide: bool) -> Picture:
 
     figure = Figure(figsize=WIDE if wide else NARROW, layout="constrained")
     ax = figure.subplots()
-    for style, run in enumerate(runs):
-        draw_line(
-            ax, style, run.label, [(m.round, chart.value(m), chart.scale) for m in run.rounds]
-        )
-        _mark_freeze(ax, style, run, chart)
+    last = max(m.round for run in runs for m in run.rounds)
+    window = window_of(last) if chart.noisy else 1
+    for place, run in enumerate(runs):
+        points = [(m.round, chart.value(m)) for m in run.rounds]
+        draw_line(ax, run.style, place, run.label, points, chart.scale, window)
+        _mark_freeze(ax, run, chart, starred=window == 1)
     values = [value for run in runs for _, value in _values(run, chart)]
     if max(values) > _LOG_FROM_RATIO * min(values) > 0:
         ax.set_yscale("log")
     elif min(values) >= 0:
         # Room for T*, but no false impression of a change.
         ax.set_ylim(0, max(values) * 1.08 or 1.0)
-    last = max(m.round for run in runs for m in run.rounds)
-    ax.set(xlabel="round", ylabel=chart.name, xlim=(0, last + 0.5))
+    ax.set(xlabel="round", ylabel=smoothed_name(chart.name, window), xlim=(0, last + 0.5))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
@@ -104,18 +110,18 @@ def _draw(runs: Sequence[ReportedRun], chart: Chart, *, wide: bool) -> Picture:
     return picture_of(figure, _in_words(runs, chart), wide=wide)
 
 
-def _mark_freeze(ax: Axes, style: int, run: ReportedRun, chart: Chart) -> None:
+def _mark_freeze(ax: Axes, run: ReportedRun, chart: Chart, *, starred: bool) -> None:
     """Mark T* by a dotted line, and by a star where the curve has a value."""
     frozen = run.freeze_round
     if frozen is None:
         return
-    color = STYLES[style][0]
+    color = run.style.color
     ax.axvline(frozen, color=color, linewidth=1.0, linestyle=(0, (1, 1.5)), label="_T*")
     for server_round, value in _values(run, chart):
-        if server_round == frozen:
+        if starred and server_round == frozen:
             ax.plot(
                 [frozen], [value], marker="*", markersize=14, markerfacecolor=color,
-                markeredgecolor="black", markeredgewidth=0.8, label="_T*",
+                markeredgecolor="black", markeredgewidth=0.8, label="_T*", zorder=3, clip_on=False,
             )  # fmt: skip
     ax.annotate(
         "T*",

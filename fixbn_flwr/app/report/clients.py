@@ -15,7 +15,6 @@ from fixbn_flwr.app.report.picture import Picture, picture_of
 from fixbn_flwr.app.report.reported_run import ReportedRun
 from fixbn_flwr.app.report.tables import Row, Table
 from fixbn_flwr.app.report.tested_model import TestedModel
-from fixbn_flwr.app.runs.figure import STYLES
 from fixbn_flwr.errors import ConfigError
 
 
@@ -59,29 +58,27 @@ def draw_clients(
     """Draw the score and the loss of each client.
 
     Args:
-        runs: All runs, in the order of their styles.
+        runs: All runs.
         results: The clients by the run's label; a run may be missing.
     """
-    shown = [(style, run) for style, run in enumerate(runs) if run.label in results]
-    scores = " or ".join(dict.fromkeys(run.score for _, run in shown))
+    shown = [run for run in runs if run.label in results]
+    scores = " or ".join(dict.fromkeys(run.score for run in shown))
     return [
         _draw(shown, f"{scores} (%)", {k: [100 * c.score for c in v] for k, v in results.items()}),
         _draw(shown, "loss (nats)", {k: [c.loss for c in v] for k, v in results.items()}),
     ]
 
 
-def _draw(
-    runs: Sequence[tuple[int, ReportedRun]], name: str, values: Mapping[str, Sequence[float]]
-) -> Picture:
+def _draw(runs: Sequence[ReportedRun], name: str, values: Mapping[str, Sequence[float]]) -> Picture:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=NARROW, layout="constrained")
     ax = figure.subplots()
     parts = []
-    for place, (style, run) in enumerate(runs):
+    for place, run in enumerate(runs):
         own = values[run.label]
-        color, _, marker = STYLES[style]
+        color, _, marker = run.style
         # Side by side, so that equal values do not hide each other.
         aside = 0.5 * (place - (len(runs) - 1) / 2) / len(runs)
         places = [client + aside for client in range(len(own))]
@@ -95,7 +92,7 @@ def _draw(
     ax.grid(alpha=0.3, axis="y")
     ax.spines[["top", "right"]].set_visible(False)
     if len(runs) > 1:
-        columns = 1 if max(len(run.label) for _, run in runs) > 24 else 2
+        columns = 1 if max(len(run.label) for run in runs) > 24 else 2
         figure.legend(loc="outside lower center", ncols=columns, fontsize=9)
     return picture_of(figure, f"{name} by client. {'; '.join(parts)}.")
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fixbn_flwr.app.config.settings import Settings
-from fixbn_flwr.app.runs.figure import STYLES, figure_title
+from fixbn_flwr.app.runs.figure import figure_title
+from fixbn_flwr.app.runs.line_styles import METHODS, Style, styles_of
 from fixbn_flwr.app.runs.reader import is_finished, read_config, read_metrics
 from fixbn_flwr.app.runs.summary import RoundMetrics, Summary, freeze_round_of, summarize
 from fixbn_flwr.errors import ConfigError
@@ -24,12 +25,14 @@ class ReportedRun:
         label: Its name, with as many parents as make it differ from those of the other runs.
         config: The content of config.json.
         rounds: The metrics of its rounds so far.
+        style: What its curves look like.
     """
 
     path: Path
     label: str
     config: dict[str, Any]
     rounds: list[RoundMetrics]
+    style: Style
 
     @property
     def freeze_round(self) -> int | None:
@@ -80,18 +83,22 @@ def read_runs(paths: Sequence[Path]) -> list[ReportedRun]:
     Raises:
         ConfigError: If a path is not a run folder, two are the same, or there are too many.
     """
-    if len(paths) > len(STYLES):
+    if len(paths) > len(METHODS):
         raise ConfigError(
-            f"{len(paths)} runs are given, but a report has lines for {len(STYLES)} that readers "
+            f"{len(paths)} runs are given, but a report has lines for {len(METHODS)} that readers "
             "can tell apart without colors: name fewer runs."
         )
     folders = [path.expanduser().absolute() for path in paths]
     for number, folder in enumerate(folders):
         if folder in folders[:number]:
             raise ConfigError(f"{folder} is given twice: name each run once.")
+    configs = [read_config(folder) for folder in folders]
+    styles = styles_of(str(config.get("method")) for config in configs)
     return [
-        ReportedRun(folder, label, read_config(folder), read_metrics(folder))
-        for folder, label in zip(folders, _labels(folders), strict=True)
+        ReportedRun(folder, label, config, read_metrics(folder), style)
+        for folder, label, config, style in zip(
+            folders, _labels(folders), configs, styles, strict=True
+        )
     ]
 
 

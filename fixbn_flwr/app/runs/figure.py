@@ -1,16 +1,13 @@
-"""Draw the figure of one or more runs: accuracy and loss by round.
-
-The colors are Okabe and Ito's, which color-blind readers can distinguish. Each run also has its own
-line style and marker, so the figure works in grayscale.
-"""
+"""Draw the figure of one or more runs: accuracy and loss by round."""
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fixbn_flwr.app.runs.line_styles import Style, styles_of
 from fixbn_flwr.tasks import find_task
 
 if TYPE_CHECKING:
@@ -19,17 +16,9 @@ if TYPE_CHECKING:
     from fixbn_flwr.app.config.settings import Settings
     from fixbn_flwr.app.runs.summary import RoundMetrics
 
-# Color, line style and marker, in the order of the runs.
-STYLES = (
-    ("#0072B2", "-", "o"),
-    ("#D55E00", "--", "s"),
-    ("#009E73", "-.", "^"),
-    ("#CC79A7", ":", "D"),
-    ("#56B4E9", "-", "v"),
-    ("#E69F00", "--", "P"),
-    ("#000000", "-.", "X"),
-)
 _MARKERS_PER_LINE = 12
+# A noisy curve of more rounds than this shows means, so many in a row.
+_SMOOTHED_FROM, _WINDOWS = 200, 50
 _LOG_FROM_RATIO = 100.0
 DISAGREEMENT = "fixbn-variance-disagreement"
 
@@ -66,38 +55,44 @@ def draw_curves(
     from matplotlib.figure import Figure  # its canvas is Agg: no display, no global state
     from matplotlib.ticker import MaxNLocator
 
+    everything = [m for rounds in runs.values() for m in rounds]
+    last_round = max((m.round for m in everything), default=1)
+    window = window_of(last_round)
+    lower: list[Any] = ["train", "test"]
+    if not everything or any(DISAGREEMENT in m.signals for m in everything):
+        lower.append("disagreement")  # runs of older versions did not measure it
     figure = Figure(figsize=(9.0, 6.4), dpi=120, layout="constrained")
-    axes = figure.subplot_mosaic(
-        [["accuracy"] * 3, ["train", "test", "disagreement"]], height_ratios=(1.4, 1.0)
-    )
+    axes = figure.subplot_mosaic([["accuracy"] * len(lower), lower], height_ratios=(1.4, 1.0))
     axes["test"].sharex(axes["train"])
     axes["test"].sharey(axes["train"])
-    for index, (label, rounds) in enumerate(runs.items()):
-        style = index % len(STYLES)
-        draw_line(
-            axes["accuracy"], style, label, [(m.round, m.test_accuracy, 100.0) for m in rounds]
-        )
-        draw_line(axes["train"], style, label, [(m.round, m.train_loss, 1.0) for m in rounds])
-        draw_line(axes["test"], style, label, [(m.round, m.test_loss, 1.0) for m in rounds])
-        apart = [(m.round, m.signals.get(DISAGREEMENT), 1.0) for m in rounds]
-        draw_line(axes["disagreement"], style, label, apart)
+    styles = styles_of(runs)
+    for place, ((label, rounds), style) in enumerate(zip(runs.items(), styles, strict=True)):
+        values = {
+            "accuracy": [m.test_accuracy for m in rounds],
+            "train": [m.train_loss for m in rounds],
+            "test": [m.test_loss for m in rounds],
+            "disagreement": [m.signals.get(DISAGREEMENT) for m in rounds],
+        }
+        for name, ax in axes.items():
+            points = [(m.round, value) for m, value in zip(rounds, values[name], strict=True)]
+            scale = 100.0 if name == "accuracy" else 1.0
+            draw_line(ax, style, place, label, points, scale, window if name == "train" else 1)
 
     axes["accuracy"].set(ylabel="test accuracy (%)", ylim=(0, 102))
-    axes["train"].set(ylabel="training loss (nats)")
+    axes["train"].set(ylabel=smoothed_name("training loss (nats)", window))
     axes["test"].set(ylabel="test loss (nats)")
-    axes["disagreement"].set(ylabel="clients' disagreement")
-    if any(y > 0 for line in axes["disagreement"].lines for y in np.asarray(line.get_ydata())):
-        axes["disagreement"].set_yscale("log")
+    if "disagreement" in axes:
+        axes["disagreement"].set(ylabel="clients' disagreement")
+        if any(m.signals.get(DISAGREEMENT, 0) > 0 for m in everything):
+            axes["disagreement"].set_yscale("log")
     losses = [
         loss
-        for rounds in runs.values()
-        for m in rounds
+        for m in everything
         for loss in (m.train_loss, m.test_loss)
         if loss is not None and math.isfinite(loss)
     ]
     if losses and max(losses) > _LOG_FROM_RATIO * min(losses) > 0:
         axes["train"].set_yscale("log")
-    last_round = max((m.round for rounds in runs.values() for m in rounds), default=1)
     for ax in axes.values():
         ax.set(xlabel="round", xlim=(0, last_round + 0.5))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -122,29 +117,61 @@ def draw_curves(
     figure.savefig(path, format="png")
 
 
+def window_of(rounds: int) -> int:
+    """Return over how many rounds the noisy curves of so long a run are averaged; 1 for none."""
+    return rounds // _WINDOWS if rounds > _SMOOTHED_FROM else 1
+
+
+def smoothed_name(name: str, window: int) -> str:
+    """Return the label of an axis whose curves are means over so many rounds."""
+    return name if window == 1 else f"{name},\nmean of {window} rounds"
+
+
 def draw_line(
-    ax: "Axes", style: int, label: str, points: Sequence[tuple[int, float | None, float]]
+    ax: "Axes",
+    style: Style,
+    place: int,
+    label: str,
+    points: Sequence[tuple[int, float | None]],
+    scale: float = 1.0,
+    window: int = 1,
 ) -> None:
-    """Draw a run's curve through the rounds that have a finite value, each times its scale.
+    """Draw a run's curve through the rounds that have a finite value.
 
     Args:
         ax: Where to draw it.
-        style: Which of `STYLES` the run has.
+        style: The run's style.
+        place: The number of the run in the figure, from 0.
         label: Its name in the legend.
-        points: Round, value and scale.
+        points: Round and value.
+        scale: What values are multiplied by. Default: 1.0.
+        window: The curve is the mean of so many values until each round, with the values faint
+            behind it. Default: 1, the values themselves.
     """
-    known = [(x, y * scale) for x, y, scale in points if y is not None and math.isfinite(y)]
-    color, dashes, marker = STYLES[style]
+    known = [(x, y * scale) for x, y in points if y is not None and math.isfinite(y)]
+    rounds, values = [x for x, _ in known], [y for _, y in known]
+    if window > 1:
+        ax.plot(rounds, values, color=style.color, linewidth=0.5, alpha=0.3, label="_raw")
+        values = _trailing_means(values, window)
     step = max(1, len(known) // _MARKERS_PER_LINE)
     ax.plot(
-        [x for x, _ in known],
-        [y for _, y in known],
-        color=color,
-        linestyle=dashes,
+        rounds,
+        values,
+        color=style.color,
+        linestyle=style.dashes,
         linewidth=1.6,
-        marker=marker,
+        marker=style.marker,
         markersize=4.5,
         # Each run's markers start at another round, so both of two equal curves are visible.
-        markevery=(style % step, step),
+        markevery=(place % step, step),
         label=label,
+        clip_on=not known,  # the marker of the last round is whole
     )
+
+
+def _trailing_means(values: Sequence[float], window: int) -> list[float]:
+    """Return the mean of the last values until each place: nothing after T* changes it at T*."""
+    sums = np.cumsum([0.0, *values])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - window)
+    return list((sums[ends] - sums[starts]) / (ends - starts))

@@ -109,7 +109,36 @@ def test_a_wide_range_of_losses_gets_a_log_scale(
 ) -> None:
     runs = {"a": [metrics(1, 0.5, 1.0, worst)]}
     draw_curves(runs, None, tmp_path / "curves.png", title="")
-    assert [ax.get_yscale() for ax in drawn[0].axes] == ["linear", scale, scale, "linear"]
+    assert [ax.get_yscale() for ax in drawn[0].axes] == ["linear", scale, scale]
+
+
+def test_a_method_has_the_same_style_alone_and_beside_others(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    for names in (["BN"], ["FixBN", "BN"], ["mine", "BN"]):
+        draw_curves(dict.fromkeys(names, RUN), None, tmp_path / "curves.png", title="")
+    colors = [
+        {line.get_label(): line.get_color() for line in figure.axes[0].lines} for figure in drawn
+    ]
+    assert [color["BN"] for color in colors] == ["#D55E00"] * 3
+    assert colors[1]["FixBN"] == "#0072B2"
+    assert colors[2]["mine"] not in ("#0072B2", "#D55E00")
+
+
+def test_the_noisy_curve_of_a_long_run_is_a_mean_with_the_values_faint_behind(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    rounds = [metrics(n, n / 250, float(n % 5), 1.0) for n in range(1, 251)]
+    draw_curves({"BN": rounds}, None, tmp_path / "curves.png", title="")
+    train: Any = drawn[0].axes[1]
+    raw, mean = train.lines
+    assert train.get_ylabel() == "training loss (nats),\nmean of 5 rounds"
+    assert list(raw.get_ydata())[:6] == [1, 2, 3, 4, 0, 1]
+    assert raw.get_alpha() < 0.5
+    assert list(mean.get_ydata())[:4] == [1, 1.5, 2, 2.5]
+    assert list(mean.get_ydata())[4:] == pytest.approx([2.0] * 246)
+    # What is not noisy is drawn as it is.
+    assert curves(drawn[0], 0, 1)[0][1] == [pytest.approx(100 * n / 250) for n in range(1, 251)]
 
 
 def test_a_run_without_rounds_still_gives_a_figure(tmp_path: Path) -> None:
