@@ -14,6 +14,7 @@ from flwr.clientapp import ClientApp
 
 from fixbn_flwr.app import server_app
 from fixbn_flwr.app.config.settings import Settings
+from fixbn_flwr.app.round_display import log_over_bar
 from fixbn_flwr.app.routine_messages import is_routine
 from fixbn_flwr.app.shared_data import share_data
 from fixbn_flwr.app.workbench import find_device
@@ -93,6 +94,7 @@ def _prepare_worker(use_data: Callable[[], None], gpus: Sequence[str], number: i
     if gpus:  # read when this process first uses CUDA
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
     _quiet_log()
+    log_over_bar()
     use_data()
 
 

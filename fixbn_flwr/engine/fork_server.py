@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver
@@ -26,7 +27,7 @@ def start_fork_server(preload: Sequence[str] = ()) -> None:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([WORKER, *preload])
-    with _one_thread():
+    with _one_thread(), _no_interruption():
         forkserver.ensure_running()
 
 
@@ -42,3 +43,13 @@ def _one_thread() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _no_interruption() -> Iterator[None]:
+    """Keep Ctrl-C, which a terminal sends to all processes, from one that starts in the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -142,15 +142,15 @@ def round_line(metrics: RoundMetrics, settings: Settings) -> str:
     parts.append(f"lr {metrics.learning_rate:<7.4g}")
     train = metrics.train_loss
     parts.append("no client  " if train is None else f"train {train:.3f}")
-    segments = find_task(settings.task).masks is not None
+    score_of_task = score_name(settings)
     if metrics.test_accuracy is not None:
-        name = "mean IoU" if segments else "accuracy"
-        parts.append(f"test {metrics.test_loss:.3f} {name} {metrics.test_accuracy:.1%}")
+        score = f"{score_of_task} {metrics.test_accuracy:.1%}"
+        parts.append(f"test {metrics.test_loss:.3f} {score}")
     parts.append(f"{metrics.seconds:.1f} s")
     line = " ".join(parts)
     if metrics.validation_accuracy is None:
         return line
-    name = "mean IoU" if segments else "mean accuracy"
+    name = f"mean {score_of_task.removeprefix('mean ')}"
     by_client = metrics.validation_by_client
     worst = min(by_client, key=by_client.__getitem__)
     client = worst if len(worst) <= _LONGEST_NAME else f"{worst[: _LONGEST_NAME - 3]}..."
@@ -159,6 +159,11 @@ def round_line(metrics: RoundMetrics, settings: Settings) -> str:
         f"worst {by_client[worst]:.1%} (client {client}), "
         f"spread {100 * (metrics.validation_spread or 0.0):.1f}"
     )
+
+
+def score_name(settings: Settings) -> str:
+    """Return what a run's accuracy is: accuracy, or mean IoU of a segmentation."""
+    return "accuracy" if find_task(settings.task).masks is None else "mean IoU"
 
 
 def summary_table(summaries: Mapping[str, Summary]) -> str:

@@ -10,9 +10,10 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from fixbn_flwr.app.client.image_client import workbench_of
 from fixbn_flwr.app.config.settings import Settings
+from fixbn_flwr.app.round_display import RoundDisplay
 from fixbn_flwr.app.runs.momentum_files import folder_of, warn_of_full_disk
 from fixbn_flwr.app.runs.reader import CHECKPOINTS
-from fixbn_flwr.app.runs.summary import RoundMetrics, round_line
+from fixbn_flwr.app.runs.summary import RoundMetrics
 from fixbn_flwr.app.runs.writer import RunFolder
 from fixbn_flwr.app.server.client_registry_grid import ClientRegistryGrid
 from fixbn_flwr.app.server.client_validation import validation_metrics
@@ -67,6 +68,7 @@ class Recorder:
             Checkpoints(folder.path / CHECKPOINTS, settings.keep_checkpoints, self._always_kept)
         )
         self._last: tuple[int, Tree] | None = None
+        self._display = RoundDisplay(settings, rounds_before)
         self._divergence = DivergenceWarning(folder, chance=1 / task.classes)
         self._started = time.monotonic()
         self._bytes = (0, 0)
@@ -75,6 +77,7 @@ class Recorder:
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Record a round; the call before the first round starts the clock."""
         if server_round == self._rounds_before:
+            self._display.start()
             self._take_decision()
             self._started = time.monotonic()
             self._bytes = (self._grid.bytes_sent, self._grid.bytes_received)
@@ -88,7 +91,7 @@ class Recorder:
         tested = self._settings.evaluates(server_round)
         loss, accuracy = self._evaluate(arrays) if tested else (None, None)
         metrics = self._metrics(server_round, loss, accuracy)
-        print(round_line(metrics, self._settings))
+        self._display.show(metrics)
         is_best = self._folder.append(metrics)
         self._divergence.warn(metrics, self._settings, self._strategy.learning_rate_factor)
         if is_best:
@@ -116,11 +119,12 @@ class Recorder:
         print(f"{'No freeze' if never else f'T* = {freeze_round}'}: {reason}")
 
     def close(self) -> None:
-        """Write a checkpoint of the last round that has ended, unless there is one.
+        """Stop the display, and write a checkpoint of the last round, unless there is one.
 
         Raises:
             CheckpointError: If it cannot be written.
         """
+        self._display.close()
         self._save_checkpoint()
         self._checkpoints.wait()
 
