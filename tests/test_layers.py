@@ -19,7 +19,7 @@ LAYERS = [
     {"array_records"},
     {"persistence"},
     {"client", "server", "models"},
-    {"fastai", "huggingface", "legacy", "lightning", "tasks"},
+    {"fastai", "huggingface", "legacy", "lightning", "tasks", "tracking"},
     {"engine"},
     {"transport", "testing"},
     {"app"},

@@ -9,6 +9,7 @@ calibration factor.
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from fixbn_flwr.app.class_weights import weighted_task
 from fixbn_flwr.app.client.image_client import held_out_of, partitions_of, workbench_of
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.initial_network import check_input, initial_network
+from fixbn_flwr.app.round_display import RoundDisplay
 from fixbn_flwr.app.runs.creation import create_run_folder
-from fixbn_flwr.app.runs.summary import RoundMetrics, round_line, summary_table
+from fixbn_flwr.app.runs.summary import RoundMetrics, summary_table
+from fixbn_flwr.app.runs.tracked import log_result, log_round, tracking_of
 from fixbn_flwr.app.server.client_validation import validation_metrics
 from fixbn_flwr.app.training import evaluate, seed_of, train
 from fixbn_flwr.app.workbench import Workbench
@@ -31,6 +34,7 @@ from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method.schedule import Phase
 from fixbn_flwr.tasks import Split, Task, check_not_empty, load_splits
 from fixbn_flwr.tasks.signature import Signature
+from fixbn_flwr.tracking.tracking import check_installed
 
 METHOD = "centralised"
 
@@ -49,6 +53,7 @@ def train_centrally(settings: Settings, clients: int) -> Path:
         ConfigError: If data, device or model do not exist, or the folder cannot be created.
     """
     settings = replace(settings, freeze_after=1.0)  # nothing is frozen
+    check_installed(settings.track)
     task = settings.read_task()
     initial = initial_network(task, settings)  # fails before the data is loaded
     bench = workbench_of(task, settings)
@@ -73,7 +78,12 @@ def train_centrally(settings: Settings, clients: int) -> Path:
         -len(images) // (clients * settings.batch_size)
     )
     trained = weighted_task(task, data, settings.class_weights, bench.device)
-    with folder.running():
+    with (
+        folder.running(),
+        tracking_of(settings, folder) as tracking,
+        closing(RoundDisplay(settings)) as display,
+    ):
+        display.start()
         for server_round in range(1, settings.num_server_rounds + 1):
             started = time.monotonic()
             random = torch.Generator().manual_seed(seed_of(settings.seed, server_round))
@@ -97,14 +107,17 @@ def train_centrally(settings: Settings, clients: int) -> Path:
                 dropped=0,
                 **(_validate(bench, task, data, held_out) if validates else {}),
             )
-            print(round_line(metrics, settings))
+            display.show(metrics)
+            log_round(tracking, metrics)
             if folder.append(metrics):
                 folder.save_model("best", bench.arrays())
             best = folder.best_round
             if validates and best and settings.is_out_of_patience(server_round, best.round):
                 break
+        display.close()
         folder.save_model("final", bench.arrays())
         print(summary_table({METHOD: folder.finish()}))
+        log_result(tracking, folder)
     return folder.path
 
 

@@ -8,11 +8,13 @@ from flwr.serverapp import Grid, ServerApp
 from fixbn_flwr.app.error_log import show_errors_alone
 from fixbn_flwr.app.runs.momentum_files import folder_of, report
 from fixbn_flwr.app.runs.summary import summary_table
+from fixbn_flwr.app.runs.tracked import log_result, tracking_of
 from fixbn_flwr.app.server.prepared_run import PreparedRun, prepare_run
 from fixbn_flwr.app.server.round_recorder import Recorder
 from fixbn_flwr.array_records import arrays_of
 from fixbn_flwr.errors import CheckpointError
 from fixbn_flwr.log import logger
+from fixbn_flwr.tracking import Tracking
 
 
 def server_app_of(recorder: type[Recorder]) -> ServerApp:
@@ -32,10 +34,12 @@ def server_app_of(recorder: type[Recorder]) -> ServerApp:
         print(f"Run folder: {run.folder.path}")
         if run.rounds_done:
             print(f"Resuming after round {run.rounds_done}")
-        with run.folder.running():
-            arrays = train(run, recorder)
+        tracked = tracking_of(run.settings, run.folder, run.rounds_done)
+        with run.folder.running(), tracked as tracking:
+            arrays = train(run, recorder, tracking)
             run.folder.save_model("final", arrays_of(arrays))
             print(summary_table({run.settings.method: run.folder.finish()}))
+            log_result(tracking, run.folder)
         if run.strategy.advice:
             print(f"Advice: {run.strategy.advice}")
         if state := folder_of(run.settings, run.folder.run):
@@ -44,7 +48,7 @@ def server_app_of(recorder: type[Recorder]) -> ServerApp:
     return made
 
 
-def train(run: PreparedRun, recorder: type[Recorder]) -> ArrayRecord:
+def train(run: PreparedRun, recorder: type[Recorder], tracking: Tracking) -> ArrayRecord:
     """Run the rounds that are left, and return the whole model.
 
     If a round fails, the last round that has ended gets a checkpoint.
@@ -52,11 +56,12 @@ def train(run: PreparedRun, recorder: type[Recorder]) -> ArrayRecord:
     Args:
         run: The prepared run.
         recorder: Tests the model and records each round.
+        tracking: Logs every round.
     """
     if run.rounds_done == run.settings.num_server_rounds:
         return run.arrays
     recording = recorder(
-        run.settings, run.task, run.test, run.grid, run.strategy, run.folder,
+        run.settings, run.task, run.test, run.grid, run.strategy, run.folder, tracking,
         run.rounds_done, run.best,
     )  # fmt: skip
     try:

@@ -15,6 +15,7 @@ from fixbn_flwr.method import schedule
 from fixbn_flwr.method.schedule import FreezeAfter
 from fixbn_flwr.models.libraries import check_library_model, is_library_model
 from fixbn_flwr.tasks import DataTask, Task, find_task
+from fixbn_flwr.tracking.tracking import TRACKERS
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _MAX_RUN_NAME = 200  # characters; file systems allow 255, and a suffix may follow
@@ -207,6 +208,13 @@ def _run_name(run_name: str) -> str | None:
     return problem("run-name", run_name, text)
 
 
+def _track(track: str) -> str | None:
+    for name in filter(None, map(str.strip, track.split(","))):
+        if name not in TRACKERS:
+            return problem("track", track, f"no tracker {name!r}; {did_you_mean(name, TRACKERS)}")
+    return None
+
+
 def _device(device: str) -> str | None:
     if _DEVICE.fullmatch(device):
         return None
@@ -234,4 +242,5 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
     (("validation_share", "evaluate_clients_every", "patience"), _validation),
     (("device",), _device),
     (("run_name",), _run_name),
+    (("track",), _track),
 )

@@ -138,6 +138,9 @@ class Keys:
     )
     output_dir: str = setting("", "parent directory of run folders; empty: `~/fixbn-runs`", "path")
     run_name: str = setting("", "name of the run folder; empty: time, task and method")
+    track: str = setting(
+        "", "trackers that log the run, separated by commas: `tensorboard`, `mlflow`, `wandb`"
+    )
     state_dir: str = setting(
         "", "directory of momentum buffers on a client's machine; empty: Flower's state", "path"
     )

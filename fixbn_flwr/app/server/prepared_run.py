@@ -22,6 +22,7 @@ from fixbn_flwr.log import logger
 from fixbn_flwr.method.averaging import Arrays
 from fixbn_flwr.tasks import Split, Task, check_not_empty, load_splits
 from fixbn_flwr.tasks.signature import Signature
+from fixbn_flwr.tracking.tracking import check_installed
 from fixbn_flwr.transport.packed_grid import flat_in_deployment
 
 
@@ -62,6 +63,7 @@ def prepare_run(grid: Grid, context: Context) -> PreparedRun:
     resumed = ResumedRun.find(settings) if settings.resume else None
     settings = resumed.settings if resumed else settings
     find_device(settings.device)
+    check_installed(settings.track)
     task = settings.read_task()
     started = settings if resumed is None else replace(settings, pretrained="")
     model = initial_network(task, started)  # fails before the data is loaded

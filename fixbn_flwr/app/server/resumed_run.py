@@ -31,7 +31,7 @@ from fixbn_flwr.persistence.safetensors_tree import Tree
 
 FREE = (
     "resume", "may-change", "output-dir", "run-name", "checkpoint-every", "keep-checkpoints",
-    "round-timeout",
+    "round-timeout", "track",
 )  # fmt: skip
 """Keys that do not affect a run's results."""
 

@@ -14,6 +14,7 @@ from fixbn_flwr.app.round_display import RoundDisplay
 from fixbn_flwr.app.runs.momentum_files import folder_of, warn_of_full_disk
 from fixbn_flwr.app.runs.reader import CHECKPOINTS
 from fixbn_flwr.app.runs.summary import RoundMetrics
+from fixbn_flwr.app.runs.tracked import log_round
 from fixbn_flwr.app.runs.writer import RunFolder
 from fixbn_flwr.app.server.client_registry_grid import ClientRegistryGrid
 from fixbn_flwr.app.server.client_validation import validation_metrics
@@ -28,6 +29,7 @@ from fixbn_flwr.persistence.checkpoint_writer import CheckpointWriter
 from fixbn_flwr.persistence.checkpoints import Checkpoints
 from fixbn_flwr.persistence.safetensors_tree import Tree
 from fixbn_flwr.tasks import Split, Task
+from fixbn_flwr.tracking import Tracking
 
 
 class Recorder:
@@ -40,6 +42,7 @@ class Recorder:
         grid: Counts the bytes, and knows the clients.
         strategy: Has what the clients reported, and its state for checkpoints.
         folder: The run folder.
+        tracking: Logs every round.
         rounds_before: The number of rounds done before; above 0 in a resumed run. Default: 0.
         best: The best model of them, by name. Default: none.
     """
@@ -52,6 +55,7 @@ class Recorder:
         grid: ClientRegistryGrid,
         strategy: RecordedFixBN,
         folder: RunFolder,
+        tracking: Tracking,
         rounds_before: int = 0,
         best: Arrays | None = None,
     ) -> None:
@@ -61,6 +65,7 @@ class Recorder:
         self._grid = grid
         self._strategy = strategy
         self._folder = folder
+        self._tracking = tracking
         self._rounds_before = rounds_before
         self._best = best
         self._always_kept = {settings.freeze_round}
@@ -93,6 +98,7 @@ class Recorder:
         metrics = self._metrics(server_round, loss, accuracy)
         self._display.show(metrics)
         is_best = self._folder.append(metrics)
+        log_round(self._tracking, metrics)
         self._divergence.warn(metrics, self._settings, self._strategy.learning_rate_factor)
         if is_best:
             self._best = arrays_of(arrays)

@@ -57,11 +57,5 @@ def test_a_peers_task_is_one_object_with_the_same_data():
 
 
 def test_an_unknown_peer_is_an_error():
-<<<<<<< HEAD
     with pytest.raises(AttributeError, match="name one of exact, fedbn, silobn, faded, hbn"):
-=======
-    with pytest.raises(
-        AttributeError, match="name one of exact, fedbn, silobn, faded, hbn, fedwon"
-    ):
->>>>>>> c65b7c5 (FixBN and BN have one colour each in every figure; the noisy curves of long runs are smoothed)
         getattr(peers, "nothing:digits")
