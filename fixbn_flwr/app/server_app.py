@@ -34,8 +34,10 @@ def server_app_of(recorder: type[Recorder]) -> ServerApp:
         print(f"Run folder: {run.folder.path}")
         if run.rounds_done:
             print(f"Resuming after round {run.rounds_done}")
-        tracked = tracking_of(run.settings, run.folder, run.rounds_done)
-        with run.folder.running(), tracked as tracking:
+        with (
+            run.folder.running(),
+            tracking_of(run.settings, run.folder, run.rounds_done) as tracking,
+        ):
             arrays = train(run, recorder, tracking)
             run.folder.save_model("final", arrays_of(arrays))
             print(summary_table({run.settings.method: run.folder.finish()}))

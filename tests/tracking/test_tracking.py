@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from flwr.app import ArrayRecord, MetricRecord
 
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method.schedule import Phase
+from fixbn_flwr.testing import SerializingGrid
 from fixbn_flwr.tracking import Tracking
 from fixbn_flwr.tracking.background import BackgroundTracker
+from tests.support.clients import initial_arrays, training_app
+from tests.support.pages import page
+from tests.support.small_federation import CLIENTS, batches, fedavg, network
 from tests.support.tracked import tracked_run
 
 pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
@@ -135,3 +141,20 @@ def test_a_run_that_fails_says_so(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     assert "status/text_summary" in events.Tags()["tensors"]
+
+
+def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", page("see-a-run.md"), re.DOTALL)
+    names: dict[str, Any] = {
+        "torch": torch,
+        "FedAvg": fedavg,
+        "grid": SerializingGrid(training_app(network, batches), CLIENTS),
+        "arrays": initial_arrays(network()),
+        "evaluate": lambda server_round, _: MetricRecord({"accuracy": server_round / 100}),
+    }
+    exec(compile(code, "see-a-run.md", "exec"), names)
+    logged = scalars(tmp_path / "runs" / "mine")
+    assert logged["accuracy"] == [(n, pytest.approx(n / 100)) for n in range(101)]
+    assert [value for _, value in logged["calibration"]] == [0.0] * 51 + [1.0] * 50
+    assert [step for step, _ in logged["fixbn-variance-disagreement"]] == list(range(1, 51))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from fixbn_flwr.app.report.picture import Picture, picture_of
@@ -99,7 +100,7 @@ def _draw(runs: Sequence[ReportedRun], chart: Chart, *, wide: bool) -> Picture:
     elif min(values) >= 0:
         # Room for T*, but no false impression of a change.
         ax.set_ylim(0, max(values) * 1.08 or 1.0)
-    ax.set(xlabel="round", ylabel=smoothed_name(chart.name, window), xlim=(0, last + 0.5))
+    ax.set(xlabel="round", ylabel=smoothed_name(fill(chart.name, 22), window), xlim=(0, last + 0.5))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)

@@ -83,7 +83,9 @@ def _draw(runs: Sequence[ReportedRun], name: str, values: Mapping[str, Sequence[
         aside = 0.5 * (place - (len(runs) - 1) / 2) / len(runs)
         places = [client + aside for client in range(len(own))]
         ax.vlines(places, 0, own, color=color, linewidth=1.0, alpha=0.5)
-        ax.plot(places, own, color=color, linestyle="", marker=marker, label=run.label)
+        ax.plot(
+            places, own, color=color, linestyle="", marker=marker, label=run.label, clip_on=False
+        )
         low, middle, high = np.min(own), np.median(own), np.max(own)
         parts.append(f"{run.label}: {low:.4g} to {high:.4g}, median {middle:.4g}")
     known = [v for own in values.values() for v in own if math.isfinite(v)]

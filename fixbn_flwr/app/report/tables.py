@@ -10,7 +10,7 @@ from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.report.reported_run import ReportedRun
 
 # They say where a run is, not what it is.
-_PLACES = {"output-dir", "run-name", "resume", "may-change"}
+_PLACES = {"output-dir", "run-name", "track", "resume", "may-change"}
 _NOTHING = "–"
 
 

@@ -10,20 +10,11 @@ import pytest
 from fixbn_flwr.app.report.page import write_report
 from fixbn_flwr.errors import ConfigError
 from tests.support.pages import ROOT
-from tests.support.whole_app import run_app
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return the page of a run with FixBN and of one with another rate and without a freeze."""
-    folder = tmp_path_factory.mktemp("report")
-    fixbn = run_app(
-        folder / "a", 3, {"run-name": "fixbn", "fraction-train": 1.0, "validation-share": 0.2}
-    )
-    changes = {"run-name": "plain", "freeze-after": 1.0, "learning-rate": 0.02}
-    plain = run_app(folder / "b", 3, {**changes, "fraction-train": 1.0})
-    write_report([fixbn, plain], folder / "report.html")
-    return (folder / "report.html").read_text(encoding="utf-8")
+@pytest.fixture
+def page(report: Path) -> str:
+    return report.read_text(encoding="utf-8")
 
 
 def text_of(page: str) -> str:
