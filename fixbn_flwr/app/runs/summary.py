@@ -133,8 +133,6 @@ def round_line(metrics: RoundMetrics, settings: Settings) -> str:
 
     A second line has the clients' validations.
     """
-    from fixbn_flwr.tasks import find_task
-
     rounds = settings.num_server_rounds
     parts = [f"round {metrics.round:>{len(str(rounds))}}/{rounds}"]
     if settings.may_freeze:  # plain BN has no phases
@@ -163,6 +161,8 @@ def round_line(metrics: RoundMetrics, settings: Settings) -> str:
 
 def score_name(settings: Settings) -> str:
     """Return what a run's accuracy is: accuracy, or mean IoU of a segmentation."""
+    from fixbn_flwr.tasks import find_task
+
     return "accuracy" if find_task(settings.task).masks is None else "mean IoU"
 
 
