@@ -73,8 +73,12 @@ class RoundDisplay:
         parts = [metrics.phase.value] if self._settings.may_freeze else []
         loss = metrics.train_loss
         parts.append("no client" if loss is None else f"loss {loss:.3f}")
-        if metrics.test_accuracy is not None:  # else the accuracy of an earlier round stays
+        # The accuracy of an earlier round stays in one without.
+        if metrics.test_accuracy is not None:
             self._accuracy = f"{score_name(self._settings)} {metrics.test_accuracy:.1%}"
+        elif self._settings.evaluate_every == 0 and metrics.validation_accuracy is not None:
+            score = f"{score_name(self._settings)} {metrics.validation_accuracy:.1%}"
+            self._accuracy = f"clients' {score}"
         return "  ".join([*parts, self._accuracy]).rstrip()
 
 

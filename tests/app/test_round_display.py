@@ -113,6 +113,17 @@ def test_a_round_without_evaluation_keeps_the_accuracy_before(
     assert re.fullmatch(r"round 2/4 [━╺╸]+ no client  accuracy 50\.0% 0:00:0\d left", line)
 
 
+def test_a_server_without_data_shows_the_clients_accuracy(
+    open_terminal: Callable[[], Terminal],
+) -> None:
+    terminal = open_terminal()
+    display = RoundDisplay(replace(SETTINGS, evaluate_every=0))
+    display.start()
+    display.show(replace(ROUND, test_accuracy=None, validation_accuracy=0.75))
+    display.close()
+    assert "calibration  loss 0.250  clients' accuracy 75.0%" in lines_left(terminal.close())[-1]
+
+
 def test_a_narrow_terminal_keeps_round_and_time(
     open_terminal: Callable[[], Terminal], monkeypatch: pytest.MonkeyPatch
 ) -> None:

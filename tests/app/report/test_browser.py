@@ -35,7 +35,7 @@ def test_every_figure_and_table_is_drawn(browser: Browser, report: Path) -> None
     assert all(min(size) > 100 for size in sizes)
     assert browser.value("Array.from(document.images).every(i => i.alt.length > 20)")
     rows = browser.value("Array.from(document.querySelectorAll('table'), t => t.rows.length)")
-    assert len(rows) == 6  # overview, two of clients, two of confusions, config
+    assert len(rows) == 7  # overview, validations, two of clients, two of confusions, config
     assert min(rows) >= 4
     # Each link of the navigation leads to a heading.
     assert (
