@@ -43,7 +43,7 @@ def test_every_figure_and_table_is_drawn(browser: Browser, report: Path) -> None
             "Array.from(document.querySelectorAll('nav a'),"
             " a => document.querySelector(a.hash)?.tagName)"
         )
-        == ["H2"] * 6
+        == ["H2"] * 7
     )
 
 
