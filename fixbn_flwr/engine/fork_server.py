@@ -12,7 +12,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 
 WORKER = "fixbn_flwr.engine.worker"
 
@@ -27,6 +27,7 @@ def start_fork_server(preload: Sequence[str] = ()) -> None:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([WORKER, *preload])
+    resource_tracker.ensure_running()  # else the fork server starts it, which unblocks Ctrl-C
     with _one_thread(), _no_interruption():
         forkserver.ensure_running()
 
