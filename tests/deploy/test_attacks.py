@@ -149,7 +149,8 @@ def test_plain_text_gets_no_answer(federation: GuardedFederation, run: Service) 
         (ADDRESS, federation.gateway.port), timeout=60, source_address=(ATTACKER, 0)
     ) as connection:
         connection.sendall(b"POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: superlink\r\n\r\n")
-        assert connection.recv(100) == b""
+        with suppress(ConnectionError):
+            assert connection.recv(100) == b""
     assert federation.gateway.refusals() - before == {"plain text": 1}
 
 
@@ -211,7 +212,7 @@ def test_others_train_on_while_one_node_opens_200_connections(
             finished.set()
             dripping.join()
         assert 0 < len(held) <= 20  # still connected, and nobody else is affected
-    reasons = gateway.refusals() - before
+        reasons = gateway.refusals() - before
     assert reasons.keys() <= {"too many connections", "too many requests"}
     assert CONNECTIONS - 20 <= reasons.total() < CONNECTIONS
 
@@ -236,5 +237,6 @@ def test_the_attacked_run_ends_with_the_right_bits(
     assert run.end() == 0
     assert [line["clients"] for line in federation.rounds("attacked")] == [2] * ROUNDS
     assert result(federation, "attacked") == result(federation, "calm")
-    assert not federation.gateway.refusals("127.0.0.1")
+    # Of the honest nodes' address, only deploy/register was refused, see above.
+    assert federation.gateway.refusals("127.0.0.1") == {"not served here": 1}
     assert set(federation.statuses().values()) == {"finished:completed"}

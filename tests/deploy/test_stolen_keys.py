@@ -1,4 +1,4 @@
-"""Keys that are unknown, revoked, in use or another node's: the SuperLink refuses them.
+"""Keys that are unknown, revoked, in use or another node's, and requests that are replayed.
 
 The requests go through the gateway, as those of the honest nodes, so this also shows that it
 passes on headers and bodies unchanged.
@@ -7,7 +7,10 @@ passes on headers and bodies unchanged.
 from __future__ import annotations
 
 import re
+import socket
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -18,11 +21,13 @@ from flwr.proto.control_pb2 import UnregisterNodeRequest
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, ActivateNodeResponse
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node as NodeId
+from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.client import ProtobufRequestContext
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from google.protobuf.message import Message
 
+from tests.support.federations import ADDRESS
 from tests.support.gateways import GuardedFederation, needs_nginx
 from tests.support.machines import switch_off
 
@@ -98,3 +103,60 @@ def test_only_the_registered_key_of_a_node_speaks_for_it(
         assert revoked.status_code == 200, revoked.text
     assert heartbeat(attacker, number, honest) == 401
     assert re.search("2004", activate(attacker, honest).text)
+
+
+class Tap:
+    """Passes one connection on to a port and records the bytes that the client sends."""
+
+    def __init__(self, target: int) -> None:
+        self.recorded = b""
+        self._target = target
+        self._listener = socket.create_server((ADDRESS, 0))
+        self.port = self._listener.getsockname()[1]
+        self._pass_on = threading.Thread(target=self._run)
+        self._pass_on.start()
+
+    def _run(self) -> None:
+        near, _ = self._listener.accept()
+        far = socket.create_connection((ADDRESS, self._target))
+
+        def back() -> None:
+            while data := far.recv(65536):
+                near.sendall(data)
+
+        answers = threading.Thread(target=back)
+        answers.start()
+        while data := near.recv(65536):
+            self.recorded += data
+            far.sendall(data)
+        far.shutdown(socket.SHUT_RDWR)
+        answers.join()
+        for each in (near, far, self._listener):
+            each.close()
+
+    def end(self) -> None:
+        self._pass_on.join()
+
+
+def test_a_recorded_connection_cannot_be_replayed(federation: GuardedFederation) -> None:
+    key = key_of(federation, "hospital-c")
+    port = federation.gateway.port
+
+    def received() -> int:
+        return (federation.link.home / "superlink.log").read_text().count("run_id=12345")
+
+    with federation.gateway.client(port) as node:
+        number = ActivateNodeResponse.FromString(activate(node, key).content).node_id
+    request = GetRunRequest(node=NodeId(node_id=number), run_id=12345)
+    tap = Tap(port)
+    with federation.gateway.client(tap.port) as node:
+        post(node, "get-run", request, key)
+    tap.end()
+    once = received()
+    assert once > 0
+    with socket.create_connection((ADDRESS, port), timeout=60) as replay:
+        replay.sendall(tap.recorded)
+        with suppress(ConnectionError):
+            while replay.recv(65536):  # until the gateway closes it
+                pass
+    assert received() == once
