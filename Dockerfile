@@ -21,6 +21,10 @@ RUN uv pip install --no-cache --compile-bytecode --python /opt/venv/bin/python \
     --torch-backend "${TORCH_BACKEND}" ".[${EXTRAS}]"
 
 FROM python:${PYTHON}
+# For the gateway.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends nginx-light \
+    && rm -rf /var/lib/apt/lists/*
 # A new volume takes over the owner and mode of the directory that it is mounted on.
 RUN useradd --uid 10001 --create-home fixbn \
     && install --directory --owner fixbn --mode 700 \

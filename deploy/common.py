@@ -1,4 +1,4 @@
-"""Helpers for the scripts of this folder: errors, private files, Flower's environment."""
+"""Helpers for the scripts of this folder: errors, private files, addresses, Flower's programs."""
 
 from __future__ import annotations
 
@@ -75,6 +75,16 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def address(host: str, port: int) -> str:
+    """Return HOST:PORT, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def local_address(host: str, port: int) -> str:
+    """Return the address at which this machine reaches a server that listens there."""
+    return address({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port)
 
 
 def check_port(host: str, port: int) -> None:

@@ -56,7 +56,11 @@ def test_build_tools_are_pinned_and_leave_no_cache() -> None:
                 )  # DL3013
         assert "sudo" not in line  # DL3004
         assert not line.startswith("cd ")  # DL3003
-        assert "apt-get" not in line
+        if "apt-get install" in line:
+            assert "--no-install-recommends" in line  # DL3015
+            assert "--yes" in line  # DL3014
+            first, *_, last = (part.strip() for part in line.split("&&"))
+            assert (first, last) == ("apt-get update", "rm -rf /var/lib/apt/lists/*")  # DL3009
 
 
 def test_the_last_stage_runs_as_an_unprivileged_user_with_a_health_check() -> None:
@@ -115,6 +119,8 @@ def test_the_scripts_of_the_services_exist() -> None:
     assert {name: programs(service["command"]) for name, service in SERVICES.items()} == {
         "secrets": {"make-certificates", "make-node-key"},
         "superlink": {"start-superlink"},
+        "gateway": {"start-gateway"},
+        "run": set(),
         "register": {"register"},
         "hospital-a": {"start-supernode"},
         "hospital-b": {"start-supernode"},
@@ -128,7 +134,8 @@ def test_every_path_of_a_command_is_in_a_volume_and_every_volume_is_declared() -
     (directories,) = (line for line in of("RUN") if "install --directory" in line)
     named = set()
     for name, service in SERVICES.items():
-        mounts = {v.split(":")[1]: v.split(":")[0] for v in service["volumes"]}
+        volumes = (v.split(":") for v in service["volumes"] if v != "..:/app:ro")
+        mounts = {mount: volume for volume, mount, *_ in volumes}
         named |= set(mounts.values())
         assert all(mount in directories.split() for mount in mounts), name
         for path in re.findall(r"/(?:certificates|keys)[\w/-]*", " ".join(service["command"])):
@@ -141,12 +148,13 @@ def test_only_services_that_need_keys_mount_them() -> None:
         return {v.partition(":")[0] for v in SERVICES[service]["volumes"]}
 
     assert volumes("superlink") == {"certificates", "superlink", "runs"}
+    assert volumes("gateway") == {"certificates", "gateway"}
     assert volumes("hospital-a") == {"hospital-a-keys", "hospital-a"}
     assert volumes("hospital-b") == {"hospital-b-keys", "hospital-b"}
     for name, service in SERVICES.items():
         for volume in service["volumes"]:
-            secret = volume.startswith("certificates") or "-keys" in volume
-            assert volume.endswith(":ro") == (secret and name != "secrets"), (name, volume)
+            read_only = volume.startswith(("certificates", "..")) or "-keys" in volume
+            assert volume.endswith(":ro") == (read_only and name != "secrets"), (name, volume)
 
 
 def test_a_service_starts_after_the_services_that_it_needs() -> None:
@@ -155,16 +163,23 @@ def test_a_service_starts_after_the_services_that_it_needs() -> None:
 
     assert needs("secrets") == {}
     assert needs("superlink") == {"secrets": "service_completed_successfully"}
-    assert needs("register") == {"superlink": "service_healthy"}
+    assert needs("gateway") == {"superlink": "service_healthy"}
+    assert needs("register") == {"gateway": "service_healthy"}
     for node in ("hospital-a", "hospital-b"):
         assert needs(node) == {"register": "service_completed_successfully"}
         assert SERVICES[node]["restart"] == "unless-stopped"
 
 
-def test_the_superlink_is_reachable_only_from_its_own_machine() -> None:
+def test_only_the_gateway_is_reachable_and_only_from_its_own_machine() -> None:
     published = [port for service in SERVICES.values() for port in service.get("ports", [])]
     assert published == ["127.0.0.1:8000:8000"]
     assert "8000" in of("EXPOSE")
+    assert "--host 127.0.0.1 --port 8001" in " ".join(SERVICES["superlink"]["command"])
+    assert "--port=8000" in SERVICES["gateway"]["command"]
+    shared = {name for name, service in SERVICES.items() if "network_mode" in service}
+    assert shared == {"gateway", "register", "run"}
+    for name in shared:
+        assert SERVICES[name]["network_mode"] == "service:superlink"
 
 
 def test_no_service_runs_as_root_or_can_become_root() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.support.gateways import needs_nginx
 from tests.support.machines import ROOT, Machine, free_port, round_lines, switch_off
 from tests.support.waiting import TIMEOUT, without_colours
 
@@ -54,7 +55,7 @@ def test_the_page_names_every_script_and_only_existing_files() -> None:
     scripts = {
         path.name for path in (ROOT / "deploy").iterdir() if path.is_file() and not path.suffix
     }
-    assert named == scripts | {"compose.yaml"}
+    assert named == scripts | {"compose.yaml", "systemd"}
     for link in re.findall(r"\]\(([^)#]+)", PAGE):
         assert (ROOT / "deploy" / link).exists(), link
 
@@ -74,17 +75,18 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Mac
 
 
 @pytest.mark.slow
+@needs_nginx
 def test_the_commands_complete_two_rounds_and_work_again_after_an_upgrade(
     machines: dict[str, Machine],
 ) -> None:
-    port = str(free_port("127.0.0.2"))
+    port, control_port = str(free_port("127.0.0.2")), str(free_port("127.0.0.1"))
     outputs: dict[str, str] = {}
 
     def execute(section: str) -> None:
         outputs[section] = ""
         for block in blocks():
             if block.section.startswith(section) and not block.where.endswith("install"):
-                commands = block.commands.replace("8000", port)
+                commands = block.commands.replace("8000", port).replace("8001", control_port)
                 commands = commands.replace("timeout 120 ", f"timeout {TIMEOUT:.0f} ")
                 for page, address in ADDRESSES.items():
                     commands = commands.replace(page, address)

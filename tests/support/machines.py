@@ -117,6 +117,8 @@ class Machine:
 
         wait_until(is_off, f"all processes of {self.address} were killed")
         for process in self.started:
+            if process.poll() is None:  # nginx overwrites its environment
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait(TIMEOUT)
 
 
