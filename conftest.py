@@ -1,5 +1,6 @@
 """Fixtures and settings of all tests, doctests included."""
 
+import gc
 import logging
 import warnings
 from pathlib import Path
@@ -19,6 +20,15 @@ collect_ignore = [f"fixbn_flwr/{name}.py" for name in ("fastai", "huggingface", 
 # wait for each other on busy cores are slow.
 torch.set_num_threads(1)
 logging.getLogger("flwr").setLevel(logging.WARNING)  # Flower logs a table for every round
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the modules and tests, which stay to the end.
+
+    Some of Flower's strategies collect after each array, a sixth of a second each with all tests.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 def has_terminal() -> bool:
     """Return whether somebody watches: standard output is a terminal, and not that of a CI."""
+    if sys.stdout is None:  # as in a program without a console
+        return False
     return sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from fixbn_flwr import freeze_statistics
 from fixbn_flwr.method.batch_norm import statistics, statistics_layers
@@ -61,7 +62,7 @@ def test_a_compiled_model_freezes_and_thaws(backend: str, when: str) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_code_is_reused_in_later_rounds() -> None:
     """Each class has one frozen class; a new one in each round would recompile up to a limit."""
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     model = network()
     compiled = torch.compile(model, backend=counter)
     for _ in range(12):

@@ -22,6 +22,7 @@ def test_jobs_have_names_and_count_their_images() -> None:
     assert JOBS[-1].name == "resnet18, 100 clients x 5 epochs of 50"
 
 
+@pytest.mark.slow
 def test_every_row_runs_and_has_its_line() -> None:
     job = Job("resnet20", clients=10, images=500, batch_size=4, steps=1)
     measured = measure_gpu((job,), "cpu", rounds=1, with_ray=False)
