@@ -44,6 +44,7 @@ def draw_curves(
 ) -> None:
     """Draw accuracy, losses and the clients' disagreement of each run into a PNG file.
 
+    Accuracy and loss are the server's, or the clients' if the server has no test images in any run.
     Rounds without a finite value are left out. Clients disagree until the statistics are frozen.
 
     Args:
@@ -58,6 +59,8 @@ def draw_curves(
     everything = [m for rounds in runs.values() for m in rounds]
     last_round = max((m.round for m in everything), default=1)
     window = window_of(last_round)
+    by_clients = not any(m.test_accuracy is not None for m in everything)
+    tested = "validation" if by_clients and everything else "test"
     lower: list[Any] = ["train", "test"]
     if not everything or any(DISAGREEMENT in m.signals for m in everything):
         lower.append("disagreement")  # runs of older versions did not measure it
@@ -68,9 +71,9 @@ def draw_curves(
     styles = styles_of(runs)
     for place, ((label, rounds), style) in enumerate(zip(runs.items(), styles, strict=True)):
         values = {
-            "accuracy": [m.test_accuracy for m in rounds],
+            "accuracy": [getattr(m, f"{tested}_accuracy") for m in rounds],
             "train": [m.train_loss for m in rounds],
-            "test": [m.test_loss for m in rounds],
+            "test": [getattr(m, f"{tested}_loss") for m in rounds],
             "disagreement": [m.signals.get(DISAGREEMENT) for m in rounds],
         }
         for name, ax in axes.items():
@@ -78,9 +81,9 @@ def draw_curves(
             scale = 100.0 if name == "accuracy" else 1.0
             draw_line(ax, style, place, label, points, scale, window if name == "train" else 1)
 
-    axes["accuracy"].set(ylabel="test accuracy (%)", ylim=(0, 102))
+    axes["accuracy"].set(ylabel=f"{tested} accuracy (%)", ylim=(0, 102))
     axes["train"].set(ylabel=smoothed_name("training loss (nats)", window))
-    axes["test"].set(ylabel="test loss (nats)")
+    axes["test"].set(ylabel=f"{tested} loss (nats)")
     if "disagreement" in axes:
         axes["disagreement"].set(ylabel="clients' disagreement")
         if any(m.signals.get(DISAGREEMENT, 0) > 0 for m in everything):
@@ -88,7 +91,7 @@ def draw_curves(
     losses = [
         loss
         for m in everything
-        for loss in (m.train_loss, m.test_loss)
+        for loss in (m.train_loss, getattr(m, f"{tested}_loss"))
         if loss is not None and math.isfinite(loss)
     ]
     if losses and max(losses) > _LOG_FROM_RATIO * min(losses) > 0:

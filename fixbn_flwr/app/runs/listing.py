@@ -49,9 +49,14 @@ class ListedRun:
 
     @property
     def accuracy(self) -> float | None:
-        """The newest test accuracy, in [0, 1]; None if no round was tested."""
-        tested = [m.test_accuracy for m in self.rounds if m.test_accuracy is not None]
-        return tested[-1] if tested else None
+        """The newest test accuracy, in [0, 1], or the clients' without one; None without both."""
+        for found in (
+            [m.test_accuracy for m in self.rounds],
+            [m.validation_accuracy for m in self.rounds],
+        ):
+            if known := [accuracy for accuracy in found if accuracy is not None]:
+                return known[-1]
+        return None
 
     @property
     def cells(self) -> tuple[str, ...]:

@@ -70,6 +70,21 @@ def test_the_curves_have_the_finite_values_of_each_round(
     assert figure.get_suptitle() == "digits"
 
 
+def test_a_run_without_tests_at_the_server_shows_the_clients_validation(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    rounds = [
+        replace(metrics(number, None, 2.0, None), validation_accuracy=share, validation_loss=loss)
+        for number, share, loss in ((1, 0.5, 3.0), (2, 0.25, 4.0))
+    ]
+    draw_curves({"FixBN": rounds}, None, tmp_path / "curves.png", title="digits")
+    (figure,) = drawn
+    assert curves(figure, 0, 1) == [([1, 2], [50.0, 25.0])]
+    assert curves(figure, 2, 1) == [([1, 2], [3.0, 4.0])]
+    labels = [ax.get_ylabel() for ax in figure.axes]
+    assert (labels[0], labels[2]) == ("validation accuracy (%)", "validation loss (nats)")
+
+
 def test_t_star_is_a_line_and_calibration_is_shaded(tmp_path: Path, drawn: list[Figure]) -> None:
     draw_curves({"FixBN": RUN}, 2, tmp_path / "curves.png", title="")
     for ax in drawn[0].axes:

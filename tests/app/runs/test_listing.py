@@ -76,6 +76,15 @@ def test_every_run_has_its_row(runs: Path) -> None:
     assert "no client returned a usable update" in reason
 
 
+def test_without_tests_at_the_server_the_accuracy_is_the_clients(tmp_path: Path) -> None:
+    changes = {"evaluate-every": 0, "validation-share": 0.25, "run-name": "own"}
+    run_app(tmp_path, 3, changes)
+    last = json.loads((tmp_path / "own" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["test_accuracy"] is None
+    (_, (*_, accuracy, _)) = rows(listed(str(tmp_path)))
+    assert accuracy == f"{100 * last['validation_accuracy']:.1f}"
+
+
 def test_a_run_is_running_while_its_folder_is_locked(runs: Path) -> None:
     with locked(runs / "the-oldest"), locked(runs / "failed"):
         states = {row[0]: row[5] for row in rows(listed(str(runs)))[1:]}
