@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 
 from fixbn_flwr.app.runs.reader import read_metrics
@@ -11,7 +11,7 @@ from simulation.experiments.experiment import Experiment, Scale, names
 from simulation.experiments.matching_results import recorded_results
 from simulation.experiments.result_log import RESULTS, Result, read, results_file
 from simulation.reporting.differences import differences
-from simulation.reporting.grouping import methods, place, results_of, values
+from simulation.reporting.grouping import Cell, methods, place, results_of, values
 from simulation.reporting.intervals import interval, paired
 from simulation.reporting.tables import markdown, table
 
@@ -134,7 +134,7 @@ def personal() -> str:
 
 
 def advice() -> str:
-    """Return the settings of the map in which each normalisation is not behind another."""
+    """Return the normalisations that are behind no other, by setting of the map."""
     results = results_of(of_grid("map", "main")) if of_grid("map", "main") else []
     rows = []
     for steps in values(results, "local steps"):
@@ -142,18 +142,24 @@ def advice() -> str:
         for alpha in values(results, "alpha"):
             setting = {"local steps": steps, "alpha": alpha}
             cells = {name: place(results, setting, name) for name in methods(results)}
-            behind = {
-                one
-                for one, cell in cells.items()
-                for other in cells.values()
-                if paired(cell.by_seed, other.by_seed).word == "behind"
-            }
-            row.append(", ".join(name for name in cells if name not in behind) or "-")
+            row.append(", ".join(_not_behind(cells)) or "not decided")
         rows.append(row)
     if not rows:
         return NOT_YET
     alphas = values(results, "alpha")
     return markdown(["local steps", *(f"alpha {alpha}" for alpha in alphas)], rows, len(alphas))
+
+
+def _not_behind(cells: Mapping[str, Cell]) -> list[str]:
+    """Return the methods that are behind no other; none if one has too few seeds to say so."""
+    if any(len(cell.accuracies) < 2 for cell in cells.values() if not cell.diverged):
+        return []
+    stable = {name: cell for name, cell in cells.items() if not cell.diverged}
+    return [
+        one
+        for one, cell in stable.items()
+        if all(paired(cell.by_seed, other.by_seed).word != "behind" for other in stable.values())
+    ]
 
 
 def when_to_use() -> str:

@@ -40,6 +40,7 @@ from simulation.experiments.planned_run import Run
 from simulation.experiments.result_log import Result, append, read, results_file
 from simulation.experiments.single_run import execute, log_of
 
+FOLDERS = {"--data-dir", "--output", "--folders"}
 _POLL = 2.0  # seconds between updates of the progress bar
 
 
@@ -134,7 +135,7 @@ class Runner:
         progress: Progress,
         total: TaskID,
     ) -> None:
-        command = " ".join(["python -m simulation.experiments", *sys.argv[1:]])
+        command = recorded_command(sys.argv[1:])
         waiting: dict[Future[Result], list[Run]] = {
             pool.submit(
                 execute, places[0], self._folders / places[0].id, self._machine, command,
@@ -181,6 +182,21 @@ class Runner:
         except OSError:
             return 0.0
         return _work(places) * min(rounds, run.rounds) / run.rounds
+
+
+def recorded_command(words: Sequence[str]) -> str:
+    """Return the command for the record, without the folders of this machine.
+
+    Example:
+        >>> recorded_command(["run", "map", "--data-dir", "/mnt/data", "--workers", "2"])
+        'python -m simulation.experiments run map --workers 2'
+    """
+    kept = [
+        word
+        for before, word in zip(["", *words], words, strict=False)
+        if not {before, word.partition("=")[0]} & FOLDERS
+    ]
+    return " ".join(["python -m simulation.experiments", *kept])
 
 
 def _start(threads: int) -> None:

@@ -16,8 +16,9 @@ def differences(results: Sequence[Result], columns: str, pairs: Sequence[tuple[s
 
     A row is a pair, the first method minus the second, and a column is a value of the axis
     `columns`. Each other axis has its own column before the pairs. A cell such as
-    "+8.0 ± 3.1, ahead" is the mean over the seeds, half of its 95 % interval, and the word that the
-    interval allows; see `intervals.Interval`. Pairs without results are left out.
+    "+8.0 ± 3.1 (3), ahead" is the mean over the seeds that both completed, half of its 95 %
+    interval, their number, and the word that the interval allows; see `intervals.Interval`. Pairs
+    without results are left out.
     """
     shown = results_of(results)
     others = [axis for axis in axes(shown) if axis != columns]

@@ -36,11 +36,10 @@ class Interval:
         return "ahead" if self.mean > 0 else "behind"
 
     def __str__(self) -> str:
-        """Return the difference, its interval and the word: "+8.0 ± 3.1, ahead"."""
-        if not self.number:
-            return "-"
-        around = f" ± {self.half:.1f}" if self.number > 1 else ""
-        return f"{self.mean:+.1f}{around}, {self.word}"
+        """Return the difference, its interval, the number and the word: "+8.0 ± 3.1 (3), ahead"."""
+        if self.number < 2:
+            return f"{self.mean:+.1f}, {self.word}" if self.number else "-"
+        return f"{self.mean:+.1f} ± {self.half:.1f} ({self.number}), {self.word}"
 
 
 def interval(values: Sequence[float]) -> Interval:

@@ -17,6 +17,6 @@ def test_a_row_is_a_pair_and_a_column_a_value() -> None:
     assert differences(results, "partition", pairs).splitlines() == [
         "| difference | IID | two classes |",
         "| --- | ---: | ---: |",
-        "| FixBN - BN | +9.0 ± 2.5, ahead | +9.0 ± 2.5, ahead |",
-        "| GN - BN | +0.0 ± 2.5, level | - |",
+        "| FixBN - BN | +9.0 ± 2.5 (3), ahead | +9.0 ± 2.5 (3), ahead |",
+        "| GN - BN | +0.0 ± 2.5 (3), level | - |",
     ]

@@ -17,9 +17,9 @@ def test_the_interval_is_students() -> None:
 @pytest.mark.parametrize(
     ("values", "word", "text"),
     [
-        ([8.0, 9.0, 10.0], "ahead", "+9.0 ± 2.5, ahead"),
-        ([-8.0, -9.0, -10.0], "behind", "-9.0 ± 2.5, behind"),
-        ([-1.0, 1.0, 3.0], "level", "+1.0 ± 5.0, level"),
+        ([8.0, 9.0, 10.0], "ahead", "+9.0 ± 2.5 (3), ahead"),
+        ([-8.0, -9.0, -10.0], "behind", "-9.0 ± 2.5 (3), behind"),
+        ([-1.0, 1.0, 3.0], "level", "+1.0 ± 5.0 (3), level"),
         ([5.0], "one seed", "+5.0, one seed"),
         ([], "", "-"),
     ],
