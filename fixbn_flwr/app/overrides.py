@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +15,8 @@ from fixbn_flwr.app.runs.reader import read_config
 from fixbn_flwr.errors import ConfigError
 
 _OPTIONS = ("clients", "workers", "engine")  # of the command line
-_PATHS = ("resume", "data-dir", "state-dir", "output-dir")
+_PATHS = ("resume", "data-dir", "state-dir", "output-dir", "pretrained")
+_FOLDER = re.compile(r"hf:(?P<path>[.~][^:]*)(?P<subset>.*)")  # a relative path in `task`
 
 
 def settings_of(overrides: Sequence[str] | None, label: str | None = None) -> Settings:
@@ -32,6 +34,9 @@ def settings_of(overrides: Sequence[str] | None, label: str | None = None) -> Se
     for key in _PATHS:
         if given.get(key):
             given[key] = absolute(key, str(given[key]))
+    folder = _FOLDER.fullmatch(str(given.get("task")))
+    if folder and not given.get("data-dir"):  # with it, the path is one in data-dir
+        given["task"] = f"hf:{absolute('task', folder['path'])}{folder['subset']}"
     if resumed := given.get("resume"):
         before: dict[str, Value] = read_config(Path(str(resumed)))["run_config"]
         return Settings.from_run_config({**before, "may-change": "", **given})

@@ -14,7 +14,9 @@ from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.engine.shared_memory import Place, SharedMemory
 from fixbn_flwr.tasks import (
     DataOptions,
+    DataTask,
     Split,
+    find_task,
     get_task,
     load_splits,
     use_classes,
@@ -28,7 +30,10 @@ def share_data(settings: Settings) -> Callable[[], None]:
     This process uses the shared images, too. Images that stay in files are not moved: each worker
     lists the files itself.
     """
-    return _share(settings.task, settings.data_options)
+    options = settings.data_options
+    if not isinstance(find_task(settings.task), DataTask):
+        options = DataOptions(options.data_dir)  # the seed, say, does not change its data
+    return _share(settings.task, options)
 
 
 @lru_cache(maxsize=1)  # two runs in one process share the memory

@@ -54,6 +54,7 @@ class DataOptions:
         label_column: The column with the classes, of a table. Default: the one that is evident.
         group_column: The column with the natural clients, of a table. Default: none.
         seed: The seed by which test images are chosen where the data has none.
+        choose_test: Whether they are chosen. A node with its own data trains on all it has.
     """
 
     data_dir: Path | None = None
@@ -62,6 +63,7 @@ class DataOptions:
     label_column: str = ""
     group_column: str = ""
     seed: int = 0
+    choose_test: bool = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,8 @@ from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.tasks.data_task import DataOptions, DataTask
 from fixbn_flwr.tasks.image_tree import (
     CLASSES,
+    TESTS,
+    TRAIN,
     Example,
     folders_in,
     images_in,
@@ -34,10 +36,15 @@ def read_classes(options: DataOptions) -> tuple[str, ...]:
     """Return the names of the classes.
 
     Raises:
-        ConfigError: If the folder is missing, or a folder of images is not in `classes.txt`.
+        ConfigError: If the folder is missing, a folder of images is not in `classes.txt`, or a
+            class has the name of a part, such as `train`.
     """
     root = root_of(options)
-    folders = [folder for part in parts_of(root) for folder in folders_in(part.folder)]
+    parts = parts_of(root)
+    folders = [folder for part in parts for folder in folders_in(part.folder)]
+    for part in parts:
+        if part.folder != root:
+            _check_not_a_class(part.folder)
     listed = listed_classes(root)
     if listed is None:
         if not folders:
@@ -52,6 +59,19 @@ def read_classes(options: DataOptions) -> tuple[str, ...]:
                 " the class there on every machine, or rename or remove the folder."
             )
     return tuple(listed)
+
+
+def _check_not_a_class(part: Path) -> None:
+    """Check that a folder `train` or `test` is not a class among others."""
+    beside = [folder for folder in folders_in(part.parent) if folder.name not in (TRAIN, *TESTS)]
+    is_class = part.name in (TRAIN, *TESTS) and not folders_in(part) and images_in(part)
+    if is_class and beside:
+        use = "training" if part.name == TRAIN else "test"
+        raise ConfigError(
+            f"{part} is taken for the {use} images, but has no folders, one for each class. If it"
+            f" is a class, as {beside[0].name} beside it, move all classes into a folder {TRAIN},"
+            f" so that this one is {part.parent / TRAIN / part.name}."
+        )
 
 
 def load(options: DataOptions, class_names: Sequence[str]) -> tuple[Split, Split]:

@@ -29,6 +29,7 @@ from fixbn_flwr.tasks.hugging_face_table import (
     TEST,
     TRAIN,
     class_names_of,
+    group_numbers,
     image_column,
     label_column,
     no_column,
@@ -151,7 +152,7 @@ def _read(options: DataOptions, where: str, subset: str) -> tuple[tuple[str, ...
         columns["label"] = label_column(name, options.label_column, list(features), classes)
         if options.group_column and options.group_column not in features:
             raise no_column(name, "group-column", options.group_column, list(features))
-        return with_test_rows(found, columns["label"], options.seed)
+        return with_test_rows(found, columns["label"], options)
 
     federated = FederatedDataset(
         dataset=name, subset=subset or None, partitioners={TRAIN: 1}, shuffle=False,
@@ -173,12 +174,13 @@ def _read(options: DataOptions, where: str, subset: str) -> tuple[tuple[str, ...
     names = class_names_of(name, getattr(feature, "names", None), columns["label"], values)
     labels = values
     if not hasattr(feature, "names"):
-        labels = [[names.index(str(value)) for value in of_split] for of_split in values]
+        numbers = {class_name: number for number, class_name in enumerate(names)}
+        labels = [[numbers[str(value)] for value in of_split] for of_split in values]
     groups: list[Tensor | None] = [None, None]
     if options.group_column:
-        of_rows = [np.asarray(list(rows[options.group_column])) for rows in (train, test)]
-        numbers = np.unique(np.concatenate(of_rows), return_inverse=True)[1]
-        groups = [torch.from_numpy(part) for part in np.split(numbers, [len(train)])]
+        of_rows = [value for rows in (train, test) for value in rows[options.group_column]]
+        of_rows_numbers = group_numbers(name, options.group_column, of_rows)
+        groups = [torch.from_numpy(part) for part in np.split(of_rows_numbers, [len(train)])]
     rows = [
         _Rows(
             f"{name}, {part}",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fixbn_flwr.errors import ConfigError
-from fixbn_flwr.tasks.data_task import held_out
+from fixbn_flwr.tasks.data_task import DataOptions, held_out
 
 TRAIN, TEST = "train", "test"
 _TESTS = ("test", "validation", "valid", "val")
@@ -58,13 +60,14 @@ def no_column(name: str, key: str, wanted: str, columns: Sequence[str]) -> Confi
     )
 
 
-def with_test_rows(found: Any, label: str, seed: int) -> Any:
+def with_test_rows(found: Any, label: str, options: DataOptions) -> Any:
     """Return a data set with the splits "train" and "test", from the splits that it has.
 
     Args:
         found: The data set, a `DatasetDict`.
         label: The column with the classes.
-        seed: The seed by which test rows are chosen, if there are none with known classes.
+        options: Whether test rows are chosen if there are none with known classes, and by which
+            seed.
     """
     from datasets import DatasetDict
 
@@ -74,7 +77,9 @@ def with_test_rows(found: Any, label: str, seed: int) -> Any:
         if test in found and found[test] is not train and _known(found[test], label):
             return DatasetDict({TRAIN: train, TEST: found[test]})
     numbers = np.unique([str(value) for value in train[label]], return_inverse=True)[1]
-    out = held_out(numbers, seed)
+    out = np.zeros(len(numbers), bool)
+    if options.choose_test:
+        out = held_out(numbers, options.seed)
     return DatasetDict(
         {
             TRAIN: train.select(np.flatnonzero(~out)),
@@ -107,3 +112,33 @@ def class_names_of(
     if len({type(value) for value in found}) > 1:
         raise ConfigError(f"the column {column} of {name} has text and numbers: use one of them.")
     return tuple(map(str, sorted(found)))
+
+
+def group_numbers(name: str, column: str, values: Sequence[Any]) -> npt.NDArray[np.int64]:
+    """Return the number of the natural client of each row, in the order of the values, `[n]`.
+
+    Args:
+        name: The name of the data set.
+        column: The column with the natural clients.
+        values: Its values.
+
+    Raises:
+        ConfigError: If a row has no value, or the values cannot be compared.
+    """
+    types = {type(value): value for value in values}
+    for value in values:
+        is_nan = isinstance(value, float) and math.isnan(value)
+        if value is None or is_nan or isinstance(value, list | dict):
+            raise ConfigError(
+                f"group-column is {column!r}, which has the value {value!r} in {name}: each row"
+                " needs a client, which is text or a number. Remove the other rows, or choose"
+                " another column."
+            )
+    if len(types) > 1:
+        first, second = list(types.values())[:2]
+        raise ConfigError(
+            f"group-column is {column!r}, which has values of different types in {name}, such as"
+            f" {first!r} and {second!r}: use one type."
+        )
+    numbers: npt.NDArray[np.int64] = np.unique(np.asarray(values), return_inverse=True)[1]
+    return numbers

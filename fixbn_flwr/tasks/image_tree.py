@@ -35,7 +35,7 @@ class Part:
     Attributes:
         folder: The folder.
         site: The number of its site.
-        use: What its images are for; "both" if test images must be chosen among them.
+        use: What its images are for; "both" if test images may be chosen among them.
     """
 
     folder: Path
@@ -76,16 +76,18 @@ def listed_classes(root: Path) -> list[str] | None:
     """Return the lines of `classes.txt` that are not empty; None if there is no such file.
 
     Raises:
-        ConfigError: If it cannot be read, or names a class twice.
+        ConfigError: If it cannot be read, names no class, or names one twice.
     """
     path = root / CLASSES
     if not path.is_file():
         return None
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows writes a mark
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): save it as UTF-8 text.") from error
     names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise ConfigError(f"{path} names no class: write the name of a class on each line.")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ConfigError(f"{path} names {twice} twice: name each class once, one on a line.")
@@ -93,12 +95,29 @@ def listed_classes(root: Path) -> list[str] | None:
 
 
 def parts_of(root: Path) -> list[Part]:
-    """Return the folders with images: of each site, in the order of their names."""
+    """Return the folders with images: of each site, in the order of their names.
+
+    Raises:
+        ConfigError: If some folders are sites, and others are not.
+    """
+    return [
+        part for number, site in enumerate(_sites_in(root)) for part in _parts_of_site(site, number)
+    ]
+
+
+def _sites_in(root: Path) -> list[Path]:
     if any((root / name).is_dir() for name in (TRAIN, *TESTS)):
-        sites = [root]
-    else:
-        sites = [folder for folder in folders_in(root) if (folder / TRAIN).is_dir()] or [root]
-    return [part for number, site in enumerate(sites) for part in _parts_of_site(site, number)]
+        return [root]
+    folders = folders_in(root)
+    sites = [folder for folder in folders if (folder / TRAIN).is_dir()]
+    if sites and len(sites) < len(folders):
+        others = ", ".join(folder.name for folder in folders if folder not in sites)
+        raise ConfigError(
+            f"{root} has sites, such as {sites[0].name} with its folder {TRAIN}, and folders"
+            f" without {TRAIN}: {others}. Give each a folder {TRAIN}, which may be empty, or move"
+            " it elsewhere."
+        )
+    return sites or [root]
 
 
 def _parts_of_site(site: Path, number: int) -> list[Part]:
@@ -117,11 +136,16 @@ def folders_in(folder: Path) -> list[Path]:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Return all image files in a folder and its subfolders, by name, without hidden ones."""
+    """Return all image files in a folder and its subfolders, by name, without hidden ones.
+
+    Files in a hidden subfolder are hidden, too, such as those in `.ipynb_checkpoints`.
+    """
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in _SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
     )
 
 
@@ -146,7 +170,9 @@ def splits_of(
     for part in parts_of(root):
         examples = examples_of(part.folder)
         labels = np.array([example.label for example in examples], dtype=np.int64)
-        out = held_out(labels, options.seed) if part.use == "both" else np.zeros(len(labels), bool)
+        out = np.zeros(len(labels), bool)
+        if part.use == "both" and options.choose_test:
+            out = held_out(labels, options.seed)
         for example, is_held_out in zip(examples, out, strict=True):
             chosen = test if part.use == "test" or is_held_out else train
             chosen.append((example, part.site))

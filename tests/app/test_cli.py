@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from fixbn_flwr.app import cli
 from fixbn_flwr.app.config.rules import Value
 from fixbn_flwr.app.config.settings import Settings
-from fixbn_flwr.app.overrides import key_and_value
+from fixbn_flwr.app.overrides import key_and_value, settings_of
 from fixbn_flwr.errors import ConfigError, FixBNError
 from tests.support.whole_app import run_app
 
@@ -104,6 +104,33 @@ def test_paths_become_absolute(link: Link, tmp_path: Path, monkeypatch: pytest.M
     assert run_config["data-dir"] == str(tmp_path / "data")
     assert run_config["state-dir"] == str(tmp_path / "home" / "state")
     assert run_config["run-name"] == "mine"
+
+
+def test_the_path_of_pretrained_weights_becomes_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.pth").touch()
+    assert settings_of(["pretrained=weights.pth"]).pretrained == str(tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize(
+    ("words", "task"),
+    [
+        (["task=hf:./own"], "hf:{here}/own"),
+        (["task=hf:./own:small"], "hf:{here}/own:small"),
+        (["task=hf:../own"], "hf:{here}/../own"),
+        (["task=hf:~/own"], "hf:{here}/home/own"),
+        (["task=hf:owner/own"], "hf:owner/own"),
+        (["task=hf:./own", "data-dir=."], "hf:./own"),
+    ],
+)
+def test_the_path_of_a_data_set_becomes_absolute(
+    words: list[str], task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert settings_of(words).task == task.format(here=tmp_path)
 
 
 @pytest.mark.parametrize("words", [[], ["output-dir="]])

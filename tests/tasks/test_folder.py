@@ -10,6 +10,7 @@ from PIL import Image
 
 import fixbn_flwr
 from fixbn_flwr.app import client_app
+from fixbn_flwr.app.client import image_client
 from fixbn_flwr.app.inference.pixels import pixels_of
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.tasks import DataOptions, Split, get_task, image_files, load_splits
@@ -88,6 +89,18 @@ def test_an_empty_test_folder_holds_nothing_out(flat: Path, tmp_path: Path) -> N
     assert [len(split) for split in splits(tmp_path / "site")] == [30, 0]
 
 
+def test_hidden_folders_are_left_out(flat: Path) -> None:
+    hidden = flat / "dog" / ".ipynb_checkpoints" / "more"
+    hidden.mkdir(parents=True)
+    shutil.copy(next(flat.glob("dog/*.jpg")), hidden / "1-checkpoint.jpg")
+    assert sum(map(len, splits(flat))) == 30
+
+
+def test_a_hidden_folder_above_the_data_hides_nothing(flat: Path, tmp_path: Path) -> None:
+    shutil.move(flat, tmp_path / ".cache" / "flat")
+    assert sum(map(len, splits(tmp_path / ".cache" / "flat"))) == 30
+
+
 def test_a_server_needs_test_images_only(flat: Path, tmp_path: Path) -> None:
     shutil.move(flat, tmp_path / "server" / "val")
     assert [len(split) for split in splits(tmp_path / "server")] == [0, 30]
@@ -104,8 +117,41 @@ def test_each_site_is_a_natural_client(shared_data: Path, tmp_path: Path) -> Non
     assert len(test) == 8
 
 
+def test_folders_that_are_no_sites_beside_sites_are_refused(flat: Path, tmp_path: Path) -> None:
+    root = tmp_path / "sites"
+    shutil.copytree(flat, root / "north" / "train")
+    shutil.copytree(flat, root / "south" / "test")
+    shutil.copytree(flat, root / "west")
+    (root / ".git").mkdir()
+    with pytest.raises(
+        ConfigError, match=r"north with its folder train, and .* without train: south, west. Give"
+    ):
+        splits(root)
+    (root / "south" / "train").mkdir()
+    shutil.rmtree(root / "west")
+    assert [len(split) for split in splits(root)] == [24, 36]
+
+
+@pytest.mark.parametrize(("name", "use"), [("train", "training"), ("test", "test")])
+def test_a_class_with_the_name_of_a_part_is_refused(flat: Path, name: str, use: str) -> None:
+    (flat / "dog").rename(flat / name)
+    with pytest.raises(
+        ConfigError,
+        match=rf"flat/{name} is taken for the {use} images, .* a class, as elephant beside it, move"
+        rf" all classes into a folder train, so that this one is .*/flat/train/{name}",
+    ):
+        splits(flat)
+    (flat / "classes.txt").write_text(f"{name}\nelephant\ngiraffe\n")
+    with pytest.raises(ConfigError, match="is taken for"):
+        splits(flat)
+    inside = flat.with_name("parts") / "train"
+    shutil.move(flat, inside)
+    assert splits(inside.parent)[0].labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+
+
 def test_classes_txt_names_the_classes_in_order(flat: Path) -> None:
-    (flat / "classes.txt").write_text("giraffe\nzebra\n\n elephant\ndog\n")
+    text = "giraffe\nzebra\n\n elephant\ndog\n"
+    (flat / "classes.txt").write_text(text, encoding="utf-8-sig")  # as Windows's editors save it
     task = get_task("folder", DataOptions(flat))
     assert task.class_names == ("giraffe", "zebra", "elephant", "dog")
     assert load_splits(task, flat)[0].targets[:].bincount().tolist() == [8, 0, 8, 8]
@@ -116,6 +162,7 @@ def test_classes_txt_names_the_classes_in_order(flat: Path) -> None:
     [
         ("dog\nelephant\n", r"giraffe is not a class of .*classes.txt, which names dog, elephant"),
         ("dog\ndog\n", r"classes.txt names dog twice: name each class once"),
+        (" \n", r"classes.txt names no class: write the name of a class on each line"),
     ],
 )
 def test_a_wrong_classes_txt_is_refused(flat: Path, classes: str, message: str) -> None:
@@ -233,6 +280,18 @@ def test_hospitals_train_on_their_own_folders(hospitals: list[Path], tmp_path: P
     (only,) = rounds_of(folder)
     assert only["clients"] == 2
     assert fixbn_flwr.load(folder, "final").class_names == ("dog", "elephant")
+
+
+def test_a_hospital_without_test_images_trains_on_all_it_has(hospitals: list[Path]) -> None:
+    (hospitals[1] / "test").rmdir()  # `train` alone
+    shutil.rmtree(hospitals[2] / "test")
+    for path in (hospitals[2] / "train").iterdir():  # classes alone
+        path.rename(hospitals[2] / path.name)
+    (hospitals[2] / "train").rmdir()
+    grid = Hospitals(hospitals[1:], {**SMALL, "task": "folder"})
+    clients = [image_client.make_client(context) for context in grid.contexts.values()]
+    assert [len(client.training) for client in clients] == [8, 8]
+    assert [len(split) for split in splits(hospitals[1])] == [6, 2]  # as a server's data
 
 
 def test_a_hospital_with_other_classes_is_refused(hospitals: list[Path], tmp_path: Path) -> None:

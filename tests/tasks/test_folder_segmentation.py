@@ -109,6 +109,7 @@ def test_values_become_the_numbers_of_the_classes(
         ("healthy\ntumour = x\n", 1, "L", "has the line 'tumour = x': write NAME, or NAME = VALUE"),
         ("healthy\ntumour = 0\n", 1, "L", "has a class or a value twice: give each class its own"),
         ("healthy\ntumour = 256\n", 1, "L", "2 classes with values from 0 to 256: use at most 254"),
+        ("\n", 1, "L", "classes.txt names no class: write the name of a class on each line"),
         ("tumour = 1\n- = 0\n", 1, "L", r"has 1 classes \(tumour\): two or more are needed"),
     ],
 )
@@ -117,6 +118,15 @@ def test_wrong_values_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         task_and_splits(binary(classes, value, mode))
+
+
+def test_hidden_images_and_masks_are_left_out(scenes: Path) -> None:
+    for name in ("images", "masks"):
+        hidden = scenes / "test" / name / ".ipynb_checkpoints"
+        hidden.mkdir()
+        for path in (scenes / "test" / name).glob("1.*"):
+            path.rename(hidden / path.name)
+    assert len(task_and_splits(scenes)[2]) == 1
 
 
 def test_missing_files_are_refused(scenes: Path) -> None:

@@ -14,6 +14,7 @@ import fixbn_flwr
 from fixbn_flwr.app.inference.export import export
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.tasks import DataOptions, Split, Task, find_task, get_task, load_splits
+from fixbn_flwr.tasks.hugging_face_table import group_numbers
 from tests.support.image_trees import PACS, write_images
 from tests.support.whole_app import rounds_of, run_app
 
@@ -123,6 +124,16 @@ def test_a_folder_of_images_works_too(shared_data: Path, tmp_path: Path) -> None
         ({"a": [0, 1], "b": [0, 1]}, {}, "label-column is empty, and .* one of picture, a, b"),
         ({"a": [0, 1]}, {"label_column": "c"}, "label-column is 'c', which is no column of"),
         ({"label": [0, 1]}, {"group_column": "c"}, "group-column is 'c', which is no column of"),
+        (
+            {"label": [0, 1], "clinic": ["north", None]},
+            {"group_column": "clinic"},
+            "group-column is 'clinic', which has the value None in .* Remove the other rows, or",
+        ),
+        (
+            {"label": [0, 1], "clinic": [1.0, float("nan")]},
+            {"group_column": "clinic"},
+            "group-column is 'clinic', which has the value nan in",
+        ),
         ({"label": [0.5, 1.5]}, {}, "column label of .* has the value .*: each row needs a class"),
         ({"label": [None, "cat"]}, {}, "column label of .* has the value None"),
         ({"label": [-1, 2]}, {}, "column label of .* has the value -1"),
@@ -134,6 +145,17 @@ def test_columns_that_do_not_fit_are_refused(
     name = table(tmp_path / "own", train={key: values * 2 for key, values in columns.items()})
     with pytest.raises(ConfigError, match=message):
         task_and_splits(name, **options)
+
+
+def test_clients_of_different_types_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'clinic', .* such as 'north' and 2: use one type"):
+        group_numbers("scans", "clinic", ["north", 2])
+
+
+def test_test_rows_are_chosen_only_where_they_are_wanted(tmp_path: Path) -> None:
+    name = table(tmp_path / "own", train={"label": [0, 1] * 5})
+    sizes = [len(split) for split in task_and_splits(name, choose_test=False)[1:]]
+    assert sizes == [10, 0]
 
 
 def test_data_that_cannot_be_loaded_is_refused(

@@ -43,7 +43,8 @@ def make_client(context: Context) -> FixBNClient:
     try:
         node, settings = Node.of(context), settings_of(context)
         find_device(settings.device)
-        task = settings.read_task()
+        # Nobody would use test images that are chosen among a node's own.
+        task = settings.read_task(choose_test=node.partition is not None)
         train, _ = load_splits(task, settings.data_path)
         check_not_empty(task, train, "training")
         images: NDArray[np.int64] = np.arange(len(train))

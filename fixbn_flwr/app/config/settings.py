@@ -80,13 +80,16 @@ class Settings(Keys):
             seed=self.seed,
         )
 
-    def read_task(self) -> Task:
+    def read_task(self, *, choose_test: bool = True) -> Task:
         """Return the task; of a task for any data, read its classes.
+
+        Args:
+            choose_test: Whether a task for any data chooses test images if the data has none.
 
         Raises:
             ConfigError: If the data is missing or cannot be used.
         """
-        return get_task(self.task, self.data_options)
+        return get_task(self.task, dataclasses.replace(self.data_options, choose_test=choose_test))
 
     @property
     def run_folder(self) -> Path:
