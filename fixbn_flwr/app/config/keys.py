@@ -116,7 +116,7 @@ class Keys:
     weight_decay: float = setting(0.001, "SGD's L2 penalty", at_least=0)
     evaluate_every: int = setting(
         1, "interval at which the server tests the global model; always at T* and the last round; "
-        "0: never, so that it needs no data", "rounds", at_least=0,
+        "0: never, so that it needs no images", "rounds", at_least=0,
     )  # fmt: skip
     validation_share: float = setting(
         0.0, "share of its images that each client holds out, does not train on, and validates the "
