@@ -59,7 +59,8 @@ def train_centrally(settings: Settings, clients: int) -> Path:
     bench = workbench_of(task, settings)
     data, test = load_splits(task, settings.data_path)
     check_not_empty(task, data, "training")
-    check_not_empty(task, test, "test")
+    if settings.evaluate_every:
+        check_not_empty(task, test, "test")
     images, held_out = _images(settings, data, clients)
     together = settings.clients_per_round(clients)
     if settings.batch_size * together > len(images):
@@ -68,7 +69,7 @@ def train_centrally(settings: Settings, clients: int) -> Path:
             f"{settings.batch_size * together} images per step, more than the {len(images)} "
             "available; use a smaller batch-size, fewer clients or a smaller fraction-train."
         )
-    signature = Signature.of(task, test.images)
+    signature = Signature.of(task, test.images if settings.evaluate_every else data.images)
     check_input(initial, settings, signature)
     folder = create_run_folder(settings, method=METHOD, clients=clients, signature=signature)
     print(f"Run folder: {folder.path}")

@@ -12,6 +12,11 @@ from typing import Any
 from fixbn_flwr.tasks.task import Stored, Task
 
 
+def names_of(task: Task) -> tuple[str, ...]:
+    """Return the name of each class of a task; its number where the task names none."""
+    return task.class_names or tuple(map(str, range(task.classes)))
+
+
 @dataclass(frozen=True)
 class Signature:
     """The images that a model takes, and the classes that it returns.
@@ -59,7 +64,7 @@ class Signature:
             input_size: The channels, height and width of an image.
         """
         return cls(
-            class_names=task.class_names or tuple(map(str, range(task.classes))),
+            class_names=names_of(task),
             input_size=input_size,
             mean=task.mean,
             std=task.std,

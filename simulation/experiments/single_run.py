@@ -24,11 +24,11 @@ from fixbn_flwr.app.local_run import local_grid
 from fixbn_flwr.app.runs.reader import read_metrics
 from fixbn_flwr.app.server_app import server_app_of
 from fixbn_flwr.engine.simulation import run_server
-from fixbn_flwr.errors import RoundsFailedError
+from fixbn_flwr.errors import ConfigError, RoundsFailedError
 from simulation.experiments.gradient_runs import kept_models, measure_run
 from simulation.experiments.planned_run import Run
 from simulation.experiments.result_log import LAST, Result, mean_of_last_rounds
-from simulation.peers import client_app, peer_of
+from simulation.peers import Peer, client_app, peer_of
 from simulation.peers.personal import read_own_accuracies
 
 LOG = "log.txt"
@@ -92,6 +92,11 @@ def _federate(settings: Settings, clients: int) -> float:
     As many clients train at a time as this process may use threads.
     """
     peer = peer_of(settings.task)
+    if settings.validation_share and peer != Peer():
+        raise ConfigError(
+            f"validation-share = {settings.validation_share}: the clients of a peer do not validate"
+            f" as the app's do; leave it out for task {settings.task}."
+        )
     load_app = partial(client_app, settings.task)
     with local_grid(settings, clients, torch.get_num_threads(), load_app) as grid:
         run_server(server_app_of(peer.recorder), grid, settings.as_run_config())

@@ -14,8 +14,10 @@ from fixbn_flwr.app import centralised, training
 from fixbn_flwr.app.centralised import train_centrally
 from fixbn_flwr.app.client.image_client import held_out_of, partitions_of
 from fixbn_flwr.app.config.settings import Settings
+from fixbn_flwr.app.inference.loading import load
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.tasks import get_task, load_splits
+from tests.support.image_trees import write_images
 from tests.support.whole_app import SMALL, rounds_of
 
 
@@ -148,6 +150,20 @@ def test_a_missing_device_or_data_is_refused_before_the_folder_is_created(
     with pytest.raises(ConfigError, match="no data"):
         train_centrally(settings(runs), clients=4)
     assert not runs.exists()
+
+
+def test_a_run_without_tests_needs_no_test_images(shared_data: Path, tmp_path: Path) -> None:
+    data, runs = tmp_path / "data", tmp_path / "runs"
+    write_images(shared_data, data / "train", "train", 0, per_class=8, classes=2)
+    (data / "test").mkdir()
+    config: dict[str, Any] = {
+        "task": "folder", "data_dir": str(data), "batch_size": 4, "partition": "iid",
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="the data of task folder has no test images: add some"):
+        train_centrally(settings(runs, **config), clients=2)
+    folder = train_centrally(settings(runs, evaluate_every=0, **config), clients=2)
+    assert [line["test_accuracy"] for line in rounds_of(folder)] == [None] * 3
+    assert load(folder).input_size == (3, 64, 64)
 
 
 def test_groups_that_do_not_divide_the_channels_are_refused_before_data_is_read(

@@ -314,10 +314,58 @@ def test_a_hospital_with_images_of_another_size_is_refused(
     for path in hospitals[2].rglob("*.jpg"):
         Image.open(path).resize((48, 32)).save(path)
     with pytest.raises(
-        ConfigError, match="its images have 32x48 pixels and those of the server 64x64: set image"
+        ConfigError,
+        match=r"the size 3x32x48 \(channels, height, width\) and the others 3x64x64: set",
     ):
         federated(hospitals, tmp_path / "runs")
     federated(hospitals, tmp_path / "runs", **{"image-size": 32})
+
+
+@pytest.fixture
+def without_data(hospitals: list[Path]) -> list[Path]:
+    """The hospitals, and a server that has only the names of the classes."""
+    shutil.rmtree(hospitals[0] / "test")
+    (hospitals[0] / "classes.txt").write_text("dog\nelephant\n")
+    return hospitals
+
+
+def test_a_server_with_only_the_names_of_the_classes_runs_to_its_end(
+    without_data: list[Path], tmp_path: Path
+) -> None:
+    federated(without_data, tmp_path / "runs", **{"evaluate-every": 0, "batch-size": 4})
+    (folder,) = (tmp_path / "runs").iterdir()
+    (only,) = rounds_of(folder)
+    assert (only["clients"], only["test_accuracy"]) == (2, None)
+    model = fixbn_flwr.load(folder, "final")
+    assert (model.class_names, model.input_size) == (("dog", "elephant"), (3, 64, 64))
+
+
+def test_a_server_without_data_refuses_other_classes(
+    without_data: list[Path], tmp_path: Path
+) -> None:
+    (without_data[2] / "train" / "dog").rename(without_data[2] / "train" / "wolf")
+    with pytest.raises(ConfigError, match=r"client 1001 .* differ in dog, wolf: give every"):
+        federated(without_data, tmp_path / "runs", **{"evaluate-every": 0})
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_server_without_data_refuses_images_of_different_sizes(
+    without_data: list[Path], tmp_path: Path
+) -> None:
+    for path in without_data[2].rglob("*.jpg"):
+        Image.open(path).resize((48, 32)).save(path)
+    with pytest.raises(ConfigError, match=r"the size 3x32x48 .* and the others 3x64x64: set"):
+        federated(without_data, tmp_path / "runs", **{"evaluate-every": 0})
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_server_without_data_refuses_a_model_for_another_size(
+    without_data: list[Path], tmp_path: Path
+) -> None:
+    config = {"evaluate-every": 0, "model": "timm:test_vit", "image-size": 8, "batch-size": 4}
+    with pytest.raises(ConfigError, match="does not take images of 8x8 pixels"):
+        federated(without_data, tmp_path / "runs", **config)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_without_test_images_is_refused(hospitals: list[Path], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 
 from fixbn_flwr.app.config.rules import did_you_mean, problem
 from fixbn_flwr.errors import ConfigError
@@ -64,10 +65,6 @@ def _class_weights(task: str, class_weights: str) -> str | None:
         "cross_entropy has, or leave it out"
     )
     return problem("class-weights", class_weights, text)
-
-
-def _pretrained(pretrained: str) -> str | None:
-    return _path("pretrained", pretrained)
 
 
 def _norm(norm: str, freeze_after: FreezeAfter) -> str | None:
@@ -164,10 +161,6 @@ def _data_dir(data_dir: str) -> str | None:
     return problem("data-dir", data_dir, text)
 
 
-def _output_dir(output_dir: str) -> str | None:
-    return _path("output-dir", output_dir)
-
-
 def _state_dir(state_dir: str) -> str | None:
     if problem_of_path := _path("state-dir", state_dir):
         return problem_of_path
@@ -179,10 +172,6 @@ def _state_dir(state_dir: str) -> str | None:
         return None
     text = f"{path} is a file; name a directory, which is created if it does not exist"
     return problem("state-dir", state_dir, text)
-
-
-def _resume(resume: str) -> str | None:
-    return _path("resume", resume)
 
 
 def _path(key: str, path: str) -> str | None:
@@ -228,11 +217,11 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
     (("task", "image_size", "augmentation"), _only_for_any_data),
     (("task", "label_column", "group_column"), _only_for_tables),
     (("task", "class_weights"), _class_weights),
-    (("pretrained",), _pretrained),
+    (("pretrained",), partial(_path, "pretrained")),
     (("data_dir",), _data_dir),
-    (("output_dir",), _output_dir),
+    (("output_dir",), partial(_path, "output-dir")),
     (("state_dir",), _state_dir),
-    (("resume",), _resume),
+    (("resume",), partial(_path, "resume")),
     (("task", "partition"), _partition),
     (("task", "partition", "partition_classes"), _classes),
     (("norm", "freeze_after"), _norm),

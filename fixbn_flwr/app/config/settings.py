@@ -147,6 +147,8 @@ class Settings(Keys):
 
     def is_out_of_patience(self, server_round: int, best_round: int) -> bool:
         """Return whether the run ends after this round, given the round of its best model."""
+        if self.freeze_after == AUTO:  # T* is not decided yet
+            return False
         exploration = self.freeze_round if self.freeze_round < self.num_server_rounds else 0
         return 0 < self.patience <= server_round - max(best_round, exploration)
 

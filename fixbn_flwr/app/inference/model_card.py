@@ -12,7 +12,12 @@ from typing import Any
 
 from fixbn_flwr.app.inference.loading import Which
 from fixbn_flwr.app.inference.trained_model import TrainedModel
-from fixbn_flwr.app.runs.summary import RoundMetrics, best_round, freeze_round_of
+from fixbn_flwr.app.runs.summary import (
+    RoundMetrics,
+    best_round,
+    best_tested_round,
+    freeze_round_of,
+)
 from fixbn_flwr.method.schedule import Phase
 
 _CARD = """\
@@ -83,6 +88,8 @@ _METHODS = {
     "centralised": "centralized training on all data in one place",
 }
 
+_UNTESTED = "The server did not test this model."
+
 
 def model_card(
     name: str,
@@ -107,7 +114,7 @@ def model_card(
     freeze_round = freeze_round_of(metrics)
     here = next(reversed(metrics), None)
     if which == "best":
-        here = best_round(metrics) or _best_by_tests(metrics)
+        here = best_round(metrics) or best_tested_round(metrics)
     rows = {"this model": here}
     if freeze_round is not None:
         rows["at T\\*"] = next((m for m in metrics if m.round == freeze_round), None)
@@ -165,28 +172,31 @@ def _statistics(here: RoundMetrics | None, freeze_round: int) -> str:
     return f"It is from round {here.round}, before the statistics froze."
 
 
-def _best_by_tests(metrics: Sequence[RoundMetrics]) -> RoundMetrics | None:
-    """Return the round of the best model of a run of an older version, which tests chose."""
-    tested = [m for m in metrics if m.test_accuracy is not None]
-    return max(tested, key=lambda m: m.test_accuracy or 0.0, default=None)
-
-
 def _tests(here: RoundMetrics | None, which: Which) -> str:
     """Return how the metrics came about, and the model."""
-    tests = "The server tested the global model on the test images of its task."
     if here is None:
-        return tests
+        return _UNTESTED
+    tested = here.test_accuracy is not None
+    sentences = [
+        "The server tested the global model on the test images of its task."
+        if tested
+        else _UNTESTED
+    ]
     if here.validation_accuracy is not None:
-        tests += (
-            " On images that the clients held out, this model reaches"
+        sentences.append(
+            "On images that the clients held out, this model reaches"
             f" {here.validation_accuracy:.1%} on average and {here.validation_worst:.1%} at the"
             " worst client."
         )
-    if which == "final":
-        return tests
-    if here.validation_accuracy is not None:
-        return f"{tests} That average chose it among the rounds; the tests did not."
-    return f"{tests} These tests also chose the model, so its result is better than on new images."
+    if which == "best" and here.validation_accuracy is not None:
+        sentences.append(
+            f"That average chose it among the rounds{'; the tests did not' if tested else ''}."
+        )
+    elif which == "best":
+        sentences.append(
+            "These tests also chose the model, so its result is better than on new images."
+        )
+    return " ".join(sentences)
 
 
 def _metric(model: TrainedModel) -> str:

@@ -159,6 +159,9 @@ def _tested(
         missing = Part(run.label, f"Not available on this machine: {error}")
         return missing, missing
     print(f"Testing the {model.which} model of {run.label}", flush=True)
+    if not len(model.test):
+        no_tests = Part(run.label, "There are no test images on this machine.")
+        return _clients(run, model, results), no_tests
     confusion = confusion_of(model)
     of_classes = Part(
         run.label,

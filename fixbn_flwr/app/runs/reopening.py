@@ -18,13 +18,14 @@ from fixbn_flwr.app.runs.reader import (
     read_config,
     read_metrics,
 )
+from fixbn_flwr.app.runs.summary import best_round, best_tested_round
 from fixbn_flwr.app.runs.writer import RunFolder, json_bytes, writing
 from fixbn_flwr.log import logger
 from fixbn_flwr.method.averaging import Arrays
 from fixbn_flwr.method.schedule import AUTO
 from fixbn_flwr.persistence.atomic_files import remove_partial_files, write_atomically
 
-_FINAL = "final.safetensors"
+_FINAL, _BEST = "final.safetensors", "best.safetensors"
 
 
 def reopen_run_folder(
@@ -101,13 +102,20 @@ def _resumed_config(
 
 
 def _roll_back(path: Path, lines: Sequence[str], server_round: int) -> None:
-    """Remove what was written after a round; keep the last model of a finished run."""
+    """Remove what was written after a round; keep the last model of a finished run.
+
+    Also keep the best model of an older version, which its tests chose.
+    """
     remove_partial_files(path)
-    final = path / _FINAL
+    before = read_metrics(path)
+    tested = best_tested_round(before)
+    final, best = path / _FINAL, path / _BEST
     if is_finished(path) and final.exists():  # a kill may have come after the renaming
-        last = max((line.round for line in read_metrics(path)), default=server_round)
+        last = max((line.round for line in before), default=server_round)
         final.rename(path / f"final-round-{last}.safetensors")
-    for later in (SUMMARY, _FINAL, "best.safetensors", "curves.png"):
+    if best.exists() and tested and not best_round(before):
+        best.rename(path / f"best-by-tests-round-{tested.round}.safetensors")
+    for later in (SUMMARY, _FINAL, _BEST, "curves.png"):
         (path / later).unlink(missing_ok=True)
     write_atomically(path / METRICS, "".join(lines).encode())
 

@@ -128,6 +128,12 @@ def best_round(metrics: Sequence[RoundMetrics]) -> RoundMetrics | None:
     return max(validated, key=lambda m: m.validation_accuracy or 0.0, default=None)
 
 
+def best_tested_round(metrics: Sequence[RoundMetrics]) -> RoundMetrics | None:
+    """Return the round of the best model of a run of an older version, which tests chose."""
+    tested = [m for m in metrics if m.test_accuracy is not None]
+    return max(tested, key=lambda m: m.test_accuracy or 0.0, default=None)
+
+
 def round_line(metrics: RoundMetrics, settings: Settings) -> str:
     """Return a round as a line for the console, at most 80 columns wide in most runs.
 

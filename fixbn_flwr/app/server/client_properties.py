@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 
 from fixbn_flwr.errors import ConfigError
-from fixbn_flwr.tasks.signature import Signature
 
 MAX_PARTITIONS = 1_000_000  # that a node may report
 
@@ -38,17 +38,22 @@ class ClientProperties:
         return str(self.partition) if self.partition >= 0 else self.name or str(self.node_id)
 
     @classmethod
-    def from_reply(cls, reply: Message, data: Signature | None = None) -> ClientProperties:
+    def from_reply(
+        cls,
+        reply: Message,
+        class_names: Sequence[str] = (),
+        input_size: tuple[int, int, int] | None = None,
+    ) -> ClientProperties:
         """Read a client's reply to a properties request.
 
         Args:
             reply: The reply.
-            data: The classes and image size of the server's data, which a client's own data must
-                have. Default: not checked.
+            class_names: The classes that a client's own data must have. Default: not checked.
+            input_size: The channels, height and width that its images must have. Default: any.
 
         Raises:
-            ConfigError: If the client reports that it cannot start, has other classes, or the reply
-                is not valid.
+            ConfigError: If the client reports that it cannot start, has other classes or images of
+                another size, or the reply is not valid.
         """
         if reply.has_error():
             raise ConfigError(reply.error.reason)
@@ -70,31 +75,31 @@ class ClientProperties:
                 f"its properties are not valid ({error!r}): install the same version of "
                 "fixbn-flwr on server and clients."
             ) from error
-        if data is not None:
-            _check_own_data(reported, data)
+        own = reported.get("class-names", [])
+        if class_names and isinstance(own, list) and own:
+            _check_classes(list(map(str, own)), list(class_names))
+        if input_size is not None:
+            _check_size(properties.input_size, input_size)
         return properties
 
 
-def _check_own_data(reported: ConfigRecord, data: Signature) -> None:
-    """Check that the own data of a client has the classes and the image size of the server's."""
-    own, expected = _listed(reported, "class-names"), list(data.class_names)
-    if own and own != expected:
+def _check_classes(own: list[str], expected: list[str]) -> None:
+    """Check that the own data of a client has the classes of the server's."""
+    if own != expected:
         differing = ", ".join(sorted({*own} ^ {*expected})[:5]) or "the same ones in another order"
         raise ConfigError(
             f"its data has {len(own)} classes and the server's {len(expected)}; they differ in"
             f" {differing}: give every machine a classes.txt with the same names in its data-dir."
         )
-    size = _listed(reported, "input-size")
-    if size and size != list(map(str, data.input_size)):
+
+
+def _check_size(own: tuple[int, int, int], expected: tuple[int, int, int]) -> None:
+    if own != expected:
+        sizes = ["x".join(map(str, size)) for size in (own, expected)]
         raise ConfigError(
-            f"its images have {'x'.join(size[1:])} pixels and those of the server"
-            f" {'x'.join(map(str, data.input_size[1:]))}: set image-size in the run config."
+            f"its images have the size {sizes[0]} (channels, height, width) and the others"
+            f" {sizes[1]}: set image-size in the run config."
         )
-
-
-def _listed(reported: ConfigRecord, key: str) -> list[str]:
-    value = reported.get(key, [])
-    return list(map(str, value)) if isinstance(value, list) else []
 
 
 def _size_of(reported: object) -> tuple[int, int, int]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
@@ -23,7 +23,6 @@ from fixbn_flwr.app.server.client_properties import ClientProperties, properties
 from fixbn_flwr.errors import ClientsMissingError, ConfigError
 from fixbn_flwr.flower_compat import ErrorCode
 from fixbn_flwr.log import logger
-from fixbn_flwr.tasks.signature import Signature
 from fixbn_flwr.transport.delegating_grid import DelegatingGrid
 
 PATIENCE = 120.0  # seconds to wait for missing clients
@@ -36,7 +35,9 @@ class ClientRegistryGrid(DelegatingGrid):
 
     Args:
         grid: Flower's Grid.
-        data: The classes and image size that a client's own data must have. Default: any.
+        class_names: The classes that a client's own data must have. Default: any.
+        input_size: The channels, height and width that images must have. Default: as with the
+            first client.
         patience: Seconds to wait for missing clients, at the start and in each round. Default: 120.
 
     Attributes:
@@ -46,13 +47,19 @@ class ClientRegistryGrid(DelegatingGrid):
     """
 
     def __init__(
-        self, grid: Grid, data: Signature | None = None, *, patience: float | None = None
+        self,
+        grid: Grid,
+        class_names: Sequence[str] = (),
+        input_size: tuple[int, int, int] | None = None,
+        *,
+        patience: float | None = None,
     ) -> None:
         super().__init__(grid)
         self.needed = 1
         self.bytes_sent = 0
         self.bytes_received = 0
-        self._data = data
+        self._class_names = class_names
+        self._input_size = input_size
         self._patience = PATIENCE if patience is None else patience
         self._clients: dict[int, ClientProperties] = {}
         self._assembled = False
@@ -155,7 +162,9 @@ class ClientRegistryGrid(DelegatingGrid):
             if reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE:
                 continue  # it has disconnected since
             try:
-                self._clients[node_id] = ClientProperties.from_reply(reply, self._data)
+                client = ClientProperties.from_reply(reply, self._class_names, self._input_size)
+                self._clients[node_id] = client
+                self._input_size = client.input_size
             except ConfigError as error:
                 problem = f"client {node_id} cannot start: {error}"
                 if not self._assembled:

@@ -21,7 +21,7 @@ from fixbn_flwr.app.workbench import find_device
 from fixbn_flwr.log import logger
 from fixbn_flwr.method.averaging import Arrays
 from fixbn_flwr.tasks import Split, Task, check_not_empty, load_splits
-from fixbn_flwr.tasks.signature import Signature
+from fixbn_flwr.tasks.signature import Signature, names_of
 from fixbn_flwr.tracking.tracking import check_installed
 from fixbn_flwr.transport.packed_grid import flat_in_deployment
 
@@ -77,15 +77,19 @@ def prepare_run(grid: Grid, context: Context) -> PreparedRun:
     simulated = reached is grid
     if simulated:
         make_state_dir(settings)
-    registry = ClientRegistryGrid(reached, signature)
+    tested_size = signature.input_size if signature else None
+    registry = ClientRegistryGrid(reached, names_of(task), tested_size)
     clients, own_data, input_size = _assemble(registry, settings, task, resumed)
+    if signature is None:
+        signature = Signature.of_size(task, input_size)
+        check_input(model, settings, signature)
     strategy = _strategy(settings, registry.needed)
     if resumed is None:
         folder = create_run_folder(
             settings,
             method=settings.method,
             clients=clients,
-            signature=signature or Signature.of_size(task, input_size),
+            signature=signature,
             own_data=own_data,
             run=context.run_id,
         )

@@ -38,6 +38,9 @@ FREE = (
 CLIENTS = "clients"
 """Also allowed in `may-change`: the number of clients, which is not a key of the run config."""
 
+FIXED = "validation-share"
+"""Never allowed in `may-change`: clients would validate on images that they have trained on."""
+
 
 @dataclass(frozen=True)
 class ResumedRun:
@@ -95,8 +98,9 @@ class ResumedRun:
     @property
     def best(self) -> Arrays | None:
         """The best model until that round, by name; None if no round was validated."""
-        if not self.settings.validation_share:  # older versions chose one by its tests
-            return None
+        lines = map(json.loads, self.checkpoint["metrics"])
+        if all(line.get("validation_accuracy") is None for line in lines):
+            return None  # older versions chose one by its tests
         best: Arrays | Literal[True] | None = self.checkpoint["best"]
         return arrays_of(self.arrays) if best is True else best
 
@@ -150,6 +154,12 @@ def _may_change(settings: Settings) -> frozenset[str]:
             text = f"{json.dumps(word)} is not a key; {unknown_key(word, keys)}"
             line = problem("may-change", settings.may_change, text)
             raise ConfigError(f"{line}\n  {list_of_keys(keys)}")
+    if FIXED in named:
+        text = (
+            f"{FIXED} cannot change: clients would validate the model on images that it was "
+            "trained on; use the previous value, or start a new run"
+        )
+        raise ConfigError(problem("may-change", settings.may_change, text))
     return frozenset(named)
 
 
@@ -190,6 +200,7 @@ def _check_same_config(
     differing = [k for k in now if was[k] != now[k] and k not in FREE and k not in changeable]
     if differing:
         lines = [f"{k} was {json.dumps(was[k])} and is {json.dumps(now[k])}" for k in differing]
+        change = f", or name the keys that may change: may-change={json.dumps(','.join(differing))}"
         as_it_was = " ".join(f"{k}={json.dumps(was[k])}" for k in differing)
         raise ConfigError(
             "\n  ".join(
@@ -197,8 +208,7 @@ def _check_same_config(
                     f"resume: {settings.resume} was started with another config:",
                     *lines,
                     f"use the previous config, with --run-config '{as_it_was} ...' (`fixbn run` "
-                    "does so automatically), or name the keys that may change: "
-                    f"may-change={json.dumps(','.join(differing))}",
+                    f"does so automatically){'' if FIXED in differing else change}",
                 ]
             )
         )

@@ -290,11 +290,11 @@ def test_clients_validate_at_their_interval_and_in_the_last_round() -> None:
 
 @pytest.mark.parametrize(
     ("freeze_after", "best", "ends"),
-    [(5, 3, 7), (5, 6, 8), (1.0, 3, 5), (5, 9, None)],
-    ids=["counted from T*", "counted from the best round", "BN", "too late"],
+    [(5, 3, 7), (5, 6, 8), (1.0, 3, 5), (5, 9, None), ("auto", 1, None)],
+    ids=["counted from T*", "counted from the best round", "BN", "too late", "T* is open"],
 )
 def test_patience_counts_rounds_without_a_better_accuracy(
-    freeze_after: int | float, best: int, ends: int | None
+    freeze_after: int | float | str, best: int, ends: int | None
 ) -> None:
     settings = made(
         {

@@ -119,6 +119,11 @@ def test_a_model_that_was_not_tested_has_no_result(run_folder: Path) -> None:
     untested = [*before, replace(last, test_accuracy=None, test_loss=None)]
     card = card_of(run_folder, "final", metrics=untested)
     assert rows_of(card)["this model"] == "5 - -"
+    assert "The server did not test this model." in card
+    assert "tested the global model" not in card
+    untested = [replace(m, test_accuracy=None, test_loss=None) for m in read_metrics(run_folder)]
+    card = card_of(run_folder, metrics=untested)
+    assert "That average chose it among the rounds.\n" in card
     assert hub.ModelCard(card).data.eval_results is None
 
 

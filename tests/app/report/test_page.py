@@ -9,7 +9,10 @@ import pytest
 
 from fixbn_flwr.app.report.page import write_report
 from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.tasks import image_files
+from tests.support.image_trees import write_images
 from tests.support.pages import ROOT
+from tests.support.whole_app import run_app
 
 
 @pytest.fixture
@@ -71,6 +74,22 @@ def test_old_runs_without_models_and_signals_are_shown_too(tmp_path: Path) -> No
     assert "No round of this run has measured it." in text
     assert "Not available on this machine" in text
     assert "93.3%" in text
+
+
+@pytest.mark.parametrize("in_memory", [0, image_files.IN_MEMORY], ids=["files", "tensors"])
+def test_without_test_images_the_clients_are_shown(
+    in_memory: int, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_files, "IN_MEMORY", in_memory)
+    data = tmp_path / "data"
+    write_images(shared_data, data / "train", "train", 0, per_class=8, classes=2)
+    (data / "test").mkdir()
+    config = {"task": "folder", "data-dir": str(data), "partition": "iid", "batch-size": 4,
+              "evaluate-every": 0}  # fmt: skip
+    write_report([run_app(tmp_path / "runs", 2, config)], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "There are no test images on this machine." in text_of(page)
+    assert len(re.findall(r'<th scope="row">[01]</th><td>8</td><td>[\d.]+%</td>', page)) == 2
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -331,7 +331,7 @@ def test_a_complete_run_is_not_resumed(tmp_path: Path) -> None:
     assert_same(folder, run(config_of(tmp_path / "whole")))
 
 
-def test_a_resumed_run_of_an_older_version_drops_the_model_that_its_tests_chose(
+def test_a_resumed_run_of_an_older_version_renames_the_model_that_its_tests_chose(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(tmp_path, validation_share=0.0)
@@ -343,10 +343,14 @@ def test_a_resumed_run_of_an_older_version_drops_the_model_that_its_tests_chose(
         return server_round, {**checkpoint, "best": True}
 
     monkeypatch.setattr(Checkpoints, "newest", as_before)
-    (folder / "best.safetensors").write_bytes((folder / "config.json").read_bytes())
+    (folder / "best.safetensors").write_bytes(b"chosen by tests")
+    tested = [line for line in rounds_of(folder) if line["test_accuracy"] is not None]
+    best = max(tested, key=lambda line: line["test_accuracy"])["round"]
     run({**config, "resume": str(folder)}, 2)
     assert (folder / "final.safetensors").is_file()
     assert not (folder / "best.safetensors").exists()
+    kept = folder / f"best-by-tests-round-{best}.safetensors"
+    assert kept.read_bytes() == b"chosen by tests"
 
 
 def test_a_run_that_ended_early_resumes_with_more_patience(tmp_path: Path) -> None:
@@ -377,6 +381,11 @@ def folder(tmp_path: Path) -> Path:
         (
             {"num-server-rounds": 4, "may-change": "num-server-rounds"},
             "5 rounds are already done",
+        ),
+        ({"validation-share": 0.2}, r"validation-share was 0.1 and is 0.2\n.*automatically\)$"),
+        (
+            {"validation-share": 0.0, "may-change": "seed, validation-share"},
+            "validation-share cannot change: clients would validate the model on images",
         ),
         ({"freeze-after": 6, "may-change": "freeze-after"}, "T\\* cannot move to a later round"),
     ],

@@ -1,13 +1,16 @@
 """The peers as methods of an experiment, from the shared tables."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.tasks import get_task, load_splits
 from simulation import peers
 from simulation.experiments.experiment import EXPERIMENTS, Experiment, Scale
 from simulation.experiments.matching_results import search_of
+from simulation.experiments.single_run import execute
 from simulation.peers import PEERS, peer_of
 
 METHODS = {
@@ -54,6 +57,14 @@ def test_a_peers_task_is_one_object_with_the_same_data():
 
     assert task is get_task("simulation.peers:hbn:digits")
     assert load_splits(task) is load_splits(get_task("digits"))
+
+
+def test_a_peer_refuses_validation_by_clients(experiment, tmp_path):
+    for run in experiment.outline():
+        peer, config = METHODS[run.method], {**run.run_config, "validation-share": 0.1}
+        if peer:
+            with pytest.raises(ConfigError, match=f"validation-share = 0.1: .*{peer}:digits"):
+                execute(replace(run, run_config=config), tmp_path / peer, {"device": "cpu"}, "")
 
 
 def test_an_unknown_peer_is_an_error():
