@@ -38,7 +38,10 @@ def load(_data_dir: Path | None) -> tuple[Split, Split]:
     """
     package = importlib.util.find_spec("sklearn")
     if package is None or package.origin is None:
-        raise ConfigError("task is 'digits', whose data come with scikit-learn: install it.")
+        raise ConfigError(
+            "task is 'digits', whose data come with scikit-learn: install the app's packages with "
+            '`pip install "fixbn-flwr[app]"`.'
+        )
     table = np.loadtxt(
         Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", np.uint8, delimiter=","
     )

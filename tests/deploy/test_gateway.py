@@ -22,6 +22,7 @@ from tests.support.federations import ADDRESS
 from tests.support.gateways import Gateway, needs_nginx
 from tests.support.machines import Machine, free_port, switch_off
 from tests.support.uploads import message_to
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,8 @@ def test_a_request_without_a_superlink_is_answered_so_that_flower_tries_again(
     assert answer.status_code == 502
     assert "nginx/" not in answer.text
     assert "nginx/" not in answer.headers["server"]
-    assert gateway.refusals() == {"the SuperLink does not respond": 1}
+    refused = {"the SuperLink does not respond": 1}
+    wait_until(lambda: gateway.refusals() == refused, "the refusal was logged")
 
 
 @needs_nginx

@@ -30,6 +30,7 @@ from google.protobuf.message import Message
 from tests.support.federations import ADDRESS
 from tests.support.gateways import GuardedFederation, needs_nginx
 from tests.support.machines import switch_off
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, needs_nginx]
 
@@ -93,9 +94,9 @@ def test_only_the_registered_key_of_a_node_speaks_for_it(
     duplicate = activate(attacker, honest)
     assert duplicate.is_client_error
     assert re.search("2004", duplicate.text)
-    refusals = federation.gateway.refusals()
-    assert refusals["no known key or certificate"] == 2
-    assert refusals.total() == 4
+    gateway = federation.gateway
+    wait_until(lambda: gateway.refusals().total() == 4, "every refusal was logged")
+    assert gateway.refusals()["no known key or certificate"] == 2
     # Revoked.
     with federation.gateway.client(federation.port) as control:
         request = UnregisterNodeRequest(node_id=number)

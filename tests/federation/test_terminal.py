@@ -22,7 +22,9 @@ def started(terminal: Terminal, folder: Path) -> subprocess.Popen[bytes]:
     """Start a run in a session of its own, whose terminal this is."""
     environment = {k: v for k, v in os.environ.items() if k != "CI"}
     return subprocess.Popen(
-        ["setsid", "--ctty", str(FIXBN), "run", "num-server-rounds=500", "run-name=one"],
+        # A shell lets what it starts in the background ignore Ctrl-C, these tests included.
+        ["env", "--default-signal=INT", "setsid", "--ctty", str(FIXBN), "run",
+         "num-server-rounds=500", "run-name=one"],
         stdin=terminal.fd, stdout=terminal.fd, stderr=terminal.fd, cwd=folder,
         env={**environment, "TERM": "xterm-256color", "COLUMNS": "80"},
     )  # fmt: skip
