@@ -19,11 +19,7 @@ PAGES = {
     DOCS / "when-to-freeze.md": freeze_page.BLOCKS,
 }
 # The figures in docs/figures are copies.
-FIGURES = {
-    "normalisers.png": "normalisers/cpu-main.png",
-    "frequency.png": "frequency/cpu-main.png",
-    "freeze-after.png": "freeze-after/cpu-when.png",
-}
+FIGURES = {"freeze-after.png": "freeze-after/cpu-when.png"}
 
 
 def main() -> None:

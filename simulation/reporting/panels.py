@@ -147,7 +147,8 @@ def draw_lines(
 
 
 def _wrapped(labels: Sequence[str], room: float) -> list[str]:
-    return [textwrap.fill(label, max(5, int(room))) for label in labels]
+    width = max(5, int(room))
+    return [textwrap.fill(label, width, break_long_words=False) for label in labels]
 
 
 def _draw_cell(
