@@ -81,14 +81,18 @@ def make_node_config(
     if partition is not None:
         part, slash, parts = partition.partition("/")
         if not (slash and part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
-            raise DeployError(f"--partition {partition!r} is not I/N with I from 0 to N - 1.")
+            raise DeployError(
+                f"--partition {partition!r} is not I/N with I from 0 to N - 1: write e.g. 0/2."
+            )
         node_config |= {"partition-id": int(part), "num-partitions": int(parts)}
     if device is not None:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-            raise DeployError(f"--device {device!r} is not auto, cpu, cuda or e.g. cuda:1.")
+            raise DeployError(
+                f"--device {device!r} is no device: use auto, cpu, cuda or e.g. cuda:1."
+            )
         node_config["device"] = device
     if precision is not None:
         if precision not in ("float32", "bfloat16"):
-            raise DeployError(f"--precision {precision!r} is neither float32 nor bfloat16.")
+            raise DeployError(f"--precision {precision!r} does not exist: use float32 or bfloat16.")
         node_config["precision"] = precision
     return node_config

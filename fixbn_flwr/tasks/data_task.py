@@ -101,7 +101,7 @@ class DataTask:
         if len(names) < 2:
             raise ConfigError(
                 f"the data of task {self.name} has {len(names)} classes ({', '.join(names)}): two"
-                " or more are needed."
+                " or more are needed. Add a class, or choose other data."
             )
         return Task(
             name=self.name,

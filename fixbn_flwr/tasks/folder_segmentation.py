@@ -112,7 +112,7 @@ def _pairs(folder: Path) -> list[Example]:
         if sizes[0] != sizes[1]:
             raise ConfigError(
                 f"{mask} has {sizes[1][0]}x{sizes[1][1]} pixels and its image"
-                f" {sizes[0][0]}x{sizes[0][1]}: they must have the same size."
+                f" {sizes[0][0]}x{sizes[0][1]}: they must have the same size. Replace one."
             )
         examples.append(Example(path, mask=mask))
     return examples

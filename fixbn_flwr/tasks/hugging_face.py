@@ -209,6 +209,9 @@ def _name_of(where: str, data_dir: Path | None) -> str:
     if where.startswith(("~", "/", ".")):
         folder = Path(where).expanduser()
         if not folder.is_dir():
-            raise ConfigError(f"task is 'hf:{where}', but there is no folder {folder}.")
+            raise ConfigError(
+                f"task is 'hf:{where}', but there is no folder {folder}: check the path, or write"
+                " the name of a data set, such as hf:ylecun/mnist."
+            )
         return str(folder)
     return where

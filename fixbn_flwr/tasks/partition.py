@@ -128,7 +128,10 @@ def _at_random(targets: Indices, clients: int, seed: int) -> list[Indices]:
 
 def _by_dirichlet(targets: Indices, clients: int, alpha: float, seed: int) -> list[Indices]:
     if not 0 < alpha < np.inf:
-        raise ConfigError(f"partition-alpha is {alpha}, but it must be a finite number above 0.")
+        raise ConfigError(
+            f"partition-alpha is {alpha}, but it must be a finite number above 0: choose one, such"
+            " as 0.5."
+        )
     random = np.random.default_rng(seed)
     classes = [np.flatnonzero(targets == label) for label in np.unique(targets)]
     for _ in range(DRAWS):

@@ -174,5 +174,5 @@ def _shape(key: str, name: str, text: str) -> tuple[int, ...]:
 def _damaged(key: str, what: str) -> ReplyError:
     return ReplyError(
         f"its packed record {key!r} holds {what}: it was damaged in transit, or client and server "
-        "have different versions of fixbn-flwr."
+        "have different versions of fixbn-flwr. Install the same version on both."
     )

@@ -239,12 +239,15 @@ NODE = "start-supernode --superlink 127.0.0.1:9 --ca certificates/ca.crt --key k
         ),
         (f"{NODE} --data nowhere", "/nowhere is not a readable folder: set it to one."),
         (f"{NODE} --data empty", "/empty is empty: put this node's data there."),
-        (f"{NODE} --partition 2/2", "--partition '2/2' is not I/N with I from 0 to N - 1."),
+        (
+            f"{NODE} --partition 2/2",
+            "--partition '2/2' is not I/N with I from 0 to N - 1: write e.g. 0/2.",
+        ),
         (
             f"{NODE} --data data --device gpu",
-            "--device 'gpu' is not auto, cpu, cuda or e.g. cuda:1.",
+            "--device 'gpu' is no device: use auto, cpu, cuda or e.g. cuda:1.",
         ),
-        (f"{NODE} --data data --precision half", "'half' is neither float32 nor bfloat16."),
+        (f"{NODE} --data data --precision half", "'half' does not exist: use float32 or bfloat16."),
         (f'{NODE} --data data --name "it\'s"', "remove quotes, backslashes and line breaks."),
         (
             "register keys/b.pub --superlink a:1 --ca certificates/ca.crt",

@@ -178,7 +178,7 @@ def test_missing_or_damaged_data_is_refused(flat: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="empty has no folders, one for each class"):
         splits(tmp_path / "empty")
     (tmp_path / "no-images" / "cat").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"has 1 classes \(cat\): two or more are needed"):
+    with pytest.raises(ConfigError, match=r"has 1 classes \(cat\): two or more are needed. Add"):
         splits(tmp_path / "no-images")
     (tmp_path / "no-images" / "dog").mkdir()
     with pytest.raises(ConfigError, match="has no images, such as PNG or JPEG files"):

@@ -198,7 +198,7 @@ def test_an_invalid_number_of_clients_is_refused(scheme: Scheme, clients: int) -
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf")])
 def test_an_invalid_alpha_is_refused(alpha: float) -> None:
-    with pytest.raises(ConfigError, match=r"partition-alpha is .* above 0"):
+    with pytest.raises(ConfigError, match=r"partition-alpha is .* above 0: choose one"):
         divide("dirichlet", alpha=alpha)
 
 

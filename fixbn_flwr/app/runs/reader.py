@@ -58,14 +58,17 @@ def read_metrics(folder: Path) -> list[RoundMetrics]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ConfigError(
-            f"{folder} is not the folder of a run: cannot read {path.name}"
+            f"{folder} is not the folder of a run: cannot read {path.name} ({error}); name a run "
+            "that has completed a round"
         ) from error
     rounds = []
     for number, line in enumerate(lines, start=1):
         try:
             rounds.append(_from_line(line))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ConfigError(f"{path}, line {number}: not a round's metrics ({error})") from error
+            raise ConfigError(
+                f"{path}, line {number}: not a round's metrics ({error}); restore the file"
+            ) from error
     return rounds
 
 

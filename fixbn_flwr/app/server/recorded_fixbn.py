@@ -53,7 +53,9 @@ class RecordedFixBN(FixBN):
                 "task's metric return one."
             )
         if not isinstance(loss, int | float):
-            raise ReplyError(f"its loss is {shown(loss)} and must be a number.")
+            raise ReplyError(
+                f"its loss is {shown(loss)} and must be a number: let the task's loss return one."
+            )
         return checked
 
 

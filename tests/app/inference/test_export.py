@@ -78,7 +78,7 @@ def test_what_cannot_be_exported_is_refused(run_folder: Path, tmp_path: Path) ->
     with pytest.raises(ConfigError, match=r"format is 'tflite', .*: use onnx, torchscript, safe"):
         export(run_folder, "tflite")  # type: ignore[arg-type]
     exported = export(run_folder, "safetensors", output=tmp_path / "there").parent
-    with pytest.raises(ConfigError, match="is not the folder of a run"):
+    with pytest.raises(ConfigError, match=r"is not the folder of a run: .*; name a run that"):
         export(exported, "onnx")
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"file cannot be written .*: choose another folder with"):

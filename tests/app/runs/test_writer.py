@@ -182,7 +182,7 @@ def test_the_error_names_missing_or_damaged_metrics(tmp_path: Path) -> None:
     for damaged in ('{"round": 2, "pha', '{"round": 2}', "[]", '{"phase": "exploration"}'):
         valid = (folder.path / "metrics.jsonl").read_text()
         (folder.path / "metrics.jsonl").write_text(valid + damaged + "\n")
-        with pytest.raises(ConfigError, match=r"metrics\.jsonl, line 2: not a round's metrics"):
+        with pytest.raises(ConfigError, match=r"metrics\.jsonl, line 2: not a round's .*; restore"):
             read_metrics(folder.path)
         (folder.path / "metrics.jsonl").write_text(valid)
 

@@ -121,7 +121,7 @@ def evaluating(change: Callable[[MetricRecord], object], monkeypatch: pytest.Mon
         ({"accuracy": 1.5}, "its accuracy is 1.5 and must be a number from 0 to 1"),
         ({"accuracy": math.nan}, "its accuracy is nan and must be a number from 0 to 1"),
         ({"accuracy": [0.5]}, "its accuracy is [0.5] and must be a number"),
-        ({"loss": [0.5]}, "its loss is [0.5] and must be a number"),
+        ({"loss": [0.5]}, "its loss is [0.5] and must be a number: let the task's loss return one"),
     ],
 )
 def test_an_impossible_accuracy_is_dropped_and_its_client_named(
