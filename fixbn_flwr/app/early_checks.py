@@ -6,7 +6,6 @@ The server makes most of them again. By then Ray is up, or SuperNodes are connec
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import replace
 
 from fixbn_flwr.app.client.image_client import held_out_of, partitions_of
 from fixbn_flwr.app.config.settings import Settings
@@ -37,8 +36,7 @@ def check_before_start(settings: Settings, clients: int) -> None:
         check_run_folder(settings)
     find_device(settings.device)
     task = settings.read_task()
-    started = replace(settings, pretrained="") if settings.resume else settings
-    network = initial_network(task, started)  # fails before the data is loaded
+    network = initial_network(task, settings)  # fails before the data is loaded
     train, test = load_splits(task, settings.data_path)
     check_not_empty(task, train, "training")
     if settings.evaluate_every:

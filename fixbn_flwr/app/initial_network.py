@@ -21,6 +21,8 @@ from fixbn_flwr.tasks.signature import Signature
 def initial_network(task: Task, settings: Settings) -> nn.Module:
     """Build a network with the weights of `pretrained`, or with weights drawn by the seed.
 
+    The weights of a resumed run are in its checkpoint, so `pretrained` is not read again.
+
     Raises:
         ConfigError: If the network cannot be built, has nothing to freeze, or the weights are not
             its.
@@ -33,7 +35,7 @@ def initial_network(task: Task, settings: Settings) -> nn.Module:
             f"model is {settings.model!r}, which has no batch normalization, so there are no"
             " statistics to freeze: set freeze-after=1.0, or choose another model."
         )
-    if settings.pretrained:
+    if settings.pretrained and not settings.resume:
         path = Path(settings.pretrained).expanduser()
         new = load_pretrained(network, path, task.classes)
         of_head = f", but for the classifier ({', '.join(new)}), which is new" if new else ""

@@ -25,6 +25,12 @@ def of_grid(name: str, grid: str, scale: Scale = Scale.CPU) -> tuple[Result, ...
     return tuple(result for result in found if result.grid == grid)
 
 
+def shown(name: str, grid: str = "main") -> list[Result]:
+    """Return the results of a grid with a value on every axis; empty if none has run."""
+    results = of_grid(name, grid)
+    return results_of(results) if results else []
+
+
 def accuracies(name: str, grid: str = "main") -> Callable[[], str]:
     """Return the block with the accuracies of a grid."""
 
@@ -110,7 +116,7 @@ def gap() -> str:
 
 def personal() -> str:
     """Return the accuracy of the personal methods on the kinds of images that each client has."""
-    results = results_of(of_grid("normalisers", "main")) if of_grid("normalisers", "main") else []
+    results = shown("normalisers")
     own = [result for result in results if result.own_accuracy is not None]
     rows = []
     for method in methods(own):
@@ -135,7 +141,7 @@ def personal() -> str:
 
 def advice() -> str:
     """Return the normalisations that are behind no other, by setting of the map."""
-    results = results_of(of_grid("map", "main")) if of_grid("map", "main") else []
+    results = shown("map")
     rows = []
     for steps in values(results, "local steps"):
         row = [steps]
@@ -164,11 +170,10 @@ def _not_behind(cells: Mapping[str, Cell]) -> list[str]:
 
 def when_to_use() -> str:
     """Return BN, FixBN with T* at half of the rounds, and their difference, by setting."""
-    results = of_grid("freeze-after", "when")
-    shown = results_of(results) if results else []
+    results = shown("freeze-after", "when")
     rows = []
-    for setting in values(shown, "setting"):
-        cells = [place(shown, {"setting": setting}, name) for name in ("never", "T* 50 %")]
+    for setting in values(results, "setting"):
+        cells = [place(results, {"setting": setting}, name) for name in ("never", "T* 50 %")]
         if all(cell.runs for cell in cells):
             bn, fixbn = cells
             rows.append([setting, str(bn), str(fixbn), str(paired(fixbn.by_seed, bn.by_seed))])

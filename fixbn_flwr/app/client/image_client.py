@@ -121,7 +121,7 @@ class FixBNClient:
         self.training, self.validation = held_out_of(settings, partition, self.node.partition)
 
     def properties(self) -> RecordDict:
-        """Return the client's partition, number of training images and name, and what it has."""
+        """Return what the server needs to know of this client and its images."""
         properties = ConfigRecord({"name": self.node.name})
         properties["examples"] = len(self.training)
         signature = Signature.of(self.task, self._data.images)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid
@@ -65,8 +65,7 @@ def prepare_run(grid: Grid, context: Context) -> PreparedRun:
     find_device(settings.device)
     check_installed(settings.track)
     task = settings.read_task()
-    started = settings if resumed is None else replace(settings, pretrained="")
-    model = initial_network(task, started)  # fails before the data is loaded
+    model = initial_network(task, settings)  # fails before the data is loaded
     signature = None
     test = load_splits(task, settings.data_path)[1] if settings.evaluate_every else None
     if test is not None:
