@@ -47,10 +47,13 @@ MODES: Mapping[str, Callable[[Trial], list[LayerDifference]]] = {
 }
 
 
+def is_measured(run: Run, what: Mapping[str, Any] | None) -> bool:
+    """Return whether the experiment's table `measure`, if it has one, names this run's method."""
+    return what is not None and run.kind == "result" and run.method in what["of"]
+
+
 def kept_models(run: Run, what: Mapping[str, Any]) -> dict[str, int]:
-    """Return the run-config keys that keep the models to measure; empty if none are measured."""
-    if run.kind == "search" or run.method not in what["of"]:
-        return {}
+    """Return the run-config keys that keep the models of a measured run."""
     every = max(1, run.rounds // what["models"])
     return {"checkpoint-every": every, "keep-checkpoints": run.rounds // every + 1}
 
@@ -68,10 +71,8 @@ def measure_run(
 
     Returns:
         {"gradients": rows for `reporting.gradient_figure`, "not measured": the reason for each
-        model that diverged}. Empty if the table does not name the method.
+        model that diverged}.
     """
-    if not kept_models(run, what):
-        return {}
     settings = Settings.from_run_config(config)
     task = get_task(settings.task)
     data, _ = load_splits(task, settings.data_path)

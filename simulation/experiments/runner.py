@@ -30,6 +30,7 @@ from fixbn_flwr.app.cli import CLIENT_MODULES
 from fixbn_flwr.engine.fork_server import start_fork_server
 from fixbn_flwr.errors import FixBNError
 from simulation.experiments.experiment import Experiment
+from simulation.experiments.gradient_runs import is_measured
 from simulation.experiments.matching_results import (
     in_place_of,
     lines_of,
@@ -125,8 +126,7 @@ class Runner:
         self._collect(list(to_run.values()), pool, progress, total)
 
     def _measures(self, run: Run) -> bool:
-        measure = self._experiment.measure
-        return measure is not None and run.kind == "result" and run.method in measure["of"]
+        return is_measured(run, self._experiment.measure)
 
     def _collect(
         self,

@@ -25,7 +25,7 @@ from fixbn_flwr.app.runs.reader import read_metrics
 from fixbn_flwr.app.server_app import server_app_of
 from fixbn_flwr.engine.simulation import run_server
 from fixbn_flwr.errors import ConfigError, RoundsFailedError
-from simulation.experiments.gradient_runs import kept_models, measure_run
+from simulation.experiments.gradient_runs import is_measured, kept_models, measure_run
 from simulation.experiments.planned_run import Run
 from simulation.experiments.result_log import LAST, Result, mean_of_last_rounds
 from simulation.peers import Peer, client_app, peer_of
@@ -58,11 +58,12 @@ def execute(
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    measured = measure if is_measured(run, measure) else None
     config = {
         **run.run_config,
         **machine,
         "checkpoint-every": 0,  # an interrupted run starts again
-        **(kept_models(run, measure) if measure else {}),
+        **(kept_models(run, measured) if measured else {}),
         "output-dir": str(folder.parent),
         "run-name": folder.name,
     }
@@ -81,7 +82,7 @@ def execute(
             failure = str(error)
             print(failure)
         seconds = time.monotonic() - started
-        extra = measure_run(run, config, folder, measure) if measure and not failure else {}
+        extra = measure_run(run, config, folder, measured) if measured and not failure else {}
     os.replace(log, folder / LOG)
     return _result(run, folder, failure, seconds, state, command, extra)
 
