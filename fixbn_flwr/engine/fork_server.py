@@ -10,9 +10,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
+
+from fixbn_flwr.errors import ConfigError
 
 WORKER = "fixbn_flwr.engine.worker"
 
@@ -24,12 +27,21 @@ def start_fork_server(preload: Sequence[str] = ()) -> None:
 
     Args:
         preload: Modules that it imports besides Flower's. Only the first call's are imported.
+
+    Raises:
+        ConfigError: If the temporary directory has no room or too long a path for its socket.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([WORKER, *preload])
     resource_tracker.ensure_running()  # else the fork server starts it, which unblocks Ctrl-C
     with _one_thread(), _no_interruption():
-        forkserver.ensure_running()
+        try:
+            forkserver.ensure_running()
+        except OSError as error:
+            raise ConfigError(
+                f"the process of the simulated clients cannot start in {tempfile.gettempdir()} "
+                f"({error}): set TMPDIR to a directory on this machine with a short path."
+            ) from error
 
 
 @contextmanager

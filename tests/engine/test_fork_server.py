@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 CODE = """
 import psutil, signal
@@ -23,3 +25,16 @@ def test_ctrl_c_does_not_reach_what_it_starts_but_still_this_process() -> None:
         [sys.executable, "-c", CODE], capture_output=True, text=True, check=True
     )
     assert result.stdout.split() == ["True", "True", "False"]
+
+
+def test_a_temporary_directory_with_a_long_path_is_an_error_with_its_remedy(tmp_path: Path) -> None:
+    long = tmp_path / ("long" * 30)
+    long.mkdir()
+    result = subprocess.run(
+        [sys.executable, "-c", CODE],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"TMPDIR": str(long)},
+    )
+    assert f"cannot start in {long} (AF_UNIX path too long): set TMPDIR" in result.stderr

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from safetensors.numpy import load_file
 
 from tests.support.machines import Machine, Service, free_port
-from tests.support.waiting import wait_until
+from tests.support.waiting import read_log, wait_until
 
 ADDRESS = "127.0.0.2"
 LOG = "supernode.log"
@@ -114,8 +114,10 @@ class Federation:
         )
 
     def rounds(self, name: str) -> list[dict[str, Any]]:
-        lines = (self.link.home / name / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
+        file = self.link.home / name / "metrics.jsonl"
+        # Flower returns 0 whether a run fails or not: only its log tells why no round has ended.
+        assert file.exists(), read_log(self.link.home / f"{name}.log")
+        return [json.loads(line) for line in file.read_text().splitlines()]
 
     def statuses(self) -> dict[int, str]:
         """Return the status of each run by its number."""

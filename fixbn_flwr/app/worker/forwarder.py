@@ -163,7 +163,8 @@ class Forwarder:
 
     def _try_to_connect(self, task: str) -> Connection[Any, Any] | None:
         try:
-            connection = Client(str(self._path))
+            with _address_of(self._path) as address:
+                connection = Client(address)
         except (FileNotFoundError, ConnectionError):
             return None
         try:
@@ -182,11 +183,12 @@ class Forwarder:
         with suppress(FileNotFoundError):
             self._path.unlink()
         with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(self._path))
+            with _address_of(self._path) as address:
+                listener.bind(address)
             listener.listen()
             command = [sys.executable, "-P", "-m", "fixbn_flwr.app.worker.process"]
-            command += [str(listener.fileno()), str(self._node.process), str(self._node.started)]
-            command += [str(self._idle), task]
+            command += [str(listener.fileno()), str(self._path)]
+            command += [str(self._node.process), str(self._node.started), str(self._idle), task]
             path = os.pathsep.join([self._code, *(entry for entry in sys.path if entry)])
             listener.set_inheritable(True)
             # Not subprocess.Popen, which warns when its process outlives it.
@@ -197,6 +199,16 @@ class Forwarder:
                 file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)],
                 setsid=True,  # Flower may end every process of the message's session
             )
+
+
+@contextmanager
+def _address_of(path: Path) -> Iterator[str]:
+    """Yield an address of a socket's path that is short: the kernel allows 107 bytes."""
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
 
 
 @contextmanager
@@ -225,6 +237,6 @@ def _socket_directory() -> Path:
         raise ConfigError(
             f"{path} is not a directory of user {os.geteuid()} with mode 0700: another user may "
             "have created it. Remove it, or start the SuperNode with TMPDIR set to another "
-            "directory with a short path."
+            "directory."
         )
     return path

@@ -18,6 +18,7 @@ import threading
 import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NoReturn
 
 from flwr.app import Error, Message
@@ -43,6 +44,7 @@ class Worker:
     Args:
         app: The client app.
         listener: A listening Unix socket.
+        path: Its path.
         node: The node; the worker ends with it.
         idle: Seconds without a message after which the worker ends.
         task: The run and the code that it is for, as the forwarder names them.
@@ -52,6 +54,7 @@ class Worker:
         self,
         app: ClientApp,
         listener: socket.socket,
+        path: Path,
         node: NodeProcess,
         idle: float,
         task: str,
@@ -61,7 +64,8 @@ class Worker:
         self._node = node
         self._idle = idle
         self._task = task
-        self._socket = os.stat(listener.getsockname()).st_ino
+        self._path = path
+        self._inode = path.stat().st_ino
         self._busy: Connection[Any, Any] | None = None  # with the message in work
 
     def serve(self) -> None:
@@ -124,19 +128,18 @@ class Worker:
         logger.info("worker %s ends: %s", os.getpid(), why)
         # While the socket still listens: afterwards a new worker may have its own at this path.
         with suppress(FileNotFoundError):
-            path = self._listener.getsockname()
-            if os.stat(path).st_ino == self._socket:
-                os.unlink(path)
+            if self._path.stat().st_ino == self._inode:
+                self._path.unlink()
         sys.stdout.flush()
         os._exit(0)
 
 
 def main() -> None:
-    """Serve on the inherited socket that the command line names, with node, idle time and task."""
-    listener, process, started, idle, task = sys.argv[1:]
+    """Serve on the inherited socket that the command line names, for a node and a task."""
+    listener, path, process, started, idle, task = sys.argv[1:]
     with socket.socket(fileno=int(listener)) as inherited:
         node = NodeProcess(int(process), int(started))
-        Worker(app, inherited, node, float(idle), task).serve()
+        Worker(app, inherited, Path(path), node, float(idle), task).serve()
 
 
 if __name__ == "__main__":
