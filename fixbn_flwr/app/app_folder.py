@@ -27,6 +27,9 @@ class AppFolder:
     Args:
         folder: The directory with its pyproject.toml.
 
+    Attributes:
+        run_config: The values of its run config, by key.
+
     Raises:
         ConfigError: If it is not a Flower app.
     """
@@ -46,7 +49,7 @@ class AppFolder:
                 "the directory whose pyproject.toml has [tool.flwr.app.components] with "
                 "serverapp and clientapp."
             ) from error
-        self._config = dict(_flat(app.get("config", {})))
+        self.run_config = dict(_flat(app.get("config", {})))
 
     def run(self, overrides: Sequence[str], clients: int, workers: int | None) -> None:
         """Run the app.
@@ -59,22 +62,22 @@ class AppFolder:
         Raises:
             ConfigError: If a key is not in the app's config, or an app cannot be imported.
         """
-        changes = dict(key_and_value(word, self._config) for word in overrides)
-        if unknown := sorted(changes.keys() - self._config.keys()):
+        changes = dict(key_and_value(word, self.run_config) for word in overrides)
+        if unknown := sorted(changes.keys() - self.run_config.keys()):
             where = "not in the app's [tool.flwr.app.config]"
-            if not self._config:
+            if not self.run_config:
                 raise ConfigError(f"{', '.join(unknown)}: {where}, which has no keys: remove it.")
-            lines = [f"{key}: {where}; {unknown_key(key, [*self._config])}" for key in unknown]
-            raise ConfigError("\n  ".join([*lines, list_of_keys(sorted(self._config))]))
+            lines = [f"{key}: {where}; {unknown_key(key, [*self.run_config])}" for key in unknown]
+            raise ConfigError("\n  ".join([*lines, list_of_keys(sorted(self.run_config))]))
         for key, value in changes.items():
-            _check_type(key, value, self._config[key])
+            _check_type(key, value, self.run_config[key])
         server, client = (self._components[name] for name in ("serverapp", "clientapp"))
         run_federation(
             load(self._folder, server, ServerApp),
             partial(load, self._folder, client, ClientApp),
             clients,
             workers=workers,
-            run_config={**self._config, **changes},
+            run_config={**self.run_config, **changes},
         )
 
 

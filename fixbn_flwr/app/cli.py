@@ -11,6 +11,7 @@ fixbn report runs/20260101-120000-digits-FixBN          # one HTML page, of seve
 fixbn predict runs/20260101-120000-digits-FixBN image.png
 fixbn export runs/20260101-120000-digits-FixBN --format onnx
 fixbn delete runs/20260101-120000-digits-FixBN
+fixbn supervise runs/hospitals task=cifar10             # real machines: resumes by itself
 fixbn doctor                              # what this machine has, and what to do about problems
 """
 
@@ -34,6 +35,7 @@ from fixbn_flwr.app.doctor.commands import doctor
 from fixbn_flwr.app.inference.commands import export, predict
 from fixbn_flwr.app.report.commands import report
 from fixbn_flwr.app.runs.commands import delete, list_runs
+from fixbn_flwr.app.supervision.commands import supervise
 from fixbn_flwr.engine.fork_server import start_fork_server
 
 # Everything else is imported where it is used: the help must not wait for torch, and the workers'
@@ -211,6 +213,7 @@ cli.command()(predict)
 cli.command()(export)
 cli.command()(delete)
 cli.command()(doctor)
+cli.command()(supervise)
 
 
 def main() -> None:

@@ -7,10 +7,7 @@ home, port and working directory, ends with the block, and reports how each run 
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import shlex
 import socket
 import subprocess
 import sys
@@ -22,15 +19,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fixbn_flwr.app.config.rules import Value
+from fixbn_flwr.app.flower_commands import FlowerCommands, SuperLinkError
 from fixbn_flwr.app.process_cleanup import end_processes, start_guard
-from fixbn_flwr.errors import FixBNError
 
 _START = 60.0  # seconds for the SuperLink to answer
 _NAME = "simulation"
-
-
-class SuperLinkError(FixBNError):
-    """The SuperLink did not start, or did not accept the run."""
 
 
 @contextmanager
@@ -140,47 +133,12 @@ class SuperLink:
         Raises:
             SuperLinkError: If the run did not start.
         """
-        command = ["flwr", "run", str(app), _NAME, "--stream"]
-        if federation:
-            command += ["--federation-config", _toml(federation)]
-        if run_config:
-            command += ["--run-config", _toml(run_config)]
-        show(shlex.join(command))
-        run_id = None
-        lines: list[str] = []
-        with subprocess.Popen(
-            command,
-            env=self._environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                lines.append(line.rstrip("\n"))
-                show(lines[-1])
-                if started := re.match(r"Successfully started run (\d+)", line):
-                    run_id = started[1]
-        if run_id is None:
-            raise SuperLinkError("the run did not start:\n" + "\n".join(lines))
-        return self._failure(run_id)
-
-    def _failure(self, run_id: str) -> str | None:
-        """Return how a run failed, or None; `flwr run` itself always exits with 0."""
-        listing = subprocess.run(
-            ["flwr", "ls", _NAME, "--run-id", run_id, "--format", "json"],
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if listing.returncode:
-            return f"the SuperLink has stopped: {listing.stderr.strip() or self._log.read_text()}"
-        (run,) = json.loads(listing.stdout)["runs"]
-        if run["status"] == "finished:completed":
-            return None
-        details = str(run["status-details"]).removeprefix("Simulation failed with exception: ")
-        return details or str(run["status"])
+        commands = FlowerCommands(_NAME, self._environment)
+        run_id = commands.run(app, run_config, federation, show)
+        try:
+            return commands.status(run_id).failure
+        except SuperLinkError as error:
+            return f"the SuperLink has stopped: {error}\n{self._log.read_text()}"
 
     def _responds(self) -> bool:
         try:
@@ -188,11 +146,6 @@ class SuperLink:
                 return True
         except OSError:
             return False
-
-
-def _toml(values: Mapping[str, Value]) -> str:
-    """Return values as Flower's command line takes them: `key=value` with TOML values."""
-    return " ".join(f"{key}={json.dumps(value)}" for key, value in values.items())
 
 
 def free_port() -> int:

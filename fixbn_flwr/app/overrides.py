@@ -29,14 +29,7 @@ def settings_of(overrides: Sequence[str] | None, label: str | None = None) -> Se
     Raises:
         ConfigError: If an argument is not valid.
     """
-    defaults = Settings().as_run_config()
-    given: dict[str, Value] = dict(key_and_value(word, defaults) for word in overrides or [])
-    for key in _PATHS:
-        if given.get(key):
-            given[key] = absolute(key, str(given[key]))
-    folder = _FOLDER.fullmatch(str(given.get("task")))
-    if folder and not given.get("data-dir"):  # with it, the path is one in data-dir
-        given["task"] = f"hf:{absolute('task', folder['path'])}{folder['subset']}"
+    given = given_config(overrides or [])
     if resumed := given.get("resume"):
         before: dict[str, Value] = read_config(Path(str(resumed)))["run_config"]
         return Settings.from_run_config({**before, "may-change": "", **given})
@@ -47,6 +40,23 @@ def settings_of(overrides: Sequence[str] | None, label: str | None = None) -> Se
     method = (label or settings.method).replace(" ", "-")
     name = f"{datetime.now():%Y%m%d-%H%M%S}-{settings.task_name}-{method}"
     return variant(settings, {"run-name": name})
+
+
+def given_config(overrides: Sequence[str]) -> dict[str, Value]:
+    """Return the keys of KEY=VALUE arguments with their values, and with absolute paths.
+
+    Raises:
+        ConfigError: If an argument is no setting.
+    """
+    defaults = Settings().as_run_config()
+    given = dict(key_and_value(word, defaults) for word in overrides)
+    for key in _PATHS:
+        if given.get(key):
+            given[key] = absolute(key, str(given[key]))
+    folder = _FOLDER.fullmatch(str(given.get("task")))
+    if folder and not given.get("data-dir"):  # with it, the path is one in data-dir
+        given["task"] = f"hf:{absolute('task', folder['path'])}{folder['subset']}"
+    return given
 
 
 def new_run(settings: Settings) -> Settings:

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from fixbn_flwr.app.local_superlink import SuperLink, SuperLinkError, free_port
+from fixbn_flwr.app.flower_commands import SuperLinkError
+from fixbn_flwr.app.local_superlink import SuperLink, free_port
 from fixbn_flwr.app.process_cleanup import start_guard
 
 _NAME = "simulation"  # of the connection in Flower's config.toml

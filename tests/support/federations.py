@@ -133,11 +133,10 @@ class Node:
         self.machine = machine
         self._command = (
             f"deploy/start-supernode --superlink {superlink} --ca ca.crt --key keys/{name} "
-            "--data data"
         )
 
-    def start(self) -> Service:
-        return self.machine.start(self._command, LOG)
+    def start(self, data: str = "--data data") -> Service:
+        return self.machine.start(self._command + data, LOG)
 
     def wait_until_it_trains(self) -> None:
         waiting = self.machine.home / "waiting"

@@ -1,0 +1,144 @@
+"""Flower's own commands `flwr run`, `flwr ls` and `flwr stop`, for one SuperLink.
+
+`flwr run` itself exits with 0 if the app fails, and its log ends early if the connection breaks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fixbn_flwr.app.config.rules import Value
+from fixbn_flwr.errors import FixBNError
+
+
+class SuperLinkError(FixBNError):
+    """The SuperLink did not start, or did not accept the run."""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """The state of a run on its SuperLink.
+
+    Attributes:
+        status: Flower's word, such as ``running`` or ``finished:failed``.
+        details: Why it failed; mostly empty.
+    """
+
+    status: str
+    details: str
+
+    @property
+    def failure(self) -> str | None:
+        """Why the run did not complete; None if it did."""
+        if self.status == "finished:completed":
+            return None
+        return self.details.removeprefix("Simulation failed with exception: ") or self.status
+
+
+class FlowerCommands:
+    """Runs Flower's commands.
+
+    Args:
+        superlink: The connection's name in Flower's config.toml. Default: its default connection.
+        environment: Environment variables that differ from this process's.
+    """
+
+    def __init__(self, superlink: str = "", environment: Mapping[str, str] | None = None) -> None:
+        self._superlink = [superlink] if superlink else []
+        programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        self._environment = os.environ | {"PATH": programs} | dict(environment or {})
+
+    def run(
+        self,
+        app: Path,
+        run_config: Mapping[str, Value],
+        federation: Mapping[str, Value],
+        show: Callable[[str], None],
+    ) -> str:
+        """Run an app until its log ends, and return Flower's id of the run.
+
+        Args:
+            app: The directory with the app's pyproject.toml.
+            run_config: The values that differ from that file's run config.
+            federation: Flower's simulation settings, such as ``num-supernodes``; empty for real
+                SuperNodes.
+            show: Called with the ``flwr run`` command, then with each line of the run's log.
+
+        Raises:
+            SuperLinkError: If the run did not start.
+        """
+        command = ["flwr", "run", str(app), *self._superlink, "--stream"]
+        if federation:
+            command += ["--federation-config", _toml(federation)]
+        if run_config:
+            command += ["--run-config", _toml(run_config)]
+        show(shlex.join(command))
+        run_id = None
+        lines: list[str] = []
+        with subprocess.Popen(
+            command,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    lines.append(line.rstrip("\n"))
+                    show(lines[-1])
+                    if started := re.match(r"Successfully started run (\d+)", line):
+                        run_id = started[1]
+            except BaseException:
+                process.terminate()  # else it would go on showing the log
+                raise
+        if run_id is None:
+            raise SuperLinkError("the run did not start:\n" + "\n".join(lines))
+        return run_id
+
+    def status(self, run_id: str) -> RunStatus:
+        """Return the status of a run.
+
+        Raises:
+            SuperLinkError: If the SuperLink does not answer.
+        """
+        listing = self._call("ls", *self._superlink, "--run-id", run_id, "--format", "json")
+        (run,) = json.loads(listing)["runs"]
+        return RunStatus(str(run["status"]), str(run["status-details"]))
+
+    def check(self) -> None:
+        """Check that the SuperLink answers.
+
+        Raises:
+            SuperLinkError: If it does not.
+        """
+        self._call("ls", *self._superlink, "--limit", "1", "--format", "json")
+
+    def stop(self, run_id: str) -> None:
+        """Stop a run.
+
+        Raises:
+            SuperLinkError: If the SuperLink does not answer, or the run has ended.
+        """
+        self._call("stop", run_id, *self._superlink)
+
+    def _call(self, *words: str) -> str:
+        result = subprocess.run(
+            ["flwr", *words], env=self._environment, capture_output=True, text=True, check=False
+        )
+        if result.returncode:
+            raise SuperLinkError(f"{shlex.join(['flwr', *words])}: {result.stderr.strip()}")
+        return result.stdout
+
+
+def _toml(values: Mapping[str, Value]) -> str:
+    """Return values as Flower's command line takes them: `key=value` with TOML values."""
+    return " ".join(f"{key}={json.dumps(value)}" for key, value in values.items())

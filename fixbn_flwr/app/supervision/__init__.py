@@ -1,0 +1,1 @@
+"""Keep a run on real machines going: `fixbn supervise`."""

@@ -1,0 +1,42 @@
+"""The command `fixbn supervise`."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# The rest is imported where it is used: the help must not wait for it.
+
+
+def supervise(
+    folder: Annotated[Path, typer.Argument(help="The run folder, new or of a stopped run.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Run config.")
+    ] = None,
+    superlink: Annotated[
+        str, typer.Option(help="Connection in Flower's config.toml. Default: its default.")
+    ] = "",
+    app: Annotated[
+        Path | None,
+        typer.Option(help="Directory of your own app (`fixbn new`). Default: fixbn-flwr's."),
+    ] = None,
+) -> None:
+    """Run on real machines, and resume by itself when the SuperLink or the machine restarts."""
+    from fixbn_flwr.app.flower_app import write_app
+    from fixbn_flwr.app.flower_commands import FlowerCommands
+    from fixbn_flwr.app.overrides import absolute
+    from fixbn_flwr.app.supervision.supervised_config import supervised_config
+    from fixbn_flwr.app.supervision.supervisor import Supervisor
+
+    path = Path(absolute("folder", str(folder)))
+    given = supervised_config(path, overrides or [], app)
+    with tempfile.TemporaryDirectory(prefix="fixbn-app-") as temporary:
+        if app is None:
+            app = Path(temporary) / "app"
+            write_app(app, "fixbn_app", {})
+        say = partial(print, flush=True)
+        Supervisor(FlowerCommands(superlink), app, given, path, say).supervise()
