@@ -313,6 +313,10 @@ def test_python_m_is_the_same_command() -> None:
     )
 
 
+def test_the_help_explains_the_arguments_of_a_command() -> None:
+    assert "FOLDER  The run folder." in invoke("delete", "--help")
+
+
 def test_help_does_not_rewrap_its_examples() -> None:
     output = invoke("--help")
     assert cli.__doc__
