@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,9 @@ def test_a_run_that_somebody_stops_stays_stopped_and_resumes_when_supervised_aga
     again = supervise(federation, "stopped", **{"num-server-rounds": 100})
     again.wait_for("Resuming after round")
     wait_until(lambda: rounds_in(folder) >= 3, "further rounds ended", process=again.process)
-    again.stop()
+    again.process.send_signal(signal.SIGINT)
+    assert again.end() == 130
+    assert "goes on without supervision" in again.output
 
 
 def test_a_run_that_fails_three_times_ends_with_the_reason(federation: Federation) -> None:

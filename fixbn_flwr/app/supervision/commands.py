@@ -39,4 +39,8 @@ def supervise(
             app = Path(temporary) / "app"
             write_app(app, "fixbn_app", {})
         say = partial(print, flush=True)
-        Supervisor(FlowerCommands(superlink), app, given, path, say).supervise()
+        try:
+            Supervisor(FlowerCommands(superlink), app, given, path, say).supervise()
+        except KeyboardInterrupt:
+            say("A run that has started goes on without supervision; `flwr stop RUN_ID` stops it.")
+            raise
