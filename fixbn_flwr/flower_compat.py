@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from flwr.app.message.message import make_message
     from flwr.common.serde import recorddict_to_proto
     from flwr.common.serde_utils import metadata_from_proto
-    from flwr.proto.control_pb2 import ListNodesRequest
+    from flwr.proto.control_pb2 import ListNodesRequest, UnregisterNodeRequest
     from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
     from flwr.proto.runtime_pb2 import PullAppMessagesRequest
     from flwr.supercore.control import ControlHttpClient
@@ -76,6 +76,7 @@ _RECENT = {
     "ObjectUnavailableError": "flwr.supercore.inflatable.inflatable_utils",
     "PullAppMessagesRequest": "flwr.proto.runtime_pb2",
     "TaskIdentity": "flwr.supercore.task_identity",
+    "UnregisterNodeRequest": "flwr.proto.control_pb2",
     "inflate_object_from_contents": "flwr.supercore.inflatable.inflatable_utils",
     "iterate_object_tree": "flwr.supercore.inflatable.inflatable_object",
     "make_pull_object_fn_protobuf": "flwr.supercore.inflatable.inflatable_protobuf_utils",
@@ -101,6 +102,7 @@ __all__ = [
     "Run",
     "SType",
     "TaskIdentity",
+    "UnregisterNodeRequest",
     "context_from_bytes",
     "context_to_bytes",
     "error_reply",

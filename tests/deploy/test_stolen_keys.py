@@ -11,30 +11,24 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.proto.control_pb2 import UnregisterNodeRequest
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, ActivateNodeResponse
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node as NodeId
 from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-from flwr.supercore.protobuf.client import ProtobufRequestContext
-from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
-from google.protobuf.message import Message
 
 from tests.support.federations import ADDRESS
 from tests.support.gateways import GuardedFederation, needs_nginx
 from tests.support.machines import switch_off
+from tests.support.node_requests import Key, key_of, post
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, needs_nginx]
-
-Key = ec.EllipticCurvePrivateKey
 
 
 @pytest.fixture(scope="module")
@@ -48,24 +42,6 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedFede
 def attacker(federation: GuardedFederation) -> Iterator[httpx.Client]:
     with federation.gateway.client(federation.gateway.port) as client:
         yield client
-
-
-def key_of(federation: GuardedFederation, name: str) -> Key:
-    """Create and register a node's key; return it."""
-    node = federation.add(name, "0/1")
-    loaded = load_ssh_private_key(Path(node.machine.home / "keys" / name).read_bytes(), None)
-    assert isinstance(loaded, ec.EllipticCurvePrivateKey)
-    return loaded
-
-
-def post(client: httpx.Client, path: str, request: Message, key: Key) -> httpx.Response:
-    """Send a request as a SuperNode with this key does."""
-    built = client.build_request(
-        "POST", f"/v1/fleet/{path}", content=request.SerializeToString(deterministic=True)
-    )
-    context = ProtobufRequestContext(rpc_method=path, message=request, request=built)
-    signing = NodeAuthHttpInterceptor(key, key.public_key())
-    return signing.intercept(context, lambda signed: client.send(signed.request))
 
 
 def activate(client: httpx.Client, key: Key) -> httpx.Response:

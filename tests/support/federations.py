@@ -51,6 +51,7 @@ class Federation:
         self.network = network or Loopback()
         self.link = self.network.superlink(folder)
         self.machines = [self.link]
+        self.numbers: dict[str, int] = {}  # Flower's number of each registered node
         self.hosts = sorted({self.network.superlink_address(number) for number in range(nodes)})
         self.port = 8000 if self.link.within else free_port(self.hosts[0])
         hosts = " ".join(f"--host {host}" for host in self.hosts)
@@ -61,7 +62,7 @@ class Federation:
             f'root-certificates = "{self.link.home}/certificates/ca.crt"\n'
         )
         self.data(self.link, "0/1")
-        self.start_superlink()
+        self.superlink = self.start_superlink()
 
     def start_superlink(self) -> Service:
         service = self.link.start(
@@ -86,16 +87,25 @@ class Federation:
         number = len(self.machines) - 1
         machine = self.network.node(self.folder, number)
         self.machines.append(machine)
-        machine.run(f"deploy/make-node-key keys/{name}")
         shutil.copy(self.link.home / "certificates" / "ca.crt", machine.home)
-        shutil.copy(machine.home / "keys" / f"{name}.pub", self.link.home)
         self.data(machine, part)
+        self.make_key(machine, name)
         if register:
-            self.link.run(
-                f"deploy/register {name}.pub --superlink {self.hosts[0]}:{self.port} "
-                "--ca certificates/ca.crt"
-            )
+            registered = self.on_superlink("register", name)
+            self.numbers[name] = int(registered.split()[-1].rstrip("."))
         return Node(name, machine, f"{self.network.superlink_address(number)}:{self.port}")
+
+    def make_key(self, machine: Machine, name: str) -> None:
+        """Create a key on a node's machine, and copy its public part to the SuperLink's."""
+        machine.run(f"deploy/make-node-key keys/{name}")
+        shutil.copy(machine.home / "keys" / f"{name}.pub", self.link.home)
+
+    def on_superlink(self, script: str, name: str) -> str:
+        """Run `register` or `revoke` for a node's key; return the output."""
+        return self.link.run(
+            f"deploy/{script} {name}.pub --superlink {self.hosts[0]}:{self.port} "
+            "--ca certificates/ca.crt"
+        ).stdout
 
     def start_run(self, name: str, **run_config: Any) -> Service:
         """Start a run of the task in `ordered.py`, and stream its log."""
@@ -131,12 +141,12 @@ class Node:
     def __init__(self, name: str, machine: Machine, superlink: str) -> None:
         self.name = name
         self.machine = machine
-        self._command = (
-            f"deploy/start-supernode --superlink {superlink} --ca ca.crt --key keys/{name} "
-        )
+        self._command = f"deploy/start-supernode --superlink {superlink} --ca ca.crt"
 
-    def start(self, data: str = "--data data") -> Service:
-        return self.machine.start(self._command + data, LOG)
+    def start(self, data: str = "--data data", key: str = "") -> Service:
+        """Start it, with another key than its first if one is named."""
+        options = f"--key keys/{key} --name {self.name}" if key else f"--key keys/{self.name}"
+        return self.machine.start(f"{self._command} {options} {data}", LOG)
 
     def wait_until_it_trains(self) -> None:
         waiting = self.machine.home / "waiting"
