@@ -3,6 +3,7 @@
 python -m simulation.benchmarks             # speed, start-up and memory, beside other programs
 python -m simulation.benchmarks gpu         # the same on a GPU
 python -m simulation.benchmarks deployment  # seconds outside training, between real processes
+python -m simulation.benchmarks load        # the same with a gateway, and many nodes
 
 Close other programs first. The report includes the load average.
 """
@@ -10,6 +11,7 @@ Close other programs first. The report includes the load average.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -22,9 +24,16 @@ from fixbn_flwr.errors import ConfigError
 from simulation import REPOSITORY
 from simulation.benchmarks.gpu_speed import JOBS, gpu_table, measure_gpu
 from simulation.benchmarks.machine import Machine, progress, write_report
+from simulation.benchmarks.many_nodes import load_table, measure_load
 from simulation.benchmarks.measured_run import BATCH, CLIENTS
 from simulation.benchmarks.peak_memory import measure_memory, memory_table
-from simulation.benchmarks.round_overhead import Rounds, measure_all, report_of, table
+from simulation.benchmarks.round_overhead import (
+    Rounds,
+    measure_all,
+    measure_gateway,
+    report_of,
+    table,
+)
 from simulation.benchmarks.speed import measure_speeds
 from simulation.benchmarks.start_up import measure_start, start_table
 
@@ -89,14 +98,42 @@ def deployment(
     without all four. A bare exchange sends as many bytes without training. They run in turn.
     """
     machine = Machine()
-    measured: dict[str, list[Rounds]] = {}
-    for name, run in measure_all(rounds=rounds, nodes=nodes, repetitions=repetitions):
-        measured.setdefault(name, []).append(run)
-        seconds = ", ".join(f"{value:.1f}" for value in run.outside)
-        progress(f"{name}: {seconds} s, load {run.load:.1f}")
+    measured = collect(measure_all(rounds=rounds, nodes=nodes, repetitions=repetitions))
     machine.load_after = os.getloadavg()
     print(f"\n{table(measured)}\n\n{machine}")
     write_report(output, {**asdict(machine), "nodes": nodes, "runs": report_of(measured)})
+
+
+@cli.command()
+def load(
+    nodes: Annotated[int, typer.Option(min=1, help="SuperNodes on this machine.")] = 50,
+    per_round: Annotated[int, typer.Option(min=1, help="Messages in each round.")] = 10,
+    rounds: Annotated[int, typer.Option(min=4, help="Rounds with all nodes.")] = 20,
+    gateway_rounds: Annotated[int, typer.Option(min=1, help="Rounds with two nodes.")] = 3,
+    repetitions: Annotated[int, typer.Option(min=1, help="Runs with two nodes.")] = 2,
+    output: Output = None,
+) -> None:
+    """Measure what the gateway costs a round, and many SuperNodes of which a tenth leave.
+
+    The processes use TLS, node authentication and a database. Two nodes train ResNet-18 as in
+    `deployment`, with and without a gateway. Many exchange a small array through a gateway.
+    """
+    machine = Machine()
+    measured = collect(measure_gateway(rounds=gateway_rounds, nodes=2, repetitions=repetitions))
+    many = measure_load(nodes=nodes, per_round=per_round, rounds=rounds, show=progress)
+    machine.load_after = os.getloadavg()
+    print(f"\n{table(measured)}\n\n{load_table(many)}\n\n{machine}")
+    write_report(output, {**asdict(machine), "runs": report_of(measured), "load": asdict(many)})
+
+
+def collect(runs: Iterable[tuple[str, Rounds]]) -> dict[str, list[Rounds]]:
+    """Return the runs of each variant; report each run as it ends."""
+    measured: dict[str, list[Rounds]] = {}
+    for name, run in runs:
+        measured.setdefault(name, []).append(run)
+        seconds = ", ".join(f"{value:.1f}" for value in run.outside)
+        progress(f"{name}: {seconds} s, load {run.load:.1f}")
+    return measured
 
 
 @cli.command()

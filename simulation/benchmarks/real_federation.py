@@ -4,27 +4,34 @@
         failure = link.run(app, run_config, {}, print)
 
 The processes communicate over loopback and have their own home and ports. With ``secure=True`` they
-use TLS, node authentication and a database. This is for measurements and tests; `deploy/` is for
-separate machines.
+use TLS, node authentication and a database, and with ``gateway=True`` also `deploy/start-gateway`.
+This is for measurements and tests; `deploy/` is for separate machines.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 from fixbn_flwr.app.flower_commands import SuperLinkError
 from fixbn_flwr.app.local_superlink import SuperLink, free_port
 from fixbn_flwr.app.process_cleanup import start_guard
+from simulation import REPOSITORY
 
 _NAME = "simulation"  # of the connection in Flower's config.toml
-_START = 180.0  # seconds for the SuperLink to respond, and for every node to connect
+_START = 180.0  # seconds for the SuperLink to respond, and for the next node to connect
+_AT_A_TIME = 4  # nodes that start at the same time, since each imports for seconds
 
 
 @contextmanager
@@ -32,6 +39,7 @@ def real_federation(
     *,
     nodes: int,
     secure: bool,
+    gateway: bool = False,
     environment: Mapping[str, str] | None = None,
     of_nodes: Mapping[str, str] | None = None,
 ) -> Iterator[RealFederation]:
@@ -40,6 +48,7 @@ def real_federation(
     Args:
         nodes: The number of SuperNodes. Node ``i`` has partition ``i``.
         secure: Whether to use TLS, node authentication and a database.
+        gateway: Whether the nodes connect through a gateway. It needs ``secure``.
         environment: Environment variables for all processes, in addition to this process's.
         of_nodes: Environment variables for the SuperNodes and the processes that they start.
 
@@ -47,7 +56,7 @@ def real_federation(
         SuperLinkError: If they do not start. The message ends with their logs.
     """
     with tempfile.TemporaryDirectory(prefix="fixbn-", ignore_cleanup_errors=True) as home:
-        link = RealFederation(Path(home), nodes, secure, environment or {}, of_nodes or {})
+        link = RealFederation(Path(home), nodes, secure, gateway, environment or {}, of_nodes or {})
         try:
             link.start()
             yield link
@@ -63,13 +72,17 @@ class RealFederation(SuperLink):
         home: Path,
         nodes: int,
         secure: bool,
+        gateway: bool,
         environment: Mapping[str, str],
         of_nodes: Mapping[str, str],
     ) -> None:
         super().__init__(home, free_port())
         self._nodes = nodes
         self._secure = secure
-        self._node_processes: list[subprocess.Popen[bytes]] = []
+        self._gateway = gateway
+        self._port_for_nodes = self._port
+        self._gateway_process: subprocess.Popen[bytes] | None = None
+        self._node_processes: dict[int, subprocess.Popen[bytes]] = {}
         # The sockets of the nodes' workers are removed with the home.
         self._environment |= {"TMPDIR": str(home), **environment}
         self._of_nodes = of_nodes
@@ -94,15 +107,21 @@ class RealFederation(SuperLink):
         else:
             command.append("--insecure")
         self._process = self._begin(command, self._log, {})
-        self._wait("the SuperLink did not start", self._listens)
+        self._wait("the SuperLink did not start", lambda: self._listens(self._port))
+        if self._gateway:
+            self._start_gateway()
         for number in range(self._nodes):
-            self._start_node(number)
-        self._wait("not all SuperNodes have connected", self._all_connected)
+            self.start_node(number)
+            self._wait("a SuperNode has not connected", lambda: self._starting() < _AT_A_TIME)
+        self._wait("not all SuperNodes have connected", lambda: not self._starting())
 
     def stop(self) -> None:
         """Stop all processes."""
+        if self._gateway_process is not None:
+            self._gateway_process.terminate()  # its environment does not name the home
+            self._gateway_process.wait()
         super().stop()
-        for process in self._node_processes:
+        for process in self._node_processes.values():
             process.wait()
         self._node_processes.clear()
 
@@ -110,21 +129,46 @@ class RealFederation(SuperLink):
         """Return the log of a node, with the output of its clients and its worker."""
         return (self._home / f"node{number}.log").read_text()
 
-    def _start_node(self, number: int) -> None:
+    @property
+    def superlink_pid(self) -> int:
+        """The id of the SuperLink's process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def node_megabytes(self) -> float:
+        """The mean memory of a node and what it started, in 10^6 bytes, shared pages divided."""
+        total = 0
+        for node in self._node_processes.values():
+            process = psutil.Process(node.pid)
+            for each in (process, *process.children(recursive=True)):
+                total += each.memory_full_info().pss
+        return total / len(self._node_processes) / 1e6
+
+    def stop_node(self, number: int) -> None:
+        """Stop a node; it unregisters from the SuperLink."""
+        process = self._node_processes.pop(number)
+        process.terminate()
+        process.wait()
+        with suppress(ProcessLookupError):  # what it started does not notice that it ended
+            os.killpg(process.pid, signal.SIGKILL)
+
+    def start_node(self, number: int) -> None:
+        """Start a node, and register its key first if it has none yet."""
         node_config = f"partition-id={number} num-partitions={self._nodes}"
-        command = ["flower-supernode", f"--superlink=127.0.0.1:{self._port}"]
+        command = ["flower-supernode", f"--superlink=127.0.0.1:{self._port_for_nodes}"]
         command += [f"--port={free_port()}", f"--node-config={node_config}"]
         if self._secure:
             key = self._home / f"node{number}"
-            self._call(["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", str(key)])
-            self._call(["flwr", "supernode", "register", f"{key}.pub", _NAME])
+            if not key.exists():
+                keygen = ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", str(key)]
+                self._call(keygen)
+                self._call(["flwr", "supernode", "register", f"{key}.pub", _NAME])
             command += [f"--root-certificates={self._certificate}"]
             command += [f"--auth-supernode-private-key={key}"]
         else:
             command.append("--insecure")
-        self._node_processes.append(
-            self._begin(command, self._home / f"node{number}.log", self._of_nodes)
-        )
+        log = self._home / f"node{number}.log"
+        self._node_processes[number] = self._begin(command, log, self._of_nodes)
 
     def _begin(
         self, command: list[str], log: Path, environment: Mapping[str, str]
@@ -156,6 +200,22 @@ class RealFederation(SuperLink):
         command += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
         self._call([*command, "-keyout", str(self._key), "-out", str(self._certificate)])
 
+    def _start_gateway(self) -> None:
+        """Start the gateway with the SuperLink's certificate, which is its own authority."""
+        folder = self._home / "certificates"
+        folder.mkdir(mode=0o700)
+        for name in ("ca.crt", "superlink.crt"):
+            shutil.copy(self._certificate, folder / name)
+        shutil.copy(self._key, folder / "superlink.key")
+        self._port_for_nodes = free_port()
+        command = [sys.executable, str(REPOSITORY / "deploy" / "start-gateway"), "--host=127.0.0.1"]
+        command += [f"--certificates={folder}", f"--superlink=127.0.0.1:{self._port}"]
+        command += [f"--port={self._port_for_nodes}", f"--home={self._home / 'gateway'}"]
+        # All nodes have one address here.
+        command += [f"--connections={8 * self._nodes}", f"--rate={50 * self._nodes}"]
+        self._gateway_process = self._begin(command, self._home / "gateway.log", {})
+        self._wait("the gateway did not start", lambda: self._listens(self._port_for_nodes))
+
     @property
     def _certificate(self) -> Path:
         return self._home / "server.pem"
@@ -164,12 +224,13 @@ class RealFederation(SuperLink):
     def _key(self) -> Path:
         return self._home / "server.key"
 
-    def _listens(self) -> bool:
+    def _listens(self, port: int) -> bool:
         with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self._port)) == 0
+            return probe.connect_ex(("127.0.0.1", port)) == 0
 
-    def _all_connected(self) -> bool:
-        return all("SuperNode ID" in self.node_log(number) for number in range(self._nodes))
+    def _starting(self) -> int:
+        """Return the number of nodes that have started but not connected."""
+        return sum("SuperNode ID" not in self.node_log(number) for number in self._node_processes)
 
     def _wait(self, failure: str, condition: Callable[[], bool]) -> None:
         end = time.monotonic() + _START

@@ -31,6 +31,7 @@ from simulation.benchmarks.real_federation import real_federation
 QUICK_NODES = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
 
 BARE = "bare exchange"
+WITHOUT_GATEWAY, WITH_GATEWAY = "without the gateway", "with the gateway"
 
 PROJECT = """\
 [project]
@@ -92,7 +93,20 @@ def measure_all(*, rounds: int, nodes: int, repetitions: int) -> Iterator[tuple[
                 yield name, run(Path(folder), rounds=rounds, nodes=nodes)
 
 
-def measure(parts: Parts, folder: Path, *, rounds: int, nodes: int) -> Rounds:
+def measure_gateway(*, rounds: int, nodes: int, repetitions: int) -> Iterator[tuple[str, Rounds]]:
+    """Measure the app without and with a gateway in turn; see :func:`measure_all`."""
+    for _ in range(repetitions):
+        for name, gateway in ((WITHOUT_GATEWAY, False), (WITH_GATEWAY, True)):
+            with tempfile.TemporaryDirectory() as folder:
+                yield (
+                    name,
+                    measure(Parts(), Path(folder), rounds=rounds, nodes=nodes, gateway=gateway),
+                )
+
+
+def measure(
+    parts: Parts, folder: Path, *, rounds: int, nodes: int, gateway: bool = False
+) -> Rounds:
     """Run a variant of the app in a federation of real processes.
 
     Args:
@@ -100,6 +114,7 @@ def measure(parts: Parts, folder: Path, *, rounds: int, nodes: int) -> Rounds:
         folder: A directory for the app and the run folder.
         rounds: The rounds that count, after round 1.
         nodes: The number of SuperNodes.
+        gateway: Whether they connect through a gateway.
 
     Raises:
         FixBNError: If the run fails. The message is its log and those of the nodes.
@@ -117,7 +132,7 @@ def measure(parts: Parts, folder: Path, *, rounds: int, nodes: int) -> Rounds:
         "state-dir": str(folder / "state") if parts.momentum_files else "",
     }
     app = make_app(folder / "app", parts.server_app, parts.client_app, config)
-    _run(app, nodes, quick=parts.quick_polling)
+    _run(app, nodes, quick=parts.quick_polling, gateway=gateway)
     metrics = read_metrics(folder / "run")
     return Rounds(
         [line.seconds for line in metrics],
@@ -167,12 +182,12 @@ def make_app(folder: Path, server: str, client: str, config: Mapping[str, Value]
     return folder
 
 
-def _run(app: Path, nodes: int, *, quick: bool) -> None:
+def _run(app: Path, nodes: int, *, quick: bool, gateway: bool = False) -> None:
     log: list[str] = []
     environment = {"PYTHONPATH": str(REPOSITORY)}
     of_nodes = QUICK_NODES if quick else {}
     with real_federation(
-        nodes=nodes, secure=True, environment=environment, of_nodes=of_nodes
+        nodes=nodes, secure=True, gateway=gateway, environment=environment, of_nodes=of_nodes
     ) as link:
         failure = link.run(app, {}, {}, log.append)
         if failure is not None:

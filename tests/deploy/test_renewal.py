@@ -93,7 +93,7 @@ def test_a_revoked_node_is_out_at_once_and_the_others_train_on(
     run.wait_for(rf"(?m)^round +2/{ROUNDS}")
     number = federation.numbers["hospital-b"]
     assert re.search(rf"round 2: reply dropped, client {number}: .*hospital-b", run.output)
-    # Its requests are refused, and it says so.
+    # Its next request is refused. It tries to connect for a while, then says so.
     service = state.services[1]
     assert service.end() == 1
     assert service.output.splitlines()[-1].startswith("Error: the SuperLink refuses hospital-b, ")
