@@ -111,4 +111,10 @@ def test_the_commands_complete_two_rounds_and_work_again_after_an_upgrade(
     execute("5.")  # upgraded
     assert outputs["5."].count("is already registered") == 2
     execute("6.")
+    execute("11.")
+    assert "hospital-b is revoked" in outputs["11."]
+    assert "hospital-b-2 is registered" in outputs["11."]
+    assert "valid for 127.0.0.2, localhost" in outputs["11."]
     execute("9.")
+    for machine in machines.values():
+        machine.wait_until_off()

@@ -261,6 +261,18 @@ NODE = "start-supernode --superlink 127.0.0.1:9 --ca certificates/ca.crt --key k
             "register keys/a.pub --superlink a:1 --ca keys/ca.crt",
             "keys/ca.crt does not exist or cannot",
         ),
+        (
+            "revoke keys/b.pub --superlink a:1 --ca certificates/ca.crt",
+            "keys/b.pub does not exist or cannot be read: copy it from the node.",
+        ),
+        (
+            "revoke keys/a --superlink a:1 --ca certificates/ca.crt",
+            "use the file that ends in .pub",
+        ),
+        (
+            "revoke keys/a.pub --superlink 127.0.0.1:9 --ca certificates/ca.crt",
+            "the SuperLink at 127.0.0.1:9 does not answer (",
+        ),
         ("check-health --home nowhere", "the process with home nowhere does not respond"),
     ],
 )

@@ -52,6 +52,56 @@ def test_the_table_of_seconds_outside_training_is_the_data() -> None:
     assert marked(page("real-machines.md"), "deployment") == deployment_table()
 
 
+LOAD = json.loads((RESULTS / "benchmark" / "load.json").read_text(encoding="utf-8"))
+
+
+def gateway_table() -> str:
+    """The table of seconds outside training with and without a gateway, from their data."""
+    lines = ["| | median | each round |", "| --- | ---: | --- |"]
+    for name, runs in LOAD["runs"].items():
+        shown = ", ".join(f"{value:.1f}" for value in runs["outside"])
+        lines.append(f"| {name} | {statistics.median(runs['outside']):.1f} | {shown} |")
+    return "\n".join(lines)
+
+
+def load_table() -> str:
+    """The table of many nodes, from their data."""
+    load = LOAD["load"]
+    rounds = load["rounds"]
+    seconds = [line["seconds"] for line in rounds]
+    sent, correct, errors = (
+        sum(line[key] for line in rounds) for key in ("sent", "correct", "errors")
+    )
+    memory = load["superlink_megabytes"]
+    rows = {
+        "SuperNodes": f"{load['nodes']}, of which {load['left']} stop and start again",
+        "memory of a SuperNode with its SuperExec": f"{load['node_megabytes']:.0f} MB",
+        "start of all": f"{load['start_seconds']:.0f} s",
+        "rounds": f"{len(rounds)}, with {load['per_round']} messages each",
+        "a round": f"{statistics.median(seconds):.1f} s ({min(seconds):.1f} to {max(seconds):.1f})",
+        "messages": f"{sent}",
+        "correct replies": f"{correct}",
+        "errors of nodes that stopped": f"{errors}",
+        "lost": f"{sent - correct - errors}",
+        "SuperLink's memory": f"{memory[0]:.0f} MB before, {memory[-1]:.0f} MB after",
+    }
+    lines = [f"| {name} | {value} |" for name, value in rows.items()]
+    return "\n".join(["| | |", "| --- | --- |", *lines])
+
+
+def test_the_tables_of_the_gateway_and_of_many_nodes_are_the_data() -> None:
+    assert marked(page("real-machines.md"), "gateway") == gateway_table()
+    assert marked(page("real-machines.md"), "load") == load_table()
+
+
+def test_no_message_of_many_nodes_was_lost() -> None:
+    for line in LOAD["load"]["rounds"]:
+        assert line["correct"] + line["errors"] == line["sent"]
+    connected = [line["connected"] for line in LOAD["load"]["rounds"]]
+    assert min(connected) == LOAD["load"]["nodes"] - LOAD["load"]["left"]
+    assert connected[-1] == LOAD["load"]["nodes"]
+
+
 SPEED = json.loads((RESULTS / "benchmark" / "speed.json").read_text(encoding="utf-8"))
 
 
