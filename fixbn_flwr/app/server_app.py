@@ -10,6 +10,7 @@ from fixbn_flwr.app.runs.momentum_files import folder_of, report
 from fixbn_flwr.app.runs.summary import summary_table
 from fixbn_flwr.app.runs.tracked import log_result, tracking_of
 from fixbn_flwr.app.server.prepared_run import PreparedRun, prepare_run
+from fixbn_flwr.app.server.reply_audit import audited
 from fixbn_flwr.app.server.round_recorder import Recorder
 from fixbn_flwr.array_records import arrays_of
 from fixbn_flwr.errors import CheckpointError
@@ -36,6 +37,7 @@ def server_app_of(recorder: type[Recorder]) -> ServerApp:
             print(f"Resuming after round {run.rounds_done}")
         with (
             run.folder.running(),
+            audited(context.run_id),
             tracking_of(run.settings, run.folder, run.rounds_done) as tracking,
         ):
             arrays = train(run, recorder, tracking)
