@@ -48,11 +48,17 @@ def start_audit(home: Path, mib: int) -> None:
 
     def follow(reading: int) -> None:
         audit = Audit(home / AUDIT)
-        last = False
+        last, problem = False, ""
         while not last:
             last = ended(reading, PERIOD)  # then read once more
-            audit.add(events(home / "state.db"))
-            rotate(home / AUDIT, mib)
+            try:
+                audit.add(events(home / "state.db"))
+                rotate(home / AUDIT, mib)
+                problem = ""
+            except (OSError, sqlite3.Error) as error:  # the next read catches up
+                if str(error) != problem:
+                    print(f"{home / AUDIT} is not up to date: {error}", flush=True)
+                problem = str(error)
 
     start_helper(follow)
 
@@ -60,15 +66,19 @@ def start_audit(home: Path, mib: int) -> None:
 def events(database: Path) -> list[Event]:
     """Return all events that a SuperLink's database knows of, in the order of their times.
 
-    A database that does not exist yet, or is locked for too long, has none this time.
+    A database that does not exist yet, or has no tables yet, has none.
+
+    Raises:
+        sqlite3.Error: If it cannot be read.
     """
-    try:
-        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-            connection.row_factory = sqlite3.Row
-            nodes = [dict(row) for row in connection.execute("SELECT * FROM node")]
-            runs = [dict(row) for row in connection.execute(_RUNS)]
-    except sqlite3.OperationalError:
+    if not database.exists():
         return []
+    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
+        connection.row_factory = sqlite3.Row
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'task'").fetchone():
+            return []
+        nodes = [dict(row) for row in connection.execute("SELECT * FROM node")]
+        runs = [dict(row) for row in connection.execute(_RUNS)]
     found = [event for node in nodes for event in _of_node(node)]
     found += [event for run in runs for event in _of_run(run)]
     return sorted(found, key=lambda event: str(event["time"]))

@@ -13,6 +13,7 @@ fixbn export runs/20260101-120000-digits-FixBN --format onnx
 fixbn delete runs/20260101-120000-digits-FixBN
 fixbn supervise runs/hospitals task=cifar10             # real machines: resumes by itself
 fixbn doctor                              # what this machine has, and what to do about problems
+fixbn clean                               # delete what real machines keep of old runs
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from typer.core import TyperCommand
 
 from fixbn_flwr.app.command_errors import run_commands
 from fixbn_flwr.app.doctor.commands import doctor
+from fixbn_flwr.app.homes.commands import clean
 from fixbn_flwr.app.inference.commands import export, predict
 from fixbn_flwr.app.report.commands import report
 from fixbn_flwr.app.runs.commands import delete, list_runs
@@ -214,6 +216,7 @@ cli.command()(export)
 cli.command()(delete)
 cli.command()(doctor)
 cli.command()(supervise)
+cli.command()(clean)
 
 
 def main() -> None:

@@ -89,7 +89,7 @@ class DroppedReplyLog:
             else:
                 logger.warning(
                     "round %s: reply dropped, client %s: %s",
-                    server_round, reply.client, reply.reason, 
+                    server_round, reply.client, reply.reason,
                     extra={"dropped_reply": (server_round, reply)},  # for handlers
                 )  # fmt: skip
         for remedy in remedies_for(dropped):

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from fixbn_flwr.app.doctor.finding import Finding
+from fixbn_flwr.app.homes.commands import HOMES
+
 # The rest is imported where it is used: the help must not wait for torch.
 
 
@@ -24,13 +27,22 @@ def doctor(
     state_dir: Annotated[
         Path | None, typer.Option(help="The folder for the clients' momentum.")
     ] = None,
+    deployment: Annotated[
+        bool,
+        typer.Option("--deployment", help="Only report the SuperLink, gateway and nodes here."),
+    ] = False,
+    home: Annotated[Path, typer.Option(help="The folder with their homes.")] = HOMES,
 ) -> None:
     """Print what this machine has for runs, and what to do about each problem.
 
     The exit code is 1 if there is a problem.
     """
+    if deployment:
+        from fixbn_flwr.app.doctor.deployment import deployment as report
+
+        _show([*report(home)])
+        return
     from fixbn_flwr.app.doctor.checks import disk, machine, software
-    from fixbn_flwr.app.doctor.finding import Finding
 
     findings = [*software(), *machine(), disk(output_dir, "run folders", "output-dir")]
     if state_dir is None:
@@ -43,6 +55,10 @@ def doctor(
         from fixbn_flwr.app.doctor.superlink import ask_superlink
 
         findings.append(ask_superlink(superlink, ca))
+    _show(findings)
+
+
+def _show(findings: list[Finding]) -> None:
     for finding in findings:
         print(finding)
     if any(finding.is_problem for finding in findings):
