@@ -1,10 +1,12 @@
-"""Fixtures of the tests of rejected input and early checks."""
+"""Fixtures of the tests of rejected input and early checks, and of homes on real machines."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+
+from tests.support.homes import make_homes
 
 
 @pytest.fixture
@@ -15,3 +17,11 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     return tmp_path
+
+
+@pytest.fixture
+def homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write homes with old and new things, beside an empty folder for temporary files, `tmp`."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    return make_homes(tmp_path / "homes")
