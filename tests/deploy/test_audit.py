@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from importlib import import_module
@@ -190,6 +191,11 @@ def _check(federation: Federation) -> None:
         ],
         "the audit had the node's return",
     )
+    for machine, what in ((link, "SuperLink"), (b.machine, "SuperNode")):
+        report = machine.run("fixbn doctor --deployment").stdout
+        assert re.search(rf"ok +{what} in \S+: \d+ processes with \d+ MB, [\d.]+ GB free", report)
+        kept = machine.run("fixbn clean --yes --older-than 1").stdout
+        assert kept == "Nothing that can be deleted is older than 1 days.\n"
     keys = [
         (line["event"], line.get("run"), line.get("node"), line["time"]) for line in lines(path)
     ]

@@ -120,10 +120,10 @@ def test_an_attacker_cannot_fill_the_disk_with_refusals(tmp_path: Path) -> None:
         wait_until(lambda: "/after" in log.read_text(), "nginx wrote to the new log")
         assert service.stop() == 0
         machine.wait_until_off()
-        # nginx's error log, with a line for each refusal too.
-        assert sizes(machine.home / "gateway.log").keys() == {
-            "gateway.log", *(f"gateway.log.{number}" for number in range(1, 5))
-        }  # fmt: skip
+        # nginx's error log has a line of up to 2 KiB for each refusal too.
+        found = sizes(machine.home / "gateway.log")
+        assert len(found) > 1
+        assert max(found.values()) < MIB
         assert service.output == ""
     finally:
         switch_off([machine])
