@@ -19,7 +19,11 @@ PAGES = {
     DOCS / "when-to-freeze.md": freeze_page.BLOCKS,
 }
 # The figures in docs/figures are copies.
-FIGURES = {"freeze-after.png": "freeze-after/cpu-when.png"}
+FIGURES = {
+    "freeze-after.png": "freeze-after/cpu-when.png",
+    "frequency.png": "frequency/cpu-main.png",
+    "normalisers.png": "normalisers/cpu-main.png",
+}
 
 
 def main() -> None:
