@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -85,6 +87,15 @@ def write_app(folder: Path, module: str, run_config: Mapping[str, Value]) -> Non
         config="\n".join(lines),
     )
     (folder / "pyproject.toml").write_text(project, encoding="utf-8")
+
+
+@contextmanager
+def temporary_app() -> Iterator[Path]:
+    """Yield the folder of an app whose ServerApp and ClientApp are this package's."""
+    with tempfile.TemporaryDirectory(prefix="fixbn-app-") as folder:
+        app = Path(folder) / "app"
+        write_app(app, "fixbn_app", {})
+        yield app
 
 
 def new_app(folder: Path, task_file: Path | None) -> Path:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fixbn_flwr.app.config.rules import Value
 from fixbn_flwr.errors import FixBNError
@@ -43,18 +44,24 @@ class RunStatus:
         return self.details.removeprefix("Simulation failed with exception: ") or self.status
 
 
+def flower_environment() -> dict[str, str]:
+    """Return the environment of Flower's processes: they find each other, and report nothing."""
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    silent = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    return os.environ | {"PATH": programs, **silent}
+
+
 class FlowerCommands:
     """Runs Flower's commands.
 
     Args:
         superlink: The connection's name in Flower's config.toml. Default: its default connection.
-        environment: Environment variables that differ from this process's.
+        environment: The environment of the commands. Default: `flower_environment`.
     """
 
     def __init__(self, superlink: str = "", environment: Mapping[str, str] | None = None) -> None:
         self._superlink = [superlink] if superlink else []
-        programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-        self._environment = os.environ | {"PATH": programs} | dict(environment or {})
+        self._environment = environment or flower_environment()
 
     def run(
         self,
@@ -81,8 +88,7 @@ class FlowerCommands:
         if run_config:
             command += ["--run-config", _toml(run_config)]
         show(shlex.join(command))
-        run_id = None
-        lines: list[str] = []
+        run_id, before = None, list[str]()
         with subprocess.Popen(
             command,
             env=self._environment,
@@ -93,25 +99,25 @@ class FlowerCommands:
             assert process.stdout is not None
             try:
                 for line in process.stdout:
-                    lines.append(line.rstrip("\n"))
-                    show(lines[-1])
+                    show(line.rstrip("\n"))
                     if started := re.match(r"Successfully started run (\d+)", line):
                         run_id = started[1]
+                    if run_id is None:
+                        before.append(line)
             except BaseException:
                 process.terminate()  # else it would go on showing the log
                 raise
         if run_id is None:
-            raise SuperLinkError("the run did not start:\n" + "\n".join(lines))
+            raise SuperLinkError("the run did not start:\n" + "".join(before).rstrip())
         return run_id
 
     def status(self, run_id: str) -> RunStatus:
         """Return the status of a run.
 
         Raises:
-            SuperLinkError: If the SuperLink does not answer.
+            SuperLinkError: If the SuperLink does not answer, or does not know the run.
         """
-        listing = self._call("ls", *self._superlink, "--run-id", run_id, "--format", "json")
-        (run,) = json.loads(listing)["runs"]
+        (run,) = self._call("ls", *self._superlink, "--run-id", run_id)["runs"]
         return RunStatus(str(run["status"]), str(run["status-details"]))
 
     def check(self) -> None:
@@ -120,7 +126,7 @@ class FlowerCommands:
         Raises:
             SuperLinkError: If it does not.
         """
-        self._call("ls", *self._superlink, "--limit", "1", "--format", "json")
+        self._call("ls", *self._superlink, "--limit", "1")
 
     def stop(self, run_id: str) -> None:
         """Stop a run.
@@ -130,13 +136,19 @@ class FlowerCommands:
         """
         self._call("stop", run_id, *self._superlink)
 
-    def _call(self, *words: str) -> str:
+    def _call(self, *words: str) -> dict[str, Any]:
+        command = ["flwr", *words, "--format", "json"]
         result = subprocess.run(
-            ["flwr", *words], env=self._environment, capture_output=True, text=True, check=False
+            command, env=self._environment, capture_output=True, text=True, check=False
         )
-        if result.returncode:
-            raise SuperLinkError(f"{shlex.join(['flwr', *words])}: {result.stderr.strip()}")
-        return result.stdout
+        try:  # errors, too, are JSON, and Flower exits with 0
+            answer: dict[str, Any] = json.loads(result.stdout)
+        except ValueError:
+            answer = {"error-message": result.stdout + result.stderr}
+        if not answer.get("success"):
+            reason = str(answer.get("error-message")).strip().splitlines()[-1:]
+            raise SuperLinkError(f"{shlex.join(command)}: {''.join(reason)}")
+        return answer
 
 
 def _toml(values: Mapping[str, Value]) -> str:

@@ -7,10 +7,8 @@ home, port and working directory, ends with the block, and reports how each run 
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -19,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fixbn_flwr.app.config.rules import Value
-from fixbn_flwr.app.flower_commands import FlowerCommands, SuperLinkError
+from fixbn_flwr.app.flower_commands import FlowerCommands, SuperLinkError, flower_environment
 from fixbn_flwr.app.process_cleanup import end_processes, start_guard
 
 _START = 60.0  # seconds for the SuperLink to answer
@@ -51,12 +49,8 @@ class SuperLink:
         self._log = home / "superlink.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
-        programs = str(Path(sys.executable).parent)
-        self._environment = os.environ | {
-            "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
+        self._environment = flower_environment() | {
             "FLWR_HOME": str(home),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
             # Show every client's lines, not "repeated 9x across cluster".
             "RAY_DEDUP_LOGS": "0",
             # Start a Ray cluster even if another one is running.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections import deque
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 
 from fixbn_flwr.app.config.rules import Value
 from fixbn_flwr.app.config.settings import Settings
-from fixbn_flwr.app.flower_app import write_app
+from fixbn_flwr.app.flower_app import temporary_app
 from fixbn_flwr.app.local_superlink import SuperLink
 from fixbn_flwr.app.routine_messages import is_routine
 from fixbn_flwr.errors import ConfigError, FixBNError
@@ -53,9 +52,8 @@ def run_with_ray(link: SuperLink, settings: Settings, clients: int, workers: int
         federation["client-resources-num-gpus"] = min(1.0, torch.cuda.device_count() / cores)
     changed = {key: v for key, v in settings.as_run_config().items() if v != _DEFAULTS[key]}
     log = _Log()
-    with tempfile.TemporaryDirectory(prefix="fixbn-app-") as folder:
-        write_app(Path(folder) / "app", "fixbn_app", {})
-        failure = link.run(Path(folder) / "app", changed, federation, log.show)
+    with temporary_app() as app:
+        failure = link.run(app, changed, federation, log.show)
     if failure is not None:
         if not log.has_error(failure):
             print(*log.errors, sep="\n")  # not a FixBNError, whose message is enough

@@ -56,6 +56,7 @@ def test_a_run_that_is_killed_ten_times_ends_with_the_bits_of_an_uninterrupted_o
     folder = federation.link.home / "run"
     supervised = supervise(federation, "run")
     kills = [0, *sorted(dice.choices(range(ROUNDS), k=KILLS - 1))]
+    away = 0
     for kill, rounds in enumerate(kills):
         wait_until(
             lambda rounds=rounds: rounds_in(folder) >= rounds and folder.exists(),
@@ -68,6 +69,8 @@ def test_a_run_that_is_killed_ten_times_ends_with_the_bits_of_an_uninterrupted_o
             if dice.random() < 0.5:
                 federation.link.kill("flwr-serverapp")
             federation.link.kill("flower-superexec")
+            away += 1
+            supervised.wait_for("The SuperLink does not answer; waiting for it", count=away)
             federation.start_superlink()
         else:  # the whole machine
             federation.link.switch_off()

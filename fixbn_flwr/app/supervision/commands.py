@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -25,22 +24,20 @@ def supervise(
         typer.Option(help="Directory of your own app (`fixbn new`). Default: fixbn-flwr's."),
     ] = None,
 ) -> None:
-    """Run on real machines, and resume by itself when the SuperLink or the machine restarts."""
-    from fixbn_flwr.app.flower_app import write_app
+    """Run on real machines, and resume by itself when the SuperLink or its machine restarts.
+
+    It belongs on the SuperLink's machine, where the run folder is.
+    """
     from fixbn_flwr.app.flower_commands import FlowerCommands
     from fixbn_flwr.app.overrides import absolute
     from fixbn_flwr.app.supervision.supervised_config import supervised_config
     from fixbn_flwr.app.supervision.supervisor import Supervisor
 
     path = Path(absolute("folder", str(folder)))
-    given = supervised_config(path, overrides or [], app)
-    with tempfile.TemporaryDirectory(prefix="fixbn-app-") as temporary:
-        if app is None:
-            app = Path(temporary) / "app"
-            write_app(app, "fixbn_app", {})
-        say = partial(print, flush=True)
-        try:
-            Supervisor(FlowerCommands(superlink), app, given, path, say).supervise()
-        except KeyboardInterrupt:
-            say("A run that has started goes on without supervision; `flwr stop RUN_ID` stops it.")
-            raise
+    run_config = supervised_config(path, overrides or [], app)
+    say = partial(print, flush=True)
+    try:
+        Supervisor(FlowerCommands(superlink), app, run_config, path, say).supervise()
+    except KeyboardInterrupt:
+        say("A run that has started goes on without supervision; `flwr stop RUN_ID` stops it.")
+        raise

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from itertools import count
 from pathlib import Path
 
 from fixbn_flwr.app.config.rules import Value
+from fixbn_flwr.app.flower_app import temporary_app
 from fixbn_flwr.app.flower_commands import FlowerCommands, RunStatus, SuperLinkError
 from fixbn_flwr.app.runs.lock import is_locked
 from fixbn_flwr.app.runs.reader import CHECKPOINTS, is_finished, read_config
@@ -18,6 +20,7 @@ from fixbn_flwr.errors import FixBNError
 from fixbn_flwr.persistence.checkpoints import Checkpoints
 
 ATTEMPTS = 3  # failures in a row, without a new checkpoint, that end the supervision
+UNKNOWN = "not found in the Flower configuration"  # Flower's words for a connection without address
 _POLL = 2.0  # seconds between two looks at a SuperLink that is away, or at a run of another process
 
 
@@ -26,7 +29,7 @@ class Supervisor:
 
     Args:
         commands: Flower's commands for the SuperLink.
-        app: The directory of the app.
+        app: The directory of the user's own app. Default: this package's app.
         run_config: The run's config, without `output-dir`, `run-name` and `resume`.
         folder: The run folder, absolute.
         say: Called with each line of the run's log, and with what the supervisor does.
@@ -35,7 +38,7 @@ class Supervisor:
     def __init__(
         self,
         commands: FlowerCommands,
-        app: Path,
+        app: Path | None,
         run_config: Mapping[str, Value],
         folder: Path,
         say: Callable[[str], None],
@@ -50,23 +53,32 @@ class Supervisor:
         """Return when the run is finished, or somebody has stopped it with `flwr stop`.
 
         Raises:
-            FixBNError: If it fails three times in a row without a new checkpoint.
+            SuperLinkError: If the connection to the SuperLink is not configured.
+            FixBNError: If the run fails three times in a row without a new checkpoint, or its
+                folder is not on this machine.
         """
-        failures, checkpoint = 0, self.rounds_done()
+        if UNKNOWN in (problem := self._problem() or ""):
+            raise SuperLinkError(f"{problem} Name one that is there with --superlink.")
+        failures, checkpoint = 0, self._rounds_done()
         while True:
+            self._wait_for_superlink()
             self._wait_for_its_end()
             if is_finished(self._folder):
                 return self._say(f"Finished: {self._folder}")
-            self._wait_for_superlink()
             end = self._attempt()
             if end is None:
                 self._say("The run was lost with its SuperLink")
             elif end.status == "finished:stopped":
                 return self._say("Stopped with `flwr stop`. Supervise it again to resume it.")
+            elif end.failure is None and not is_finished(self._folder):
+                raise FixBNError(
+                    f"Flower says that the run is completed, and {self._folder} does not: "
+                    "supervise it on the SuperLink's machine, with an app that writes run folders."
+                )
             elif end.failure:
                 self._say(f"The run failed: {end.failure}")
-                failures = 1 if self.rounds_done() > checkpoint else failures + 1
-                checkpoint = self.rounds_done()
+                failures = 1 if self._rounds_done() > checkpoint else failures + 1
+                checkpoint = self._rounds_done()
                 if failures == ATTEMPTS:
                     raise FixBNError(
                         f"the run failed {ATTEMPTS} times without a new checkpoint, the last time "
@@ -74,16 +86,18 @@ class Supervisor:
                         f"after round {checkpoint}."
                     )
 
-    def rounds_done(self) -> int:
+    def _rounds_done(self) -> int:
         """Return the round of the newest checkpoint; 0 if there is none."""
         return max(Checkpoints(self._folder / CHECKPOINTS).rounds(), default=0)
 
     def _attempt(self) -> RunStatus | None:
         """Start or resume the run, and return how it ended; None if its SuperLink lost it."""
+        config = self._config()
         try:
-            run_id = self._commands.run(self._app, self._config(), {}, self._say)
+            with nullcontext(self._app) if self._app else temporary_app() as app:
+                run_id = self._commands.run(app, config, {}, self._say)
         except SuperLinkError as error:
-            return RunStatus("not started", str(error)) if self._superlink_answers() else None
+            return None if self._problem() else RunStatus("not started", str(error))
         while True:
             self._wait_for_superlink()
             try:
@@ -98,8 +112,9 @@ class Supervisor:
                 return None
 
     def _config(self) -> dict[str, Value]:
-        if self.rounds_done():
-            self._say(f"Resuming after round {self.rounds_done()}")
+        """Return the config to start the run with, or to resume it."""
+        if done := self._rounds_done():
+            self._say(f"Resuming after round {done}")
             return {**self._run_config, "resume": str(self._folder)}
         if self._folder.exists():
             self._set_aside()
@@ -109,10 +124,10 @@ class Supervisor:
     def _set_aside(self) -> None:
         """Rename the folder of a run that ended before its first checkpoint."""
         read_config(self._folder)  # it is a run
-        numbered = (self._folder.with_name(f"{self._folder.name}.{n}") for n in range(1, 1000))
+        numbered = (self._folder.with_name(f"{self._folder.name}.{n}") for n in count(1))
         aside = next(path for path in numbered if not path.exists())
         self._folder.rename(aside)
-        self._say(f"It has no checkpoint yet and starts again. Its folder is now {aside}")
+        self._say(f"The run has no checkpoint and starts again; its old folder is {aside}")
 
     def _wait_for_its_end(self) -> bool:
         """Wait while another process, such as a server of Flower, runs the run; return if so."""
@@ -125,16 +140,17 @@ class Supervisor:
         return waited
 
     def _wait_for_superlink(self) -> None:
-        said = False
-        while not self._superlink_answers():
-            if not said:
-                self._say("The SuperLink does not answer; waiting for it")
-            said = True
+        said = None
+        while problem := self._problem():
+            if problem != said:
+                self._say(f"The SuperLink does not answer; waiting for it ({problem})")
+            said = problem
             time.sleep(_POLL)
 
-    def _superlink_answers(self) -> bool:
+    def _problem(self) -> str | None:
+        """Return why the SuperLink does not answer; None if it does."""
         try:
             self._commands.check()
-        except SuperLinkError:
-            return False
-        return True
+        except SuperLinkError as error:
+            return str(error)
+        return None
