@@ -9,7 +9,8 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,15 +78,13 @@ def measure_load(*, nodes: int, per_round: int, rounds: int, show: Callable[[str
             show(f"{nodes} nodes are connected after {seconds:.0f} s")
             of_node, memory = link.node_megabytes(), [_megabytes(link.superlink_pid)]
             ended = threading.Event()
-            watch = threading.Thread(
-                target=_watch, args=(link, output, memory, left, rounds, ended, show)
-            )
-            watch.start()
-            try:
-                failure = link.run(app, {}, {}, log.append)
-            finally:
-                ended.set()
-                watch.join()
+            with ThreadPoolExecutor(1) as pool:
+                watch = pool.submit(_watch, link, output, memory, left, rounds, ended, show)
+                try:
+                    failure = link.run(app, {}, {}, log.append)
+                finally:
+                    ended.set()
+                watch.result()  # raises what went wrong there
             if failure is not None:
                 raise FixBNError("\n".join([*log, f"the run did not complete ({failure})."]))
             lines = [json.loads(line) for line in output.read_text().splitlines()]
@@ -119,19 +118,26 @@ def _megabytes(process: int) -> float:
     return float(psutil.Process(process).memory_info().rss / 1e6)
 
 
+def counted(rounds: Sequence[Mapping[str, float]]) -> dict[str, int]:
+    """Return the messages of all rounds: sent, correct, wrong, errors and lost."""
+    total = {
+        key: int(sum(line[key] for line in rounds))
+        for key in ("sent", "correct", "wrong", "errors")
+    }
+    return {**total, "lost": total["sent"] - sum(total[k] for k in ("correct", "wrong", "errors"))}
+
+
 def load_table(load: Load) -> str:
     """Return the measurement as text."""
-    sent, correct, errors = (
-        int(sum(line[key] for line in load.rounds)) for key in ("sent", "correct", "errors")
-    )
+    messages = counted(load.rounds)
     seconds = [line["seconds"] for line in load.rounds]
     return (
         f"{load.nodes} SuperNodes, {load.node_megabytes:.0f} MB each, connected after "
         f"{load.start_seconds:.0f} s\n"
         f"{len(seconds)} rounds of {min(seconds):.1f} to {max(seconds):.1f} s, "
         f"{load.per_round} messages each\n"
-        f"{sent} sent, {correct} correct replies, {errors} errors of nodes that left, "
-        f"{sent - correct - errors} lost\n"
+        f"{messages['sent']} sent, {messages['correct']} correct replies, {messages['wrong']} wrong, "
+        f"{messages['errors']} errors of nodes that left, {messages['lost']} lost\n"
         f"SuperLink: {load.superlink_megabytes[0]:.0f} MB before, "
         f"{load.superlink_megabytes[-1]:.0f} MB after"
     )

@@ -74,28 +74,31 @@ def served(federation: GuardedFederation) -> int:
     return x509.load_pem_x509_certificate(pem.encode()).serial_number
 
 
-def test_the_gateway_takes_a_renewed_certificate_and_cuts_off_who_drips(
+def test_the_gateway_takes_a_renewed_certificate_and_cuts_off_slow_uploads(
     federation: GuardedFederation, run: Service
 ) -> None:
     link, before = federation.link, served(federation)
-    dripping = federation.gateway.connect()
-    dripping.sendall(
-        b"POST /v1/fleet/push-object HTTP/1.1\r\nHost: superlink\r\nContent-Length: 9999999\r\n\r\n"
-    )
     link.run("mkdir expired && mv certificates/superlink.* expired")
     link.run(f"deploy/make-certificates certificates --host {ADDRESS}")
-    os.kill(int((link.home / ".fixbn" / "gateway" / "nginx.pid").read_text()), signal.SIGHUP)
-    wait_until(lambda: served(federation) != before, "the new certificate was served")
+    with federation.gateway.connect() as slow:
+        slow.sendall(
+            b"POST /v1/fleet/push-object HTTP/1.1\r\nHost: superlink\r\n"
+            b"Content-Length: 9999999\r\n\r\n"
+        )
 
-    def is_cut_off() -> bool:
-        try:
-            dripping.sendall(b"\0")
-        except OSError:
-            return True
-        return False
+        def is_cut_off() -> bool:
+            try:
+                slow.sendall(b"\0")
+            except OSError:
+                return True
+            return False
 
-    assert not is_cut_off()
-    with dripping:
+        def is_renewed() -> bool:
+            assert not is_cut_off()
+            return served(federation) != before
+
+        os.kill(int((link.home / ".fixbn" / "gateway" / "nginx.pid").read_text()), signal.SIGHUP)
+        wait_until(is_renewed, "the new certificate was served")
         wait_until(is_cut_off, "the request was cut off")
 
 

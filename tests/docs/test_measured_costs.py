@@ -6,6 +6,7 @@ import json
 import re
 import statistics
 
+from simulation.benchmarks.many_nodes import counted
 from simulation.benchmarks.message_sizes import Cost, table
 from tests.support.pages import README, ROOT, marked, page
 
@@ -69,9 +70,7 @@ def load_table() -> str:
     load = LOAD["load"]
     rounds = load["rounds"]
     seconds = [line["seconds"] for line in rounds]
-    sent, correct, errors = (
-        sum(line[key] for line in rounds) for key in ("sent", "correct", "errors")
-    )
+    messages = counted(rounds)
     memory = load["superlink_megabytes"]
     rows = {
         "SuperNodes": f"{load['nodes']}, of which {load['left']} stop and start again",
@@ -79,10 +78,11 @@ def load_table() -> str:
         "start of all": f"{load['start_seconds']:.0f} s",
         "rounds": f"{len(rounds)}, with {load['per_round']} messages each",
         "a round": f"{statistics.median(seconds):.1f} s ({min(seconds):.1f} to {max(seconds):.1f})",
-        "messages": f"{sent}",
-        "correct replies": f"{correct}",
-        "errors of nodes that stopped": f"{errors}",
-        "lost": f"{sent - correct - errors}",
+        "messages": f"{messages['sent']}",
+        "correct replies": f"{messages['correct']}",
+        "wrong replies": f"{messages['wrong']}",
+        "errors of nodes that stopped": f"{messages['errors']}",
+        "lost": f"{messages['lost']}",
         "SuperLink's memory": f"{memory[0]:.0f} MB before, {memory[-1]:.0f} MB after",
     }
     lines = [f"| {name} | {value} |" for name, value in rows.items()]
