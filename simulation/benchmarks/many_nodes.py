@@ -136,8 +136,9 @@ def load_table(load: Load) -> str:
         f"{load.start_seconds:.0f} s\n"
         f"{len(seconds)} rounds of {min(seconds):.1f} to {max(seconds):.1f} s, "
         f"{load.per_round} messages each\n"
-        f"{messages['sent']} sent, {messages['correct']} correct replies, {messages['wrong']} wrong, "
-        f"{messages['errors']} errors of nodes that left, {messages['lost']} lost\n"
+        f"{messages['sent']} sent, {messages['correct']} correct replies, "
+        f"{messages['wrong']} wrong, {messages['errors']} errors of nodes that left, "
+        f"{messages['lost']} lost\n"
         f"SuperLink: {load.superlink_megabytes[0]:.0f} MB before, "
         f"{load.superlink_megabytes[-1]:.0f} MB after"
     )

@@ -124,8 +124,8 @@ def test_an_unregistered_key_is_refused(unregistered: Service) -> None:
     assert unregistered.end() == 1
     assert unregistered.output.splitlines()[-1] == (
         "Error: the SuperLink refuses stranger, because its key is not registered: run `register "
-        "stranger.pub` on the SuperLink's machine, then start this node again. If it is registered, "
-        "correct this machine's clock."
+        "stranger.pub` on the SuperLink's machine, then start this node again. If it is "
+        "registered, correct this machine's clock."
     )
 
 

@@ -61,12 +61,12 @@ def test_the_nodes_take_turns(per_round: int, served: list[int]) -> None:
 def test_the_table_counts_what_is_lost() -> None:
     lines = [
         {"seconds": 2.0, "sent": 3, "correct": 3, "wrong": 0, "errors": 0},
-        {"seconds": 4.0, "sent": 3, "correct": 1, "wrong": 0, "errors": 1},
+        {"seconds": 4.0, "sent": 4, "correct": 1, "wrong": 1, "errors": 1},
     ]
     load = Load(5, 3, 1, 60.0, 178.4, [160.2, 170.0, 180.0], lines)
     assert load_table(load) == (
         "5 SuperNodes, 178 MB each, connected after 60 s\n"
         "2 rounds of 2.0 to 4.0 s, 3 messages each\n"
-        "6 sent, 4 correct replies, 1 errors of nodes that left, 1 lost\n"
+        "7 sent, 4 correct replies, 1 wrong, 1 errors of nodes that left, 1 lost\n"
         "SuperLink: 160 MB before, 180 MB after"
     )
