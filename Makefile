@@ -1,7 +1,7 @@
 # make run    train with FixBN on real images, and with plain BN beside it (some minutes)
 # make test   lint, types and tests (under ten minutes on two cores)
 # make test-long   real federations, on Ray and between processes, kills, soak (half an hour more)
-# make test-nightly   the library with other releases of Flower and PyTorch (a quarter of an hour)
+# make test-nightly   the library with other releases of Flower and PyTorch, ten kills of a run (half an hour)
 # make gpu    tests, benchmark and a run on a GPU (eight minutes at most; results in gpu/)
 # make gpu-evidence   the experiments at full size on a GPU; again, it goes on where it stopped
 # make docs   the documentation site, in site/
@@ -26,12 +26,15 @@ test: lint
 
 # A file of tests at a time on each core: many share a federation.
 test-long: $(READY)
-	$(BIN)/python -m pytest -p no:randomly -m slow $(ALONE)
-	$(BIN)/python -m pytest -p no:randomly -m slow -n 2 --dist loadfile --durations 30 --ignore $(ALONE)
+	$(BIN)/python -m pytest -p no:randomly -m "slow and not nightly" $(ALONE)
+	$(BIN)/python -m pytest -p no:randomly -m "slow and not nightly" -n 2 --dist loadfile --durations 30 --ignore $(ALONE)
 
 # VERSIONS="1.24.0 2.6.0" tests one pair of flwr and torch, VERSIONS="newest newest" what came out since.
-test-versions test-nightly: $(READY)
+test-versions: $(READY)
 	$(BIN)/python -m tests.versions $(VERSIONS)
+
+test-nightly: test-versions
+	$(BIN)/python -m pytest -p no:randomly -m nightly
 
 # The run needs CIFAR-10: make gpu DATA=directory-of-cifar-10-batches-py; without it, it is left out.
 DATA ?= ../shared/data

@@ -21,7 +21,7 @@ from tests.support.whole_app import SMALL, rounds_of, run_app
 
 pytestmark = pytest.mark.slow
 
-ROUNDS, FREEZE_AFTER, KILLS = 12, 6, 10
+ROUNDS, FREEZE_AFTER = 12, 6
 CONFIG: dict[str, Any] = {
     **SMALL, "num-server-rounds": ROUNDS, "freeze-after": FREEZE_AFTER, "fraction-train": 1.0,
 }  # fmt: skip
@@ -49,20 +49,21 @@ def rounds_in(folder: Path) -> int:
     return len(rounds_of(folder)) if (folder / "metrics.jsonl").exists() else 0
 
 
-def test_a_run_that_is_killed_ten_times_ends_with_the_bits_of_an_uninterrupted_one(
-    federation: Federation, tmp_path: Path
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.nightly)])
+def test_a_run_that_is_killed_at_random_ends_with_the_bits_of_an_uninterrupted_one(
+    federation: Federation, tmp_path: Path, kills: int
 ) -> None:
     dice = random.Random(0)
-    folder = federation.link.home / "run"
-    supervised = supervise(federation, "run")
-    kills = [0, *sorted(dice.choices(range(ROUNDS), k=KILLS - 1))]
+    name = f"run{kills}"
+    folder = federation.link.home / name
+    supervised = supervise(federation, name)
     away = 0
-    for kill, rounds in enumerate(kills):
+    for kill, rounds in enumerate([0, *sorted(dice.choices(range(ROUNDS), k=kills - 1))]):
         wait_until(
             lambda rounds=rounds: rounds_in(folder) >= rounds and folder.exists(),
             f"round {rounds} ended before kill {kill}",
             process=supervised.process,
-            log=federation.link.home / "run.log",
+            log=federation.link.home / f"{name}.log",
         )
         if dice.random() < 0.5:  # the SuperLink alone, with the run's server or without
             federation.link.kill("flower-superlink")
@@ -75,7 +76,7 @@ def test_a_run_that_is_killed_ten_times_ends_with_the_bits_of_an_uninterrupted_o
         else:  # the whole machine
             federation.link.switch_off()
             federation.start_superlink()
-            supervised = supervise(federation, "run")
+            supervised = supervise(federation, name)
     assert supervised.end() == 0, supervised.output
     assert supervised.output.splitlines()[-1] == f"Finished: {folder}"
 
@@ -87,9 +88,9 @@ def test_a_run_that_is_killed_ten_times_ends_with_the_bits_of_an_uninterrupted_o
 
 
 def test_a_finished_run_is_left_alone(federation: Federation) -> None:
-    again = supervise(federation, "run")
+    again = supervise(federation, "run2")
     assert again.end() == 0
-    assert again.output.splitlines()[-1] == f"Finished: {federation.link.home / 'run'}"
+    assert again.output.splitlines()[-1] == f"Finished: {federation.link.home / 'run2'}"
 
 
 def test_a_run_that_somebody_stops_stays_stopped_and_resumes_when_supervised_again(
