@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bounded_logs import OLD, ended, rotate, start_helper
-from common import PRIVATE_FILE
+from common import PRIVATE_FILE, DeployError
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
@@ -44,10 +44,19 @@ Event = dict[str, Any]
 
 
 def start_audit(home: Path, mib: int) -> None:
-    """Keep the audit of a SuperLink's home, from now until this process ends."""
+    """Keep the audit of a SuperLink's home, from now until this process ends.
+
+    Raises:
+        DeployError: If its files cannot be read.
+    """
+    try:
+        audit = Audit(home / AUDIT)
+    except OSError as error:
+        raise DeployError(
+            f"the audit cannot be read ({error}): give its files to this user, or move them away."
+        ) from error
 
     def follow(reading: int) -> None:
-        audit = Audit(home / AUDIT)
         last, problem = False, ""
         while not last:
             last = ended(reading, PERIOD)  # then read once more

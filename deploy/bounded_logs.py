@@ -119,10 +119,19 @@ def keep_bounded(logs: Sequence[Path], mib: int) -> None:
     nginx = os.getpid()
 
     def watch(reading: int) -> None:
+        failed: set[Path] = set()
         while not ended(reading, PERIOD):
-            rotated = [rotate(log, mib) for log in logs]
+            rotated = False
+            for log in logs:
+                try:
+                    rotated |= rotate(log, mib)
+                    failed.discard(log)
+                except OSError as error:  # tried again in a second
+                    if log not in failed:
+                        print(f"{log} cannot be rotated, and grows: {error}", flush=True)
+                    failed.add(log)
             # nginx writes to the renamed file until it opens a new one.
-            if any(rotated) and os.getppid() == nginx:
+            if rotated and os.getppid() == nginx:
                 with suppress(ProcessLookupError):
                     os.kill(nginx, signal.SIGUSR1)
 

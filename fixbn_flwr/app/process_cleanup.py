@@ -20,12 +20,14 @@ _STOP = 10.0  # seconds for processes to end before they are killed
 
 
 def processes_with(home: Path) -> list[int]:
-    """Return the processes whose environment has this FLWR_HOME."""
-    entry, found = f"FLWR_HOME={home}".encode(), []
+    """Return the processes whose environment has this FLWR_HOME, by whatever path."""
+    folder, found = os.path.realpath(os.fsencode(home)), []
     for environment in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):  # it has ended, or belongs to another user
-            if entry in environment.read_bytes().split(b"\0"):
-                found.append(int(environment.parent.name))
+            for entry in environment.read_bytes().split(b"\0"):
+                name, _, value = entry.partition(b"=")
+                if name == b"FLWR_HOME" and value and os.path.realpath(value) == folder:
+                    found.append(int(environment.parent.name))
     return found
 
 

@@ -120,6 +120,16 @@ def test_a_line_that_was_cut_is_written_again(audit: Any, engine: Engine, tmp_pa
     assert json.loads(line)["event"] == "node-registered"
 
 
+def test_an_audit_that_cannot_be_read_stops_the_start(audit: Any, tmp_path: Path) -> None:
+    (tmp_path / "audit.jsonl").mkdir()
+    with pytest.raises(audit.DeployError) as caught:
+        audit.start_audit(tmp_path, 1)
+    problem = f"[Errno 21] Is a directory: '{tmp_path}/audit.jsonl'"
+    assert str(caught.value) == (
+        f"the audit cannot be read ({problem}): give its files to this user, or move them away."
+    )
+
+
 def test_what_a_deleted_file_held_is_not_written_again(
     audit: Any, engine: Engine, tmp_path: Path
 ) -> None:

@@ -6,6 +6,8 @@ import socket
 import ssl
 import subprocess
 import sys
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -20,7 +22,17 @@ ADDRESS = "127.0.0.2"
 
 
 def sizes(log: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_size for path in log.parent.glob(f"{log.name}*")}
+    found = {}
+    for path in log.parent.glob(f"{log.name}*"):
+        with suppress(FileNotFoundError):  # it has just been renamed
+            found[path.name] = path.stat().st_size
+    return found
+
+
+def was_rotated(log: Path, files: int) -> bool:
+    """Return whether there are so many files, also a new one that nginx has opened."""
+    found = sizes(log)
+    return len(found) == files and found.get(log.name, MIB) < MIB
 
 
 def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -81,6 +93,29 @@ def test_a_log_that_cannot_be_written_is_named_before_anything_starts(tmp_path: 
     assert not (tmp_path / ".fixbn").exists()
 
 
+def test_a_log_that_cannot_be_rotated_is_named_and_the_others_stay_bounded(tmp_path: Path) -> None:
+    code = (
+        "import bounded_logs, signal; from pathlib import Path\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])\n"
+        "Path('a.log.3').touch(); Path('a.log.4').mkdir()\n"  # so that a.log.3 cannot be renamed
+        "bounded_logs.PERIOD = 0.01\n"
+        "bounded_logs.keep_bounded([Path('b.log'), Path('a.log')], 1)\n"
+        "for name in ('a.log', 'b.log'):\n"
+        "    Path('new').write_bytes(b'x' * 2**20); Path('new').rename(name)\n"
+        "assert signal.sigtimedwait([signal.SIGUSR1], 30)\n"
+        "print(sorted(path.name for path in Path().iterdir()), flush=True)\n"
+        "Path('a.log.4').rmdir()\n"
+        "assert signal.sigtimedwait([signal.SIGUSR1], 30)\n"
+    )
+    result = run(code, tmp_path)
+    assert (result.stderr, result.returncode) == ("", 0)
+    assert result.stdout.splitlines() == [
+        f"a.log cannot be rotated, and grows: [Errno 21] Is a directory: '{tmp_path}/a.log.4'",
+        "['a.log', 'a.log.3', 'a.log.4', 'b.log.1']",
+    ]
+    assert {path.name for path in tmp_path.iterdir()} == {"a.log.1", "a.log.4", "b.log.1"}
+
+
 def listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex((ADDRESS, port)) == 0
@@ -112,7 +147,8 @@ def test_an_attacker_cannot_fill_the_disk_with_refusals(tmp_path: Path) -> None:
         # Each file gets 1 MiB and a line that is in none of the others.
         for number in range(7):
             refuse(machine, port, f"attack-{number}", 160)
-            wait_until(lambda: sizes(log).get(log.name, 0) < MIB, f"{log} was rotated")
+            files = min(number + 2, 5)
+            wait_until(partial(was_rotated, log, files), f"{log} was rotated")
         assert sizes(log).keys() == {log.name, *(f"{log.name}.{number}" for number in range(1, 5))}
         assert sum(sizes(log).values()) < 5 * 2 * MIB
         # nginx writes to the new file.

@@ -43,7 +43,9 @@ def _machine(home: Home) -> Finding:
     free = shutil.disk_usage(home.path).free / GB
     processes = home.processes
     state = f"{len(processes)} processes with {_memory(processes) / MB:.0f} MB"
-    text = f"{home.kind} in {home.path}: {state if processes else 'no process'}"
+    if not processes:
+        state = "its processes cannot be seen from here" if home.is_running else "no process"
+    text = f"{home.kind} in {home.path}: {state}"
     if home.kind == "gateway":
         text = f"{home.kind} in {home.path}"
     return Finding(

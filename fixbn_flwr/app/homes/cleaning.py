@@ -48,7 +48,9 @@ def leftovers(homes: list[Home], before: datetime) -> Iterator[Leftover]:
 
 
 def _momentum(home: Home, before: datetime) -> Iterator[Leftover]:
-    kept = "the node is training: wait until it has finished" if home.is_training else ""
+    kept = (
+        "the node is training: wait until it has finished, or stop it" if home.is_training else ""
+    )
     for path in home.momentum:
         if (used := last_use(path)) < before:
             text = f"momentum of run {path.name} in {home.path}, last used {used:%F}"
@@ -56,7 +58,7 @@ def _momentum(home: Home, before: datetime) -> Iterator[Leftover]:
 
 
 def _apps(home: Home, before: datetime) -> Iterator[Leftover]:
-    kept = f"the {home.kind} is running: stop it first" if home.processes else ""
+    kept = f"the {home.kind} is running: stop it first" if home.is_running else ""
     for path in home.apps:
         if last_use(path) < before:
             yield _folder(f"app {path}", path, kept)
@@ -66,7 +68,7 @@ def _records(home: Home, before: datetime) -> Iterator[Leftover]:
     database = home.path / DATABASE
     runs, size = old_records(database, before)
     if size:
-        kept = "the SuperLink is running: stop it first" if home.processes else ""
+        kept = "the SuperLink is running: stop it first" if home.is_running else ""
         text = f"logs of {runs} runs, and their apps, in {database}; `flwr log` loses them"
         yield Leftover(text, size, kept, partial(delete_records, database, before))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from fixbn_flwr.errors import ConfigError
 
 DATABASE = "state.db"
 _HEALTH = "health.json"  # every script of deploy/ writes it
+_LOCK = "lock"  # start-supernode holds it
 _NGINX = "nginx.conf"
 _TRAINING = b"flwr-clientapp"  # the process that Flower starts for each message
 
@@ -41,9 +44,17 @@ class Home:
         return processes_with(self.path)
 
     @property
+    def is_running(self) -> bool:
+        """Return whether it has a process, or its lock is held, such as from a container."""
+        return bool(self.processes) or self._is_locked
+
+    @property
     def is_training(self) -> bool:
-        """Return whether its SuperNode processes a message at the moment."""
-        return any(_TRAINING in command_of(process) for process in self.processes)
+        """Return whether its SuperNode processes a message now, or may do so out of sight."""
+        processes = self.processes
+        if not processes:
+            return self._is_locked
+        return any(_TRAINING in command_of(process) for process in processes)
 
     @property
     def apps(self) -> list[Path]:
@@ -60,9 +71,18 @@ class Home:
         """Return its logs and the audit, with their older files."""
         return [*self.path.glob("*.log*"), *self.path.glob("*.jsonl*")]
 
+    @property
+    def _is_locked(self) -> bool:
+        with suppress(OSError), (self.path / _LOCK).open("rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
 
 def homes_in(folder: Path) -> list[Home]:
-    """Return the homes in a folder.
+    """Return the homes in a folder, or the folder if it is a home itself, as in a container.
 
     Raises:
         ConfigError: If there is none, or the folder cannot be read.
@@ -71,7 +91,8 @@ def homes_in(folder: Path) -> list[Home]:
         "name the folder of the homes with --home, such as ~/.fixbn, or /var/lib/fixbn with systemd"
     )
     try:
-        found = [Home(path.parent) for path in sorted(folder.glob(f"*/{_HEALTH}"))]
+        paths = [*folder.glob(_HEALTH), *sorted(folder.glob(f"*/{_HEALTH}"))]
+        found = [Home(path.parent) for path in paths]
         if folder.is_dir():
             os.listdir(folder)  # glob does not say what it may not read
     except PermissionError as error:
@@ -85,24 +106,35 @@ def homes_in(folder: Path) -> list[Home]:
 
 def files_in(path: Path) -> Iterator[os.stat_result]:
     """Yield the sizes and times of all files in a folder; a file that disappears is left out."""
-    for file in path.rglob("*"):
-        with suppress(FileNotFoundError):
-            if file.is_file() and not file.is_symlink():
-                yield file.stat()
+    for folder, _, names in os.walk(path):  # which leaves out folders that disappear
+        for name in names:
+            with suppress(FileNotFoundError):
+                found = os.lstat(os.path.join(folder, name))
+                if stat.S_ISREG(found.st_mode):
+                    yield found
 
 
 def bytes_of(*paths: Path) -> int:
     """Return the size of files, and of all files in folders."""
-    return sum(
-        path.stat().st_size if path.is_file() else sum(file.st_size for file in files_in(path))
-        for path in paths
-        if path.exists()
-    )
+    size = 0
+    for path in paths:
+        with suppress(FileNotFoundError):
+            size += sum(file.st_size for file in files_in(path))
+            size += path.stat().st_size if path.is_file() else 0
+    return size
 
 
 def last_use(folder: Path) -> datetime:
-    """Return when a file in a folder was last written, or the folder itself if it has none."""
-    newest = max((file.st_mtime for file in files_in(folder)), default=folder.stat().st_mtime)
+    """Return when a file in a folder was last written, or the folder itself if it has none.
+
+    A folder that has disappeared was last written now.
+    """
+    newest = max((file.st_mtime for file in files_in(folder)), default=None)
+    if newest is None:
+        try:
+            newest = folder.stat().st_mtime
+        except FileNotFoundError:
+            return datetime.now().astimezone()
     return datetime.fromtimestamp(newest).astimezone()
 
 

@@ -32,7 +32,7 @@ def old_records(database: Path, before: datetime) -> tuple[int, int]:
         before: The runs ended before this time.
 
     Raises:
-        ConfigError: If the database cannot be read.
+        ConfigError: If the database cannot be read, or is in use.
     """
     with _opened(database, "ro") as connection:
         values = {"before": _text(before)}
@@ -49,21 +49,24 @@ def delete_records(database: Path, before: datetime) -> None:
     """Delete the logs and the apps of runs that ended before a time, and shrink the database.
 
     Raises:
-        ConfigError: If another process, such as its SuperLink, uses the database.
+        ConfigError: If another process, such as its SuperLink, uses the database, or the disk is
+            full.
     """
     with _opened(database, "rw") as connection:
-        try:
-            # Only possible for a database that nobody else has open. The SuperLink sets it again.
-            connection.execute("PRAGMA journal_mode = DELETE")
-        except sqlite3.OperationalError as error:
-            raise ConfigError(
-                f"{database} is in use ({error}): stop its SuperLink, and clean again."
-            ) from error
+        # Only possible for a database that nobody else has open. The SuperLink sets it again.
+        connection.execute("PRAGMA journal_mode = DELETE")
         connection.execute("BEGIN EXCLUSIVE")
         for what in (_LOGS, _APPS):
             connection.execute(f"DELETE FROM {what}", {"before": _text(before)})
         connection.execute("COMMIT")
-        connection.execute("VACUUM")
+        try:
+            connection.execute("VACUUM")
+        except sqlite3.Error as error:
+            raise ConfigError(
+                f"{database} still has its old size ({error}). The logs and apps are deleted, and "
+                "only the file could not shrink; new runs use the space. To shrink it, make room "
+                f"for a copy of it, stop its SuperLink, and run `sqlite3 {database} VACUUM`."
+            ) from error
 
 
 @contextmanager
@@ -77,9 +80,17 @@ def _opened(database: Path, mode: str) -> Iterator[sqlite3.Connection]:
         finally:
             connection.close()
     except sqlite3.Error as error:
-        raise ConfigError(
-            f"{database} cannot be used ({error}): it is damaged, or of another version of Flower."
-        ) from error
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary code
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            text = f"{database} is in use ({error}): stop its SuperLink, and clean again."
+        elif code == sqlite3.SQLITE_FULL:
+            text = (
+                f"{database}: {error}, and nothing was deleted: make room there, and clean again."
+            )
+        else:
+            why = "it is damaged, or of another version of Flower"
+            text = f"{database} cannot be used ({error}): {why}."
+        raise ConfigError(text) from error
 
 
 def _text(time: datetime) -> str:

@@ -6,6 +6,8 @@ Ray never deletes the folder of a session. This package deletes its own, unless 
 from __future__ import annotations
 
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,7 +16,9 @@ from pathlib import Path
 
 from fixbn_flwr.app.homes.home import last_use
 
-_PATTERNS = ("fixbn-*", "ray/session_2*")
+# The names that tempfile gives. Not eight digits: fixbn-<user id> is where nodes keep the sockets
+# of their workers, which no command line names.
+_OURS = re.compile(r"fixbn-(app-)?(?!\d{8}$)[a-z0-9_]{8}")
 
 
 def abandoned(before: datetime, folder: Path | None = None) -> list[Path]:
@@ -25,22 +29,23 @@ def abandoned(before: datetime, folder: Path | None = None) -> list[Path]:
         folder: The folder for temporary files. Default: the system's.
     """
     folder = folder or Path(tempfile.gettempdir())
-    found = [path for pattern in _PATTERNS for path in sorted(folder.glob(pattern))]
+    found = [path for path in sorted(folder.glob("fixbn-*")) if _OURS.fullmatch(path.name)]
+    found += sorted(folder.glob("ray/session_2*"))
     used = b"\n".join(_traces())
     return [
         path
         for path in found
-        if path.is_dir()
-        and not path.is_symlink()
-        and path.stat().st_uid == os.geteuid()
-        and last_use(path) < before
-        and not _mentions(used, path)
+        if _may_be_deleted(path) and last_use(path) < before and os.fsencode(path) not in used
     ]
 
 
-def _mentions(used: bytes, path: Path) -> bool:
-    # fixbn-<user> is where nodes keep the sockets of their workers, which no command line names.
-    return os.fsencode(path) in used or path.name == f"fixbn-{os.geteuid()}"
+def _may_be_deleted(path: Path) -> bool:
+    """Return whether it is this user's folder, and private as tempfile makes it, or Ray's."""
+    with suppress(FileNotFoundError):
+        found = path.lstat()
+        private = stat.S_IMODE(found.st_mode) == 0o700 or path.parent.name == "ray"
+        return stat.S_ISDIR(found.st_mode) and private and found.st_uid == os.geteuid()
+    return False
 
 
 def _traces() -> Iterator[bytes]:

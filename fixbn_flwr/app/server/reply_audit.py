@@ -58,9 +58,11 @@ class _AuditHandler(logging.Handler):
         }
         try:
             # Opened for each line: start-superlink renames the file when it is large.
-            file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, _PRIVATE)
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, _PRIVATE)
             try:
-                os.write(file, json.dumps(line).encode() + b"\n")
+                size = os.fstat(file).st_size
+                broken = size and os.pread(file, 1, size - 1) != b"\n"  # by a power failure
+                os.write(file, b"\n" * bool(broken) + json.dumps(line).encode() + b"\n")
             finally:
                 os.close(file)
         except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -10,6 +11,12 @@ from typer.testing import CliRunner
 
 from fixbn_flwr.app.cli import cli
 from fixbn_flwr.app.doctor import deployment
+
+
+@pytest.fixture(autouse=True)
+def disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let any disk be large enough, also this machine's."""
+    monkeypatch.setattr(deployment, "ENOUGH_DISK", 0.0)
 
 
 def doctor(homes: Path) -> str:
@@ -39,6 +46,13 @@ def test_it_reports_disk_and_what_each_home_keeps(homes: Path) -> None:
     assert len(lines) == len(patterns), lines
     for pattern, line in zip(patterns, lines, strict=True):
         assert re.fullmatch(pattern, line), line
+
+
+def test_a_full_disk_has_a_remedy(homes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deployment, "ENOUGH_DISK", math.inf)
+    (finding,) = [found for found in deployment.deployment(homes) if "SuperLink in" in found.text]
+    assert finding.remedy == "make room there, or give it another --home"
+    assert not finding.optional
 
 
 def test_what_is_large_has_a_remedy(homes: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,12 @@ import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -123,13 +126,56 @@ def test_a_node_keeps_its_apps_while_it_runs_and_its_momentum_while_it_trains(ho
 
 def test_a_temporary_folder_that_a_process_names_is_kept(homes: Path) -> None:
     folder = homes.parent / "tmp"
-    sockets = f"fixbn-{os.geteuid()}"
-    for name in ("fixbn-used", "fixbn-left", "another", sockets):
-        write(folder / name / "file", 1)
-        age(folder / name, 40)
-    with process(homes, str(folder / "fixbn-used" / "file")):
+    used, left = (Path(tempfile.mkdtemp(prefix="fixbn-")) for _ in range(2))
+    for path in (used, left, folder / "another"):
+        write(path / "file", 1)
+        age(path, 40)
+    with process(homes, str(used / "file")):
         clean(homes, "--yes")
-    assert {path.name for path in folder.iterdir()} == {"fixbn-used", "another", sockets}
+    assert {path.name for path in folder.iterdir()} == {used.name, "another"}
+
+
+@pytest.mark.parametrize(
+    ("statement", "code", "message"),
+    [
+        ("BEGIN", sqlite3.SQLITE_FULL, "nothing was deleted: make room there, and clean again"),
+        (
+            "VACUUM",
+            sqlite3.SQLITE_FULL,
+            "The logs and apps are deleted, and only the file could not shrink",
+        ),
+    ],
+)
+def test_a_full_disk(
+    homes: Path, monkeypatch: pytest.MonkeyPatch, statement: str, code: int, message: str
+) -> None:
+    class FullDisk(sqlite3.Connection):
+        def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+            if sql.startswith(statement):
+                error = sqlite3.OperationalError("database or disk is full")
+                error.sqlite_errorcode = code
+                raise error
+            return super().execute(sql, *values)
+
+    database = homes / "superlink" / "state.db"
+    with monkeypatch.context() as full:
+        full.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=FullDisk))
+        with pytest.raises(ConfigError, match=message):
+            clean(homes, "--yes")
+    left = [3, 4] if statement == "VACUUM" else [1, 2, 3, 4]
+    assert column(database, "SELECT task_id FROM task_logs") == left
+
+
+def test_a_busy_database_is_not_called_damaged(
+    homes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = homes / "superlink" / "state.db"
+    with closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("PRAGMA journal_mode = DELETE")
+        other.execute("BEGIN EXCLUSIVE")
+        monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, timeout=0))
+        with pytest.raises(ConfigError, match=r"is in use .*: stop its SuperLink, and clean again"):
+            clean(homes, "--yes")
 
 
 def test_another_limit_and_a_folder_without_homes(homes: Path, tmp_path: Path) -> None:

@@ -40,6 +40,20 @@ def test_a_dropped_reply_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert oct(path.stat().st_mode)[-3:] == "600"
 
 
+def test_a_line_that_was_cut_ends_before_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    path.write_text('{"time": "2026-')
+    monkeypatch.setenv(AUDIT, str(path))
+    with audited(12):
+        drop(DroppedReplyLog())
+        drop(DroppedReplyLog())
+    cut, *written = path.read_text().splitlines()
+    assert cut == '{"time": "2026-'
+    assert [json.loads(line)["node"] for line in written] == [7, 7]
+
+
 def test_without_an_audit_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
