@@ -20,6 +20,7 @@ PAGES = {
 }
 # The figures in docs/figures are copies.
 FIGURES = {
+    "feature-shift.png": "feature-shift/cpu-main.png",
     "freeze-after.png": "freeze-after/cpu-when.png",
     "frequency.png": "frequency/cpu-main.png",
     "normalisers.png": "normalisers/cpu-main.png",
