@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fixbn_flwr.errors import ConfigError
-from fixbn_flwr.tasks import get_task, load_splits
+from fixbn_flwr.tasks import forget_splits, get_task, load_splits
 from simulation import peers
 from simulation.experiments.experiment import EXPERIMENTS, Experiment, Scale
 from simulation.experiments.matching_results import search_of
@@ -53,6 +53,7 @@ def test_each_method_has_an_id_and_a_task_of_its_own(experiment):
 
 
 def test_a_peers_task_is_one_object_with_the_same_data():
+    forget_splits()  # a run in this process may have replaced them by shared ones
     task = get_task("simulation.peers:hbn:digits")
 
     assert task is get_task("simulation.peers:hbn:digits")
