@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -18,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from bounded_logs import OLD, ended, rotate, start_helper
-from common import PRIVATE_FILE, DeployError
+from common import DeployError
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
     load_pem_public_key,
 )
+
+from fixbn_flwr.persistence.appended_lines import append_lines
 
 AUDIT = "audit.jsonl"
 PERIOD = 2.0  # seconds between two reads of the database
@@ -117,13 +118,7 @@ class Audit:
         if not new:
             return
         lines = "".join(json.dumps(event) + "\n" for event in new).encode()
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, PRIVATE_FILE)
-        try:
-            size = os.fstat(file).st_size
-            broken = size and os.pread(file, 1, size - 1) != b"\n"  # by a power failure
-            os.write(file, b"\n" + lines if broken else lines)
-        finally:
-            os.close(file)
+        append_lines(self._path, lines)
         self._seen |= {_key(event): event["time"] for event in new}
 
 

@@ -15,7 +15,7 @@ import pytest
 from flwr.superlink.routers.control.router import router as control
 from flwr.superlink.routers.fleet.router import router as fleet
 
-from tests.support.federations import ADDRESS, Node
+from tests.support.federations import ADDRESS, Node, final_model, train
 from tests.support.gateways import ATTACKER, GuardedFederation, needs_nginx
 from tests.support.machines import Service, switch_off
 from tests.support.waiting import wait_until
@@ -51,15 +51,6 @@ def nodes(federation: GuardedFederation) -> list[Node]:
 
 def start(federation: GuardedFederation, name: str) -> Service:
     return federation.start_run(name, num_server_rounds=ROUNDS, freeze_after=1)
-
-
-def train(nodes: list[Node]) -> None:
-    for node in nodes:
-        node.order("train")
-
-
-def result(federation: GuardedFederation, name: str) -> bytes:
-    return (federation.link.home / name / "final.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +229,7 @@ def test_the_attacked_run_ends_with_the_right_bits(
     train(nodes)
     assert run.end() == 0
     assert [line["clients"] for line in federation.rounds("attacked")] == [2] * ROUNDS
-    assert result(federation, "attacked") == result(federation, "calm")
+    assert final_model(federation, "attacked") == final_model(federation, "calm")
     # Of the honest nodes' address, only deploy/register was refused, see above.
     assert federation.gateway.refusals("127.0.0.1") == {"not served here": 1}
     assert set(federation.statuses().values()) == {"finished:completed"}

@@ -35,7 +35,7 @@ from flwr.proto.message_pb2 import (
 from flwr.proto.node_pb2 import Node as NodeId
 from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
 
-from tests.support.federations import Node
+from tests.support.federations import Node, final_model, train
 from tests.support.gateways import GuardedFederation, needs_nginx
 from tests.support.machines import Service, switch_off
 from tests.support.node_requests import Key, key_of, post
@@ -109,7 +109,7 @@ def calm(federation: GuardedFederation, nodes: list[Node]) -> bytes:
     for _ in range(ROUNDS):
         train(nodes)
     assert run.end() == 0
-    return result(federation, "calm")
+    return final_model(federation, "calm")
 
 
 @pytest.fixture(scope="module")
@@ -130,15 +130,6 @@ def message(federation: GuardedFederation, run: Service) -> dict[str, Any]:
 
 def start(federation: GuardedFederation, name: str) -> Service:
     return federation.start_run(name, num_server_rounds=ROUNDS, freeze_after=1)
-
-
-def train(nodes: list[Node]) -> None:
-    for node in nodes:
-        node.order("train")
-
-
-def result(federation: GuardedFederation, name: str) -> bytes:
-    return (federation.link.home / name / "final.safetensors").read_bytes()
 
 
 def messages(federation: GuardedFederation, number: int) -> list[dict[str, Any]]:
@@ -229,4 +220,4 @@ def test_the_run_ends_with_the_right_bits(
     assert run.end() == 0
     rounds = federation.rounds("attacked")
     assert [(line["clients"], line["dropped"]) for line in rounds] == [(2, 0)] * ROUNDS
-    assert result(federation, "attacked") == calm
+    assert final_model(federation, "attacked") == calm

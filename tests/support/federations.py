@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -177,3 +178,14 @@ class Node:
             "*/node-*/round-*.safetensors"
         )
         return load_file(max(files, key=lambda file: file.stat().st_mtime))
+
+
+def train(nodes: Iterable[Node]) -> None:
+    """Let each node train in the round that it waits in."""
+    for node in nodes:
+        node.order("train")
+
+
+def final_model(federation: Federation, run: str) -> bytes:
+    """Return the file of a run's last model."""
+    return (federation.link.home / run / "final.safetensors").read_bytes()

@@ -12,12 +12,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 
 from fixbn_flwr.log import logger
+from fixbn_flwr.persistence.appended_lines import append_lines
 from fixbn_flwr.server.dropped_replies import DroppedReply
 
 AUDIT = "FIXBN_AUDIT"
-_PRIVATE = 0o600
 
 
 @contextmanager
@@ -41,7 +42,7 @@ def audited(run: int) -> Iterator[None]:
 class _AuditHandler(logging.Handler):
     def __init__(self, path: str, run: int) -> None:
         super().__init__()
-        self._path, self._run = path, run
+        self._path, self._run = Path(path), run
 
     def emit(self, record: logging.LogRecord) -> None:
         dropped: tuple[int, DroppedReply] | None = getattr(record, "dropped_reply", None)
@@ -57,13 +58,6 @@ class _AuditHandler(logging.Handler):
             "reason": reply.reason,
         }
         try:
-            # Opened for each line: start-superlink renames the file when it is large.
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, _PRIVATE)
-            try:
-                size = os.fstat(file).st_size
-                broken = size and os.pread(file, 1, size - 1) != b"\n"  # by a power failure
-                os.write(file, b"\n" * bool(broken) + json.dumps(line).encode() + b"\n")
-            finally:
-                os.close(file)
+            append_lines(self._path, json.dumps(line).encode() + b"\n")
         except OSError:
             self.handleError(record)
