@@ -57,8 +57,6 @@ class Supervisor:
             FixBNError: If the run fails three times in a row without a new checkpoint, or its
                 folder is not on this machine.
         """
-        if UNKNOWN in (problem := self._problem() or ""):
-            raise SuperLinkError(f"{problem} Name one that is there with --superlink.")
         failures, checkpoint = 0, self._rounds_done()
         while True:
             self._wait_for_superlink()
@@ -142,6 +140,8 @@ class Supervisor:
     def _wait_for_superlink(self) -> None:
         said = None
         while problem := self._problem():
+            if UNKNOWN in problem:
+                raise SuperLinkError(f"{problem} Name one that is there with --superlink.")
             if problem != said:
                 self._say(f"The SuperLink does not answer; waiting for it ({problem})")
             said = problem
