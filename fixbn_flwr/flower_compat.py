@@ -188,26 +188,26 @@ def error_reply(metadata: Metadata, reason: str) -> Message:
 
 
 def message_to_bytes(message: Message) -> bytes:
-    """Serialize a message, with its metadata, as Flower sends it."""
+    """Serialise a message, with its metadata, as Flower sends it."""
     content: bytes = message_to_proto(message).SerializeToString()
     return content
 
 
 def message_from_bytes(content: bytes) -> Message:
-    """Deserialize what ``message_to_bytes`` returned."""
+    """Deserialise what ``message_to_bytes`` returned."""
     proto = ProtoMessage()
     proto.ParseFromString(content)
     return message_from_proto(proto)
 
 
 def context_to_bytes(context: Context) -> bytes:
-    """Serialize a context, with its state."""
+    """Serialise a context, with its state."""
     content: bytes = context_to_proto(context).SerializeToString()
     return content
 
 
 def context_from_bytes(content: bytes) -> Context:
-    """Deserialize what ``context_to_bytes`` returned."""
+    """Deserialise what ``context_to_bytes`` returned."""
     proto = ProtoContext()
     proto.ParseFromString(content)
     return context_from_proto(proto)

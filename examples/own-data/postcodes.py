@@ -1,6 +1,6 @@
 """An example of your own task: digits of postcodes from several post offices.
 
-The data folder has one PNG file of 8x8 gray pixels per digit:
+The data folder has one PNG file of 8x8 grey pixels per digit:
 
     <data-dir>/train/<post office>/<digit>/<any name>.png      and the same in <data-dir>/test
 """

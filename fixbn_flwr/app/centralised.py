@@ -1,4 +1,4 @@
-"""Centralized training: the same model on all the data in one place, as a baseline.
+"""Centralised training: the same model on all the data in one place, as a baseline.
 
 It takes as many optimizer steps as one client of the federation. Each step uses as many images as
 one step of all clients of a round together, so both see equally many images. Batch normalization is

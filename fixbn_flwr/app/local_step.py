@@ -71,10 +71,10 @@ def augmented_batch(
     dtype: torch.dtype,
     random: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Return normalized and augmented images, with their targets.
+    """Return normalised and augmented images, with their targets.
 
     Args:
-        task: Gives the normalization and the augmentation.
+        task: Gives the normalisation and the augmentation.
         data: The stored images.
         indices: The indices of the batch, int64 ``[n]``.
         device: The device of the result.

@@ -119,7 +119,7 @@ def workbench(
     Args:
         task: The task of the model.
         model: Its name, see :func:`fixbn_flwr.tasks.networks.network_of`.
-        norm: The name of the normalization, see :func:`fixbn_flwr.models.norm.normaliser`.
+        norm: The name of the normalisation, see :func:`fixbn_flwr.models.norm.normaliser`.
         momentum: SGD's momentum coefficient.
         weight_decay: SGD's L2 penalty.
         device: "auto" (CUDA if available, else the CPU), "cpu", "cuda" or "cuda:N".

@@ -83,7 +83,7 @@ def statistics(model: nn.Module) -> dict[str, Tensor]:
 def freeze_statistics(model: nn.Module) -> Iterator[None]:
     """Freeze the running statistics of a model inside a ``with`` block.
 
-    Layers normalize with the statistics that they have at the start of the block and never update
+    Layers normalise with the statistics that they have at the start of the block and never update
     them, even in training mode. Everything else follows ``model.train()`` and ``model.eval()`` as
     usual: dropout drops, and affine parameters get gradients. Blocks can be nested; leaving the
     outermost one thaws the statistics. A copy of the model made inside the block is not frozen.

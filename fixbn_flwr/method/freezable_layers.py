@@ -18,7 +18,7 @@ def check_freezable(model: nn.Module) -> None:
     """Refuse layers with running statistics that ``freeze_statistics`` cannot freeze.
 
     torch's own layers can be frozen. Another class is tried once with a small batch: frozen, it
-    must leave its statistics alone and normalize each example by itself. A class that accepts no
+    must leave its statistics alone and normalise each example by itself. A class that accepts no
     such batch is left to the check at the end of every ``freeze_statistics`` block.
 
     Args:

@@ -2,7 +2,7 @@
 
 FixBN freezes the averaged statistics. If clients drift far from each other within a round, that
 average fits none of them. So each round's statistics are compared, in units in which a layer's
-normalized output changes by 1: deviations of running means are divided by the averaged standard
+normalised output changes by 1: deviations of running means are divided by the averaged standard
 deviation, and running variances are compared by their logarithms.
 
 Part of what differs is the noise of random batches. It is independent from round to round. So the

@@ -5,7 +5,7 @@
     server_round, tree = checkpoints.newest()                                         # afterwards
 
 A file is written whole or not at all. Its name ends with the checksum of its content, so a damaged
-file is recognized and the one before it is used. The content is a tree, see
+file is recognised and the one before it is used. The content is a tree, see
 :mod:`fixbn_flwr.persistence.safetensors_tree`. To start or resume a run in one call, see
 :mod:`fixbn_flwr.persistence.resumable_start`.
 """

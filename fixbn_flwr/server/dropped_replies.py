@@ -1,6 +1,6 @@
 """Replies that are not averaged: why each was dropped, and what to do about it.
 
-Clients report errors in the words of Flower or Python. The most common mistakes are recognized
+Clients report errors in the words of Flower or Python. The most common mistakes are recognised
 here, and the log says how to fix them.
 """
 

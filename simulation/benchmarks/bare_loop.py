@@ -1,7 +1,7 @@
 """The baseline of the speed benchmark: the same local steps in a bare PyTorch loop.
 
 It computes what our app computes, as fast as PyTorch can: whole batches from one uint8 tensor are
-normalized and augmented together, model and SGD optimizer are built once, and there is no
+normalised and augmented together, model and SGD optimizer are built once, and there is no
 DataLoader.
 """
 

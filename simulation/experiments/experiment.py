@@ -5,7 +5,7 @@ of an experiment overrides them:
 
     title                   the question of the experiment
     [base]                  run config of all runs
-    [methods.<name>]        run config of a method; `central = true` for centralized training
+    [methods.<name>]        run config of a method; `central = true` for centralised training
     [axes.<axis>.<value>]   run config of a value on an axis
     [grids.<name>]          methods x axes, each combination with each seed; `view` is its figure
     [scales.<scale>]        the size
@@ -134,7 +134,7 @@ class Experiment:
                 for method in grid["methods"]:
                     setting = dict(zip(axes, combination, strict=True))
                     if self._content["methods"][method].get("central", False):
-                        # The partition makes no difference to centralized training.
+                        # The partition makes no difference to centralised training.
                         setting.pop("partition", None)
                         if (where := json.dumps([method, setting])) in central:
                             continue

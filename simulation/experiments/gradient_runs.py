@@ -39,7 +39,7 @@ from simulation.experiments.updates import Trial
 SEED = 2000  # runs have other seeds
 OF_BATCH, FROZEN, OWN = "batch statistics", "frozen statistics", "a client's own update"
 MODES: Mapping[str, Callable[[Trial], list[LayerDifference]]] = {
-    # The federated against the centralized update, both normalized in this way.
+    # The federated against the centralised update, both normalised in this way.
     OF_BATCH: partial(federated_against_centralised, frozen=False),
     FROZEN: partial(federated_against_centralised, frozen=True),
     # A client's update with its batch statistics against that with the global ones.

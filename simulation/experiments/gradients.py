@@ -46,17 +46,17 @@ class LayerDifference:
 
 
 def federated_against_centralised(trial: Trial, *, frozen: bool) -> list[LayerDifference]:
-    """Compare the federated update with the centralized one.
+    """Compare the federated update with the centralised one.
 
     The federated update is the mean over clients, each of which takes plain SGD steps (no momentum,
-    no weight decay) in train mode on its own batches. The centralized update takes as many steps
+    no weight decay) in train mode on its own batches. The centralised update takes as many steps
     from the same model, the i-th on the union of all clients' i-th batches. Both use the same
     augmented images. Dropout and, on tasks with masks, the different numbers of pixels per batch
-    also add to the distance. A layer whose centralized update is zero in a draw is omitted.
+    also add to the distance. A layer whose centralised update is zero in a draw is omitted.
 
     Args:
         trial: The model, the clients and their steps.
-        frozen: Whether both normalize with the global statistics instead of those of each batch.
+        frozen: Whether both normalise with the global statistics instead of those of each batch.
 
     Returns:
         The layers by depth, then the whole model.

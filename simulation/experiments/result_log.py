@@ -23,7 +23,7 @@ LAST = 0.8  # the last rounds start at this share of the run
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a run, federated or centralized.
+    """The result of a run, federated or centralised.
 
     Attributes:
         id: The id of the run config; equal runs in different experiments have the same id.

@@ -1,4 +1,4 @@
-"""The update of a client, or of centralized training, from a global model."""
+"""The update of a client, or of centralised training, from a global model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Trial:
     percent.
 
     Attributes:
-        task: The loss, normalization and augmentation.
+        task: The loss, normalisation and augmentation.
         data: The training images.
         partitions: The indices of each client's images in `data`, int64 `[n]` each.
         model: The global model, with its statistics. Neither it nor torch's global random
@@ -102,7 +102,7 @@ class Draw:
 
         Args:
             batches: Indices into the drawn images, int64 `[steps, images]`.
-            frozen: Whether to normalize with the global statistics instead of those of each batch.
+            frozen: Whether to normalise with the global statistics instead of those of each batch.
 
         Raises:
             ConfigError: If the update is not finite.
@@ -111,7 +111,7 @@ class Draw:
         trial, model = self._trial, self._bench.model
         model.load_state_dict(trial.model.state_dict())  # the statistics as well
         channels = len(trial.task.mean)
-        # The images are already normalized and augmented.
+        # The images are already normalised and augmented.
         plain = replace(
             trial.task, mean=(0.0,) * channels, std=(1.0,) * channels, augment=None, masks=None
         )

@@ -56,7 +56,7 @@ class Cell:
 def results_of(lines: Iterable[Result]) -> list[Result]:
     """Return the results of a grid, without searches, each with a value on every axis.
 
-    A run without a value on an axis does not depend on it, such as centralized training on the
+    A run without a value on an axis does not depend on it, such as centralised training on the
     partition of the data. It is repeated for each value of that axis.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Centralized training: one model on all data, with the federation's number of steps and images."""
+"""Centralised training: one model on all data, with the federation's number of steps and images."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_step_has_as_many_images_as_all_clients_steps_together(
     assert (folder / "final.safetensors").is_file()
 
 
-def test_patience_ends_a_centralized_run(tmp_path: Path) -> None:
+def test_patience_ends_a_centralised_run(tmp_path: Path) -> None:
     frozen = settings(
         tmp_path, norm="gn", freeze_after=1.0, learning_rate=1e-12, num_server_rounds=9, patience=2,
         validation_share=0.1,
@@ -87,7 +87,7 @@ def test_it_holds_out_the_images_that_the_clients_of_the_federation_hold_out(
     assert last["validation_accuracy"] == pytest.approx(right / sum(map(len, held_out)))
 
 
-def test_a_centralized_run_starts_with_the_initial_model_of_the_federation(
+def test_a_centralised_run_starts_with_the_initial_model_of_the_federation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     initial: list[dict[str, Any]] = []

@@ -262,7 +262,7 @@ def test_compare_runs_both_methods_and_draws_them_in_one_figure(
     assert output.splitlines()[-1].startswith("Too short to judge: 1 rounds after T*")
 
 
-def test_centralized_training_needs_no_superlink(link: Link, tmp_path: Path) -> None:
+def test_centralised_training_needs_no_superlink(link: Link, tmp_path: Path) -> None:
     output = invoke("centralised", "num-server-rounds=2", "freeze-after=1", "--clients=4")
     assert link.runs == []
     (folder,) = (tmp_path / "runs").iterdir()

@@ -119,13 +119,13 @@ def line_bench(momentum: float = 0.0, learning_rate: float = 0.5) -> tuple[Workb
     return bench, bench.model
 
 
-# Pixels 6, 10 and 2 are 1, 2 and 0 after normalization.
+# Pixels 6, 10 and 2 are 1, 2 and 0 after normalisation.
 LINE = Split(
     torch.tensor([6, 10, 2], dtype=torch.uint8).view(3, 1, 1, 1), torch.tensor([0.0, 1.0, 4.0])
 )
 
 
-def test_a_step_is_sgd_on_normalized_pixels() -> None:
+def test_a_step_is_sgd_on_normalised_pixels() -> None:
     bench, line = line_bench(momentum=0.5)
     batches = iter([torch.tensor([0]), torch.tensor([0, 1])])
     loss = train(bench, line_task(), LINE, batches, generator())
@@ -136,7 +136,7 @@ def test_a_step_is_sgd_on_normalized_pixels() -> None:
     assert line.modes == [True, True]
 
 
-def test_augmentation_receives_the_normalized_batch_and_the_generator() -> None:
+def test_augmentation_receives_the_normalised_batch_and_the_generator() -> None:
     seen: list[Tensor] = []
 
     def augment(images: Tensor, random: torch.Generator) -> Tensor:

@@ -35,7 +35,7 @@ def test_batch_statistics_hide_a_scale_from_the_gradient() -> None:
 
 
 def test_equal_statistics_give_equal_gradients_except_for_their_own_part() -> None:
-    """Behind the last normalization the two passes are the same."""
+    """Behind the last normalisation the two passes are the same."""
     torch.manual_seed(0)
     x = torch.randn(64, 3, dtype=torch.float64)
     norm = nn.BatchNorm1d(3, eps=1e-12).double()

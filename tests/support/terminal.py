@@ -46,7 +46,7 @@ class Terminal:
 
 
 def lines_left(text: str) -> list[str]:
-    """Return the lines that are on the screen in the end, without colors."""
+    """Return the lines that are on the screen in the end, without colours."""
     text = re.sub(r"\x1b\[[0-9;]*m|\x1b\[\?25[lh]", "", text)
     lines = text.rstrip("\r\n").split("\n")  # splitlines() would split at \r, too
     return [re.split(r"\r|\x1b\[2?K", line.rstrip("\r"))[-1].rstrip() for line in lines]

@@ -58,7 +58,7 @@ class Keys:
         "none", "weights of the classes in the training loss; `balanced`: rare classes count more"
     )
     norm: str = setting(
-        "bn", "normalization layers of the network", choices=NORMS, pattern=rules.GROUPS
+        "bn", "normalisation layers of the network", choices=NORMS, pattern=rules.GROUPS
     )
     partition: Scheme = setting("classes", "how the images are divided among the clients")
     partition_alpha: float = setting(

@@ -78,14 +78,14 @@ is logits, `{output}`. Their softmax gives probabilities, in the order of the cl
 | `model.pt` | `fixbn export --format torchscript` | `torch.jit.load` |
 | `model.safetensors` | `fixbn export --format safetensors` | `fixbn_flwr.load` with this folder |
 
-The normalization is a part of the model: it subtracts the mean {mean} and divides by the standard
+The normalisation is a part of the model: it subtracts the mean {mean} and divides by the standard
 deviation {std} per channel. Only the bare weights in `model.safetensors`, loaded into the network
-without `fixbn_flwr.load`, take images that are already normalized.
+without `fixbn_flwr.load`, take images that are already normalised.
 """
 
 _METHODS = {
     "FixBN": "federated learning with FixBN ([arXiv 2303.06530](https://arxiv.org/abs/2303.06530))",
-    "centralised": "centralized training on all data in one place",
+    "centralised": "centralised training on all data in one place",
 }
 
 _UNTESTED = "The server did not test this model."
@@ -109,7 +109,7 @@ def model_card(
     """
     settings, classes = config["run_config"], len(model.class_names)
     channels, height, width = model.input_size
-    images = f"{'gray' if channels == 1 else 'color'}, {height}x{width} pixels"
+    images = f"{'grey' if channels == 1 else 'colour'}, {height}x{width} pixels"
     method = _METHODS.get(config["method"], f"federated learning, {config['method']}")
     freeze_round = freeze_round_of(metrics)
     here = next(reversed(metrics), None)

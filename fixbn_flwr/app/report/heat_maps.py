@@ -1,6 +1,6 @@
 """The heat maps of a report: by layer and round, by client and round, and the confusion matrix.
 
-Both color scales run evenly from light to dark, in gray and for color-blind readers too.
+Both colour scales run evenly from light to dark, in grey and for colour-blind readers too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The color, line style and marker of each method, the same in every figure of the project.
+"""The colour, line style and marker of each method, the same in every figure of the project.
 
 The colors are Okabe and Ito's, which color-blind readers can distinguish. Each method also has its
 own dashes and marker, so that a figure works in grayscale.
@@ -34,7 +34,7 @@ _STYLES = (
 
 
 def styles_of(methods: Iterable[str]) -> list[Style]:
-    """Return a style for each line of a figure. All differ in color or marker.
+    """Return a style for each line of a figure. All differ in colour or marker.
 
     The first line of a method in METHODS has the method's own style. Other lines have those of the
     methods that the figure does not show, but never the color of FixBN or BN.

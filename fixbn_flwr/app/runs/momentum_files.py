@@ -102,7 +102,7 @@ def delete_run(path: Path) -> list[Path]:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder, config.json last: after a kill it is still recognized as a run's."""
+    """Remove a folder, config.json last: after a kill it is still recognised as a run's."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

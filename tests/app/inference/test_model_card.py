@@ -34,7 +34,7 @@ def test_it_says_data_partition_clients_freeze_and_metrics(run_folder: Path) -> 
     rows = rows_of(card_of(run_folder, "final"))
     metrics = read_metrics(run_folder)
     assert rows["task"] == "`digits`"
-    assert rows["images"] == "gray, 8x8 pixels"
+    assert rows["images"] == "grey, 8x8 pixels"
     assert rows["partition"] == "`classes`: 2 classes per client"
     assert rows["clients"] == "5"
     assert rows["T\\*, the last round before the statistics freeze"] == "2"
@@ -134,4 +134,4 @@ def test_a_segmentation_model_has_its_metric_and_output(run_folder: Path) -> Non
     assert "pipeline_tag: image-segmentation" in card
     assert "| round | mean IoU | loss |" in card
     assert "`[n, 2, 32, 48]`" in card
-    assert rows_of(card)["images"] == "color, 32x48 pixels"
+    assert rows_of(card)["images"] == "colour, 32x48 pixels"

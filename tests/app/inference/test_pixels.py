@@ -49,7 +49,7 @@ def test_every_mode_becomes_rgb(image: Image.Image, expected: tuple[float, ...])
     torch.testing.assert_close(pixels[:, 0, 0], torch.tensor(expected, dtype=torch.float32))
 
 
-def test_color_becomes_gray_by_its_brightness() -> None:
+def test_colour_becomes_grey_by_its_brightness() -> None:
     pixels = pixels_of(square("RGB", (255, 0, 0)), GRAY, 255)
     assert pixels.shape == GRAY
     assert pixels[0, 0, 0].item() == pytest.approx(76 / 255)

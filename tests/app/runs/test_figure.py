@@ -1,4 +1,4 @@
-"""The figure: its curves, the mark at T*, and runs that are distinguishable without color."""
+"""The figure: its curves, the mark at T*, and runs that are distinguishable without colour."""
 
 import math
 from collections.abc import Sequence

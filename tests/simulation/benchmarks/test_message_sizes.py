@@ -5,7 +5,7 @@ from __future__ import annotations
 from simulation.benchmarks.message_sizes import Cost, measure, table
 
 PARAMETERS = 269_722  # of ResNet-20: He et al.'s 0.27 million
-STATISTICS = 2 * 688  # a mean and a variance for each normalized channel
+STATISTICS = 2 * 688  # a mean and a variance for each normalised channel
 
 
 def test_fixbn_adds_only_config_to_messages_except_with_global_momentum() -> None:

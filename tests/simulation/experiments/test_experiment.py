@@ -220,7 +220,7 @@ def test_an_unknown_key_or_value_in_a_scale_is_an_error(tmp_path, text, named):
         experiment(tmp_path, ["steps"], ["BN"], f"[scales.smoke]\n{text}\n")
 
 
-def test_centralized_training_runs_once_for_all_partitions(tmp_path):
+def test_centralised_training_runs_once_for_all_partitions(tmp_path):
     more = '[axes.partition]\niid = { partition = "iid" }\ntwo = { partition = "classes" }\n'
     runs = experiment(tmp_path, ["partition"], ["BN", "centralised"], more).results(rate)[:3]
 

@@ -1,4 +1,4 @@
-"""The comparison of federated and centralized updates: where they are equal, and where they differ.
+"""The comparison of federated and centralised updates: where they are equal, and where they differ.
 
 Identities are tested in float64, on scikit-learn's digits with the small residual network, and on a
 line whose updates are computed by hand.
@@ -81,7 +81,7 @@ def assert_equal_updates(differences: Sequence[LayerDifference]) -> None:
 
 
 @pytest.mark.parametrize(("norm", "frozen"), [("bn", True), ("gn", False)])
-def test_one_step_equals_the_centralized_one_in_every_layer_if_images_are_independent(norm, frozen):
+def test_one_step_equals_the_centralised_one_in_every_layer_if_images_are_independent(norm, frozen):
     assert_equal_updates(digits(network(norm), frozen=frozen))
 
 
@@ -213,7 +213,7 @@ def half_square(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def points(*values: int) -> tuple[Task, Split]:
-    """Return a task whose images have one pixel, with this normalized value, and the target 1."""
+    """Return a task whose images have one pixel, with this normalised value, and the target 1."""
     images = torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1) * 2 + 3
     task = replace(DIGITS, name="points", mean=(3.0,), std=(2.0,), loss=half_square)
     return task, Split(images, torch.ones(len(values), dtype=torch.int64))
@@ -265,7 +265,7 @@ def test_ratios_are_averaged_over_draws_not_updates():
 
 
 def test_steps_have_neither_momentum_nor_weight_decay():
-    # With weight 1 and pixel 1 the loss is minimal and its gradient zero. So the centralized update
+    # With weight 1 and pixel 1 the loss is minimal and its gradient zero. So the centralised update
     # is zero, and no layer is compared.
     task, data = points(1)
     model = line(bias=False)
@@ -291,7 +291,7 @@ def test_a_federated_update_of_zero_has_no_direction():
         nn.Flatten(), nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1), nn.Tanh(), nn.Linear(1, 1)
     ).double()
     two = [np.array([0]), np.array([1])]
-    # With targets 1 and 0 the gradients of the two images differ after normalization.
+    # With targets 1 and 0 the gradients of the two images differ after normalisation.
     data = replace(data, targets=torch.tensor([1, 0]))
     steps = {"local_steps": 1, "batch_size": 2, "learning_rate": 0.5, "draws": 1, "seed": 0}
     first = measure(task, data, two, model, frozen=False, **steps)[0]
@@ -345,7 +345,7 @@ def test_a_clients_own_update_is_the_same_if_the_global_statistics_are_those_of_
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(1), nn.Dropout(), nn.Linear(1, 1)).double()
     model[1].running_mean.fill_(4.5)
-    model[1].running_var.fill_(5.25)  # biased, as a batch is normalized
+    model[1].running_var.fill_(5.25)  # biased, as a batch is normalised
     arguments = {"task": task, "data": data, "partitions": [np.arange(8)], "batch_size": 8}
     (*layers, whole) = own_updates(model, **arguments)
     assert [layer.name for layer in layers] == ["1", "3"]
