@@ -4,8 +4,8 @@ Use one as `task="simulation.experiments.small_tasks:CIFAR10"`.
 
 Images have half their height and width; each pixel is the mean of four. CIFAR-10 has the first
 2,000 of its test images and ResNet-8, the smallest network of He et al.'s family (one block in each
-of the three stages). CamVid has every third of its test images. `SCENES` are synthetic images, to
-test segmentation without data.
+of the three stages). CamVid has every third of its test images. Tiny-ImageNet has ResNet-18 with a
+quarter of its channels. `SCENES` are synthetic images, to test segmentation without data.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from fixbn_flwr.tasks.camvid import TASK as CAMVID_WHOLE
 from fixbn_flwr.tasks.cifar10 import TASK as CIFAR10_WHOLE
 from fixbn_flwr.tasks.pacs import TASK as PACS_WHOLE
 from fixbn_flwr.tasks.segmentation import IGNORED, Masks, mean_iou, pixel_cross_entropy
+from fixbn_flwr.tasks.tiny_imagenet import TASK as TINY_IMAGENET_WHOLE
 from simulation.experiments.held_out_task import choose
 
 _PART = 1000  # images halved at a time; as floats they need four times the memory
@@ -40,6 +41,11 @@ def halve(images: Tensor) -> Tensor:
 def resnet8(norm: str = "bn", *, classes: int = 10) -> nn.Module:
     """Return a residual network with three stages of one block, 75,290 parameters."""
     return ResidualNetwork(3, classes, widths=(16, 32, 64), blocks=1, norm=norm)
+
+
+def narrow_resnet18(norm: str = "bn", *, classes: int = 200) -> nn.Module:
+    """Return a network of ResNet-18's depth with a quarter of its channels, 714,776 parameters."""
+    return ResidualNetwork(3, classes, widths=(16, 32, 64, 128), blocks=2, norm=norm)
 
 
 def _smaller(task: Task, test: slice) -> Callable[[Path | None], tuple[Split, Split]]:
@@ -81,6 +87,12 @@ PACS = replace(
     name="pacs-small",
     load=_smaller(PACS_WHOLE, slice(None)),
     models={"resnet8": partial(resnet8, classes=7), **PACS_WHOLE.models},
+)
+TINY_IMAGENET = replace(
+    TINY_IMAGENET_WHOLE,
+    name="tiny-imagenet-small",
+    load=_smaller(TINY_IMAGENET_WHOLE, slice(None)),
+    models={"narrow-resnet18": narrow_resnet18, **TINY_IMAGENET_WHOLE.models},
 )
 CAMVID = replace(
     CAMVID_WHOLE,
