@@ -52,7 +52,8 @@ gpu: $(READY)
 MINUTES ?= 9
 DEVICE ?= cuda
 OUTPUT ?= gpu/results
-EVIDENCE := normalisers freeze-after frequency momentum map clients feature-shift segmentation gradients freeze-rule
+EVIDENCE := when-to-use normalisers freeze-after frequency momentum map clients feature-shift segmentation \
+	tiny-imagenet gradients freeze-rule
 PACKED := gpu-data/cifar10-part.parquet
 
 gpu-data: $(PACKED)

@@ -11,7 +11,7 @@ from typing import Any
 
 from simulation.experiments.experiment import Experiment
 from simulation.experiments.planned_run import Run
-from simulation.experiments.rate_search import best_rate, next_rates
+from simulation.experiments.rate_search import DIVERGED, best_rate, next_rates
 from simulation.experiments.result_log import Result
 
 
@@ -62,7 +62,7 @@ def search_of(experiment: Experiment, lines: Sequence[Result]) -> Search:
             runs = [experiment.search(method, setting, rate) for rate in rates_to_try]
             found = lines_of(runs, recorded)
             for line in found:
-                scores[line.learning_rate] = -1.0 if line.diverged else line.accuracy or 0.0
+                scores[line.learning_rate] = DIVERGED if line.diverged else line.accuracy or 0.0
             ended += found
             tried += [run for run in runs if run.run_config["learning-rate"] in scores]
             if len(found) < len(runs):

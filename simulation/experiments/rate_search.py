@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 FACTOR = 2.0
 SMALLEST, LARGEST = 1e-5, 100.0  # no method is worth a search beyond these
+DIVERGED = -1.0  # the score of a run that diverged, below every accuracy
 
 
 def next_rates(scores: Mapping[float, float], first: Sequence[float]) -> list[float]:
@@ -22,10 +23,14 @@ def next_rates(scores: Mapping[float, float], first: Sequence[float]) -> list[fl
         [0.2]
         >>> next_rates({0.05: 0.3, 0.1: 0.4, 0.2: 0.1}, [0.05, 0.1])
         []
+        >>> next_rates({0.05: DIVERGED, 0.1: DIVERGED}, [0.05, 0.1])
+        [0.025]
     """
     if untried := [rate for rate in first if rate not in scores]:
         return untried
     tried = sorted(scores)
+    if max(scores.values()) == DIVERGED:
+        return [tried[0] / FACTOR] if tried[0] / FACTOR >= SMALLEST else []
     best = best_rate(scores)
     further = {tried[0]: best / FACTOR, tried[-1]: best * FACTOR}.get(best)
     if further is None or not SMALLEST <= further <= LARGEST:

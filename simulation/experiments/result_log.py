@@ -57,6 +57,7 @@ class Result:
         freeze_reason: Why, if the run decided it; else empty.
         own_accuracy: For a method with a model per client, the mean accuracy of the last rounds on
             the clients' own classes, see `simulation.peers.personal`; else None.
+        retries: How often the guard went back to T*, with a smaller learning rate each time.
     """
 
     id: str
@@ -85,6 +86,7 @@ class Result:
     freeze_round: int | None = None
     freeze_reason: str = ""
     own_accuracy: float | None = None
+    retries: int = 0
 
     @property
     def diverged(self) -> bool:

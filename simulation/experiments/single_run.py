@@ -153,6 +153,7 @@ def _result(
         freeze_round=about["freeze_round"],
         freeze_reason=about.get("freeze_reason", ""),
         own_accuracy=sum(last_own) / len(last_own) if last_own and not failure else None,
+        retries=max((m.retries for m in metrics), default=0),
     )
 
 

@@ -109,7 +109,7 @@ def rate_of(settings, server_round):
     return settings.learning_rate_at(server_round) * factor
 
 
-def test_there_are_ten_experiments():
+def test_there_are_twelve_experiments():
     assert names() == [
         "clients", "feature-shift", "freeze-after", "freeze-rule", "frequency", "gradients", "map",
         "momentum", "normalisers", "segmentation",
