@@ -112,7 +112,7 @@ def rate_of(settings, server_round):
 def test_there_are_twelve_experiments():
     assert names() == [
         "clients", "feature-shift", "freeze-after", "freeze-rule", "frequency", "gradients", "map",
-        "momentum", "normalisers", "segmentation",
+        "momentum", "normalisers", "segmentation", "tiny-imagenet", "when-to-use",
     ]  # fmt: skip
 
 
