@@ -12,7 +12,7 @@ from simulation.experiments.matching_results import recorded_results
 from simulation.experiments.result_log import RESULTS, Result, read, results_file
 from simulation.reporting.differences import differences
 from simulation.reporting.grouping import Cell, methods, place, results_of, values
-from simulation.reporting.intervals import interval, paired
+from simulation.reporting.intervals import interval
 from simulation.reporting.tables import markdown, table
 
 NOT_YET = "Nothing has run yet."
@@ -75,19 +75,19 @@ def full_size() -> str:
     rounds = (150, 450, 750, 900, 1050, 1200, 1350, 1500)
     lines = []
     for label, folder in rows.items():
-        accuracy = {m.round: m.test_accuracy for m in read_metrics(RESULTS / "cifar10" / folder)}
-        lines.append([label, *(f"{100 * (accuracy[number] or 0.0):.1f}" for number in rounds)])
+        tested = {
+            m.round: 100 * m.test_accuracy
+            for m in read_metrics(RESULTS / "cifar10" / folder)
+            if m.test_accuracy is not None
+        }
+        lines.append([label, *(f"{tested[number]:.1f}" for number in rounds)])
     return markdown(["learning rate", *map(str, rounds)], lines, len(rounds))
 
 
 def gap() -> str:
     """Return the share of the gap to centralised training that each half of the method closes."""
     momentum = of_grid("momentum", "main")
-    central = {
-        result.seed: 100 * (result.accuracy or 0.0)
-        for result in of_grid("normalisers", "main")
-        if result.method == "centralised"
-    }
+    central = place(of_grid("normalisers", "main"), {}, "centralised").by_seed
     settings = {
         "neither: BN, momentum reset": ("BN", "reset"),
         "momentum kept: BN, local momentum": ("BN", "local"),
@@ -164,21 +164,17 @@ def _not_behind(cells: Mapping[str, Cell]) -> list[str]:
     return [
         one
         for one, cell in stable.items()
-        if all(paired(cell.by_seed, other.by_seed).word != "behind" for other in stable.values())
+        if all(cell.minus(other).word != "behind" for other in stable.values())
     ]
 
 
 def when_to_use() -> str:
     """Return BN, FixBN with T* at half of the rounds, and their difference, by setting."""
-    results = shown("freeze-after", "when")
+    results = shown("when-to-use")
     rows = []
     for setting in values(results, "setting"):
-        cells = [place(results, {"setting": setting}, name) for name in ("never", "T* 50 %")]
-        if all(cell.runs for cell in cells):
-            bn, fixbn = cells
-            rows.append([setting, str(bn), str(fixbn), str(paired(fixbn.by_seed, bn.by_seed))])
-    if not rows:
-        return NOT_YET
+        bn, fixbn = (place(results, {"setting": setting}, name) for name in ("BN", "FixBN"))
+        rows.append([setting, str(bn), str(fixbn), str(fixbn.minus(bn))])
     return markdown(["clients' data, local steps", "BN", "FixBN", "FixBN - BN"], rows, 3)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from simulation.experiments.result_log import Result
 from simulation.reporting.grouping import axes, methods, place, results_of, values
-from simulation.reporting.intervals import paired
 from simulation.reporting.tables import headings_of, markdown
 
 
@@ -17,8 +16,8 @@ def differences(results: Sequence[Result], columns: str, pairs: Sequence[tuple[s
     A row is a pair, the first method minus the second, and a column is a value of the axis
     `columns`. Each other axis has its own column before the pairs. A cell such as
     "+8.0 ± 3.1 (3), ahead" is the mean over the seeds that both completed, half of its 95 %
-    interval, their number, and the word that the interval allows; see `intervals.Interval`. Pairs
-    without results are left out.
+    interval, their number, and the word that the interval allows; see `intervals.Interval`. If runs
+    diverged, their number is in place of the word. Pairs without results are left out.
     """
     shown = results_of(results)
     others = [axis for axis in axes(shown) if axis != columns]
@@ -31,9 +30,8 @@ def differences(results: Sequence[Result], columns: str, pairs: Sequence[tuple[s
             if not {one, other} <= known:
                 continue
             found = [
-                paired(
-                    place(shown, {**setting, columns: label}, one).by_seed,
-                    place(shown, {**setting, columns: label}, other).by_seed,
+                place(shown, {**setting, columns: label}, one).minus(
+                    place(shown, {**setting, columns: label}, other)
                 )
                 for label in labels
             ]

@@ -20,8 +20,14 @@ from simulation.reporting.figure_layout import (
 )
 from simulation.reporting.grouping import axes, methods, place, results_of, values
 from simulation.reporting.heat_map import draw_map
-from simulation.reporting.intervals import paired
-from simulation.reporting.panels import draw_lines, draw_points, scale_of, set_scale, styles_of
+from simulation.reporting.panels import (
+    bar_of,
+    draw_lines,
+    draw_points,
+    scale_of,
+    set_scale,
+    styles_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,7 +88,7 @@ def draw(results: Sequence[Result], view: View, path: Path) -> None:
 
 
 def figure_of(results: Sequence[Result], view: View) -> Figure:
-    """Return the figure of a grid's results: mean and range over the seeds by method.
+    """Return the figure of a grid's results: mean and 95 % interval by method.
 
     Raises:
         ConfigError: If there is no result, the axes of the view are not those of the grid, or a
@@ -131,7 +137,7 @@ def _marks(shown: Sequence[Result], view: View) -> Figure:
     }
     cells = [cell for rows in panels.values() for row in rows.values() for cell in row]
     scale = scale_of(
-        [accuracy for cell in cells for accuracy in cell.accuracies],
+        [value for cell in cells for value in (*cell.accuracies, *bar_of(cell))],
         max(cell.diverged for cell in cells),
     )
     points = view.kind == "points"
@@ -145,7 +151,7 @@ def _marks(shown: Sequence[Result], view: View) -> Figure:
     label_axes(grid, view.x_label, view.y_label)
     note = seeds_note(cells)
     if note != "1 seed":
-        note = f"mean of {note}, with a bar from minimum to maximum and a dot for each"
+        note = f"mean of {note}, with its 95 % interval and a dot for each"
     add_legend(figure, styles_of(names), line=not points, note=note)
     return figure
 
@@ -169,7 +175,7 @@ def _map(shown: Sequence[Result], view: View) -> Figure:
             f" has results; the methods with a result are {', '.join(names)}: run the missing ones."
         )
     found = [
-        paired(cell.by_seed, below.by_seed).mean
+        cell.minus(below).mean
         for one, other in pairs
         for row, row_below in zip(cells[one], cells[other], strict=True)
         for cell, below in zip(row, row_below, strict=True)

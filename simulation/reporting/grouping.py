@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fixbn_flwr.errors import ConfigError
 from simulation.experiments.result_log import Result
-from simulation.reporting.intervals import interval
+from simulation.reporting.intervals import Interval, interval, paired
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,23 @@ class Cell:
     @property
     def mean(self) -> float:
         """The mean accuracy in %; NaN if no run completed."""
-        return statistics.fmean(self.accuracies) if self.accuracies else math.nan
+        return self.interval.mean
+
+    @property
+    def interval(self) -> Interval:
+        """The mean accuracy in %, with its 95 % interval."""
+        return interval(self.accuracies)
+
+    def minus(self, other: Cell) -> Interval:
+        """Return the difference from another cell in percentage points, paired by seed."""
+        found = paired(self.by_seed, other.by_seed)
+        return dataclasses.replace(found, diverged=self.diverged + other.diverged)
 
     def __str__(self) -> str:
         """Return the mean, its 95 % interval and the number of seeds: "57.2 ± 1.3 (3)"."""
         parts = []
         if len(self.accuracies) > 1:
-            half = interval(self.accuracies).half
+            half = self.interval.half
             parts.append(f"{self.mean:.1f} ± {half:.1f} ({len(self.accuracies)})")
         elif self.accuracies:
             parts.append(f"{self.mean:.1f} (1)")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from simulation.reporting.grouping import Cell
-from simulation.reporting.intervals import Interval, paired
+from simulation.reporting.intervals import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ def draw_map(
     from matplotlib import colormaps
 
     found = [
-        [paired(cell.by_seed, below.by_seed) for cell, below in zip(row, row_below, strict=True)]
+        [cell.minus(below) for cell, below in zip(row, row_below, strict=True)]
         for row, row_below in zip(cells, baseline, strict=True)
     ]
     colors = colormaps["PuOr_r"].with_extremes(bad="0.88")

@@ -20,15 +20,22 @@ class Interval:
         mean: The mean; NaN without a value.
         half: Half of the interval's width; NaN with fewer than two values.
         number: The number of values.
+        diverged: The number of runs that are missing because they diverged.
     """
 
     mean: float
     half: float
     number: int
+    diverged: int = 0
 
     @property
     def word(self) -> str:
-        """What a difference says: "ahead", "behind" or "level"; "one seed" without an interval."""
+        """What a difference says: "ahead", "behind" or "level"; "one seed" without an interval.
+
+        If runs diverged, their number, because the others alone say too little.
+        """
+        if self.diverged:
+            return f"{self.diverged} diverged"
         if self.number < 2:
             return "one seed" if self.number else ""
         if abs(self.mean) <= self.half:
@@ -38,7 +45,7 @@ class Interval:
     def __str__(self) -> str:
         """Return the difference, its interval, the number and the word: "+8.0 ± 3.1 (3), ahead"."""
         if self.number < 2:
-            return f"{self.mean:+.1f}, {self.word}" if self.number else "-"
+            return f"{self.mean:+.1f}, {self.word}" if self.number else self.word or "-"
         return f"{self.mean:+.1f} ± {self.half:.1f} ({self.number}), {self.word}"
 
 
@@ -47,7 +54,7 @@ def interval(values: Sequence[float]) -> Interval:
 
     Example:
         >>> interval([1.0, 2.0, 3.0])
-        Interval(mean=2.0, half=2.48..., number=3)
+        Interval(mean=2.0, half=2.48..., number=3, diverged=0)
     """
     number = len(values)
     mean = statistics.fmean(values) if values else math.nan

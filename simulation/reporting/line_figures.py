@@ -1,4 +1,4 @@
-"""Line figures: accuracy by round, and updates by layer."""
+"""Line figures: accuracy by round."""
 
 from __future__ import annotations
 

@@ -63,6 +63,14 @@ def scale_of(accuracies: Sequence[float], stack: int) -> Scale:
     return Scale(max(0.0, low - margin), min(100.0, high + margin), stack)
 
 
+def bar_of(cell: Cell) -> tuple[float, ...]:
+    """Return the ends of the mean's 95 % interval within 0 and 100 %; empty with one seed."""
+    found = cell.interval
+    if found.number < 2:
+        return ()
+    return max(0.0, found.mean - found.half), min(100.0, found.mean + found.half)
+
+
 def set_scale(ax: Axes, scale: Scale) -> None:
     """Set the y axis of a panel, with a strip for diverged runs if the scale has one."""
     from matplotlib.ticker import MaxNLocator
@@ -154,14 +162,16 @@ def _wrapped(labels: Sequence[str], room: float) -> list[str]:
 def _draw_cell(
     ax: Axes, x: float, cell: Cell, style: Style, scale: Scale, transform: Transform
 ) -> None:
-    """Draw the mean, the seeds as dots on a bar, and diverged runs as open markers."""
+    """Draw the mean on its interval, the seeds as dots, and diverged runs as open markers."""
     from matplotlib.colors import to_rgba
 
     if len(cell.accuracies) > 1:
-        seeds = sorted(cell.accuracies)
+        bar = bar_of(cell)
+        ax.plot([x] * len(bar), bar, color=style.color, linewidth=1.0, transform=transform)
         ax.plot(
-            [x] * len(seeds), seeds, color=style.color, linewidth=1.0, marker="o", markersize=DOT,
-            markerfacecolor=to_rgba(style.color, 0.45), markeredgewidth=0, transform=transform,
+            [x] * len(cell.accuracies), cell.accuracies, linestyle="none", marker="o",
+            markersize=DOT, markerfacecolor=to_rgba(style.color, 0.45), markeredgewidth=0,
+            transform=transform,
         )  # fmt: skip
     if cell.accuracies:
         ax.plot(

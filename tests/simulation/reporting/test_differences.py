@@ -20,3 +20,13 @@ def test_a_row_is_a_pair_and_a_column_a_value() -> None:
         "| FixBN - BN | +9.0 ± 2.5 (3), ahead | +9.0 ± 2.5 (3), ahead |",
         "| GN - BN | +0.0 ± 2.5 (3), level | - |",
     ]
+
+
+def test_a_method_that_diverged_is_not_ahead() -> None:
+    results = [
+        *(result("BN", {"partition": "IID"}, 0.5, seed=seed) for seed in range(3)),
+        *(result("FixBN", {"partition": "IID"}, 0.6 + 0.01 * seed, seed=seed) for seed in range(2)),
+        result("FixBN", {"partition": "IID"}, None, seed=2, diverged=True),
+    ]
+    last = differences(results, "partition", [("FixBN", "BN")]).splitlines()[-1]
+    assert last == "| FixBN - BN | +10.5 ± 6.4 (2), 1 diverged |"

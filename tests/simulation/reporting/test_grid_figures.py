@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 
 from fixbn_flwr.errors import ConfigError
 from simulation.reporting.grid_figures import View, draw, figure_of
+from simulation.reporting.panels import DOT
 from tests.support.handmade import result
 
 POINTS = View("By partition", "points", "partition", "clients' data")
@@ -25,12 +26,13 @@ PARTITIONS = ("IID", "two classes")
 
 
 def markers(ax: Axes, *, filled: bool) -> list[Line2D]:
-    """Return the markers without a line; filled ones are means, open ones diverged runs."""
+    """Return the large markers; filled ones are means, open ones diverged runs."""
     return [
         line
         for line in ax.lines
         if line.get_linestyle() == "None"
         and len(line.get_xydata()) > 0
+        and line.get_markersize() > DOT
         and (line.get_markerfacecolor() != "white") == filled
     ]
 
@@ -63,16 +65,21 @@ def test_points_are_means_side_by_side_with_a_bar_and_a_dot_for_each_seed() -> N
     means = markers(ax, filled=True)
     assert heights(means) == pytest.approx([35, 35, 45, 45])
     assert [float(line.get_xdata()[0]) for line in means] == pytest.approx([-0.2, 0.8, 0.2, 1.2])
-    bars = [line for line in ax.lines if len(line.get_xydata()) == 3]
-    assert [list(bar.get_ydata()) for bar in bars] == [
+    dots = [line for line in ax.lines if line.get_markersize() == DOT]
+    assert [list(seeds.get_ydata()) for seeds in dots] == [
         pytest.approx([low, low + 5, low + 10]) for low in (30, 30, 40, 40)
+    ]
+    # Student's t for two degrees of freedom, 4.303, times 5 over the root of 3.
+    bars = [line for line in ax.lines if line.get_linestyle() == "-" and line.get_color() != "0.85"]
+    assert [list(bar.get_ydata()) for bar in bars] == [
+        pytest.approx([mean - 12.42, mean + 12.42], abs=0.01) for mean in (35, 35, 45, 45)
     ]
     assert tick_labels(ax, "x") == ["IID", "two classes"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("clients' data", "test accuracy (%)")
     assert figure.get_suptitle() == "By partition"
     assert legend_labels(figure) == ["BN", "GN"]
     assert figure.legends[0].get_title().get_text() == (
-        "mean of 3 seeds, with a bar from minimum to maximum and a dot for each"
+        "mean of 3 seeds, with its 95 % interval and a dot for each"
     )
     assert "diverged" not in tick_labels(ax, "y")
 
