@@ -13,6 +13,8 @@ abstract and from what the authors' code does, https://github.com/Hongyao-Chen/H
 Simplified: a client measures one random batch of 256 of its images, and the server uses the result
 as it is. The authors measure a batch of 64, record the mixture in place of the batch's statistics,
 and move the global statistics by 0.002 of the way in each of 500 rounds; ours has fewer rounds.
+They also measure the averaged model again before each test, and clip gradients; ours tests with the
+statistics of the model before the round, which may cost it accuracy.
 """
 
 from __future__ import annotations
