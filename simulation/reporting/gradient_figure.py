@@ -32,24 +32,30 @@ def figure_of_updates(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """
     layers = pd.DataFrame([row for row in rows if row["name"] != ALL_LAYERS])
     panels = list(layers.groupby(["method", "mode", "local_steps"], sort=False))
+    panels.sort(key=lambda panel: int(panel[0][2]))
+    shares = sorted(layers["share"].unique())
+    modes = layers.groupby("method")["mode"].nunique()
     figure, grid = new_figure(
-        len(panels), columns=2, title="Cosine of updates by layer and round", panel_height=2.0
+        len(panels),
+        columns=3,
+        title="The federated update against the centralised one, and a client's own update with"
+        " batch statistics against that with global ones",
+        panel_height=1.6,
     )
     for ax, ((method, mode, steps), found) in zip(grid, panels, strict=True):
         means = found.pivot_table(index="depth", columns="share", values="cosine")
+        means = means.reindex(columns=shares)  # the panels share their x axis
         image = ax.imshow(
             means, vmin=0, vmax=1, cmap="cividis", aspect="auto", interpolation="nearest"
         )
-        ax.set_xticks(range(len(means.columns)), [f"{100 * share:.0f}" for share in means.columns])
+        ax.set_xticks(range(len(shares)), [f"{100 * share:.0f}" for share in shares])
         plural = "s" if int(steps) > 1 else ""
-        what = mode if mode == OWN else f"federated, {mode}"
-        ax.set_title(f"{method}: {what}, {steps} step{plural}", fontsize="small")
-    label_axes(grid, "share of the rounds (%)", "layer, from the input on")
+        kind = OWN if mode == OWN else f"federated, {mode}"
+        what = kind if modes[method] > 1 else "federated"
+        ax.set_title(f"{method}: {what}, {steps} step{plural}", fontsize="x-small")
+    label_axes(grid, "share of the rounds (%)", "layer")
     bar = figure.colorbar(image, ax=grid, location="bottom", aspect=40, shrink=0.7)
-    bar.set_label(
-        "cosine with the centralised update; for a client's own update: with batch statistics"
-        " against global ones"
-    )
+    bar.set_label("cosine of the two updates; layers from the input on")
     return figure
 
 

@@ -28,13 +28,17 @@ def test_a_panel_is_a_method_mode_and_step_count_with_means_over_runs() -> None:
     panels = figure_of_updates(rows()).axes[:4]
     assert [ax.get_title() for ax in panels] == [
         "BN: federated, batch statistics, 1 step",
-        "BN: federated, batch statistics, 20 steps",
         "BN: a client's own update, 1 step",
+        "BN: federated, batch statistics, 20 steps",
         "BN: a client's own update, 20 steps",
     ]
     (image,) = panels[0].images
     assert image.get_array().tolist() == [[0.375, 0.5, 0.625], [0.5, 0.625, 0.75]]
-    assert [label.get_text() for label in panels[2].get_xticklabels()] == ["50", "100"]
+    # All panels have the same columns, one of them empty where nothing was measured.
+    (image,) = panels[1].images
+    assert image.get_array().mask.tolist() == [[True, False, False]] * 2
+    assert image.get_array()[:, 1:].tolist() == [[0.5, 0.625], [0.625, 0.75]]
+    assert [label.get_text() for label in panels[2].get_xticklabels()] == ["0", "50", "100"]
 
 
 def test_the_figure_is_saved_as_png(tmp_path: Path) -> None:
