@@ -77,22 +77,18 @@ class _WithKeys(TyperCommand):
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Run config, for example task=cifar10."),
+    typer.Argument(metavar="[KEY=VALUE]...", help="Run config, for example num-server-rounds=5."),
 ]
 Clients = Annotated[
     int | None,
-    typer.Option(
-        min=1,
-        help="Number of simulated clients, each with one partition. Default: 10; with resume, "
-        "the previous number.",
-    ),
+    typer.Option(min=1, help="Number of simulated clients, each with one partition. Default: 10."),
 ]
 Workers = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Number of clients trained at a time, one CPU core each. Default: one per core, or "
-        "one per GPU.",
+        help="Number of clients trained at a time, one CPU core each. Default: one per core; for "
+        "run and compare one per GPU, if the machine has GPUs.",
     ),
 ]
 
@@ -130,7 +126,7 @@ def run(
     workers: Workers = None,
     engine: EngineOption = Engine.LOCAL,
 ) -> None:
-    """Simulate a federation on this machine."""
+    """Simulate a federation on this machine. A resumed run keeps its number of clients."""
     _start_imports(engine)
     from fixbn_flwr.app.early_checks import check_before_start
     from fixbn_flwr.app.interruption import resume_hint
@@ -196,7 +192,8 @@ def new(
         f"Your task: {written}\n"
         f"Run it:    fixbn simulate {folder}\n"
         "or:        export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1\n"
-        f'           flwr run {folder} --stream --federation-config "num-supernodes={CLIENTS}"'
+        f"           flwr run {folder} --stream --federation-config "
+        f'"num-supernodes={CLIENTS} client-resources-num-cpus=1"'
     )
 
 

@@ -303,7 +303,8 @@ def test_new_says_where_the_task_is_and_how_to_run_it(tmp_path: Path) -> None:
     lines = invoke("new", str(folder)).splitlines()
     assert lines[0] == f"Your task: {folder / 'my_app' / 'task.py'}"
     assert lines[1] == f"Run it:    fixbn simulate {folder}"
-    assert lines[-1].endswith(f'flwr run {folder} --stream --federation-config "num-supernodes=10"')
+    federation = '"num-supernodes=10 client-resources-num-cpus=1"'
+    assert lines[-1].endswith(f"flwr run {folder} --stream --federation-config {federation}")
 
 
 def test_python_m_is_the_same_command() -> None:

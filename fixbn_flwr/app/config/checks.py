@@ -77,12 +77,7 @@ def _norm(norm: str, freeze_after: FreezeAfter) -> str | None:
 def _freeze_after(freeze_after: FreezeAfter, rounds: int) -> str | None:
     if isinstance(freeze_after, str):
         return None
-    if freeze_after == 0:
-        text = (
-            "T* = 0 would freeze the statistics of an untrained model; "
-            "use 1 round or more, or a share such as 0.5"
-        )
-    elif isinstance(freeze_after, int):
+    if isinstance(freeze_after, int):
         if freeze_after <= rounds:
             return None
         text = (

@@ -43,7 +43,11 @@ class Keys:
         "random changes of the training images of `folder` and `hf:NAME`: shifts and mirroring, "
         "shifts alone, or none",
     )
-    label_column: str = setting("", "column of `hf:NAME` with the classes; empty: the evident one")
+    label_column: str = setting(
+        "",
+        "column of `hf:NAME` with the classes; empty: `label`, `labels` or the only `ClassLabel` "
+        "column",
+    )
     group_column: str = setting(
         "", "column of `hf:NAME` with the natural clients, such as writers; empty: none"
     )
@@ -70,10 +74,10 @@ class Keys:
     num_server_rounds: int = setting(40, "number of rounds of the run", "rounds", at_least=1)
     freeze_after: FreezeAfter = setting(
         0.5,
-        "T*, the last round before the statistics freeze: a whole number of rounds, or a "
-        "fraction of them; 1.0 never freezes (plain BN); `auto` decides during the run",
+        "T*, the last round before the statistics freeze: a whole number of rounds, or a share of "
+        "them: `1` is one round, `1.0` is all rounds (plain BN); `auto` decides during the run",
         "rounds or share",
-        choices=("auto",), at_least=0,
+        choices=("auto",), above=0,
     )  # fmt: skip
     momentum: MomentumMode = setting(
         "local",

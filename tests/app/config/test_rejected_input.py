@@ -62,7 +62,7 @@ CONFIG = [
     ("fraction-train=1.5", "fraction-train = 1.5: out of bounds; use a number above 0 and at most"),
     ("momentum-coefficient=1", "momentum-coefficient = 1: out of bounds; .* below 1"),
     ("seed=4294967296", "seed = 4294967296: out of bounds"),
-    ("freeze-after=0", r"freeze-after = 0: T\* = 0 would freeze .* untrained"),
+    ("freeze-after=0", "freeze-after = 0: out of bounds; use a number above 0"),
     # Combinations
     ("freeze-after=41", r"freeze-after = 41: T\* is beyond the last of 40 rounds; use at most 40"),
     ("norm=gn", "freeze-after = 0.5: norm gn has no running statistics to freeze; write freeze-"),

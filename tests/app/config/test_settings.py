@@ -120,9 +120,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"seed": 2**32}, "use a number at least 0 and at most 4294967295"),
     ({"local-steps": -1, "local-epochs": 1}, "local-steps = -1: out of bounds"),
     # T*
-    ({"freeze-after": 0}, "T* = 0 would freeze the statistics of an untrained model; use 1 round"),
-    ({"freeze-after": 0.0}, "T* = 0 would freeze"),
-    ({"freeze-after": -1}, "out of bounds; use a number at least 0"),
+    ({"freeze-after": 0}, "out of bounds; use a number above 0"),
+    ({"freeze-after": 0.0}, "out of bounds; use a number above 0"),
+    ({"freeze-after": -1}, "out of bounds; use a number above 0"),
     ({"freeze-after": 41}, "T* is beyond the last of 40 rounds; use at most 40"),
     ({"freeze-after": 2.0}, "a share of the rounds is at most 1.0; for a number of rounds, write"),
     ({"freeze-after": 0.99}, "this share leaves none of 40 rounds for calibration"),
