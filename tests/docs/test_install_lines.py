@@ -29,5 +29,6 @@ def test_the_variable_comes_before_flwr_run(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_page_says_how_to_end_a_superlink_that_was_started_before(page: str) -> None:
+    """Its port is that of `flwr run`; a deployed SuperLink goes on."""
     text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
-    assert "`pkill -f flower-superlink`" in text
+    assert "`pgrep -f 'flower-superlink.*--port 39091' | xargs kill`" in text
