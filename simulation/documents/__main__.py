@@ -8,22 +8,24 @@ from __future__ import annotations
 import shutil
 
 from simulation import REPOSITORY
-from simulation.documents import freeze_page, results_page
+from simulation.documents import freeze_page, results_page, tables_page
 from simulation.documents.blocks import filled
 from simulation.experiments.result_log import RESULTS
 
 DOCS = REPOSITORY / "docs"
 PAGES = {
-    REPOSITORY / "README.md": results_page.README_BLOCKS,
+    REPOSITORY / "README.md": results_page.BLOCKS,
     DOCS / "results.md": results_page.BLOCKS,
+    DOCS / "result-tables.md": tables_page.BLOCKS,
     DOCS / "when-to-freeze.md": freeze_page.BLOCKS,
 }
 # The figures in docs/figures are copies.
 FIGURES = {
-    "feature-shift.png": "feature-shift/cpu-main.png",
     "freeze-after.png": "freeze-after/cpu-when.png",
-    "frequency.png": "frequency/cpu-main.png",
+    "map.png": "map/cpu-main.png",
     "normalisers.png": "normalisers/cpu-main.png",
+    "updates.png": "gradients/cpu-updates.png",
+    "when-to-use.png": "when-to-use/cpu-main.png",
 }
 
 

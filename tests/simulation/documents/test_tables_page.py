@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from simulation.documents.results_page import _not_behind
+from simulation.documents.tables_page import _not_behind
 from simulation.reporting.grouping import Cell
 
 CLOSE = Cell({0: 50.0, 1: 51.0, 2: 52.0}, 0)
