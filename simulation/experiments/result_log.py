@@ -96,7 +96,7 @@ class Result:
 
 
 def mean_of_last_rounds(rounds: Iterable[RoundMetrics], num_rounds: int) -> float | None:
-    """Return the mean test accuracy over the last fifth of the rounds; None without an evaluation.
+    """Return the mean test accuracy from 80 % of the rounds on; None without an evaluation.
 
     If the run has frozen its statistics, only rounds after T* are included.
     """

@@ -52,8 +52,8 @@ def write_report(experiment: Experiment, output: Path) -> Path:
         f"# {experiment.title}",
         f"`{command}`: {len(results)} of {len(experiment.outline())} runs."
         f" {hardware_line([*search.ended, *results])}",
-        f"{_conditions(results)} An accuracy is the mean over the last fifth of a run's"
-        " rounds, and only over rounds after T* if the run freezes. Cells are the mean over the"
+        f"{_conditions(results)} An accuracy is the mean of the tests from 80 % of a run's"
+        " rounds on, and only of rounds after T* if the run freezes. Cells are the mean over the"
         " seeds, ± half of its 95 % interval, with their number.",
     ]
     folder = source.parent
