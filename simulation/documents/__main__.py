@@ -14,7 +14,7 @@ from simulation.experiments.result_log import RESULTS
 
 DOCS = REPOSITORY / "docs"
 PAGES = {
-    REPOSITORY / "README.md": results_page.BLOCKS,
+    REPOSITORY / "README.md": results_page.README_BLOCKS,
     DOCS / "results.md": results_page.BLOCKS,
     DOCS / "result-tables.md": tables_page.BLOCKS,
     DOCS / "when-to-freeze.md": freeze_page.BLOCKS,

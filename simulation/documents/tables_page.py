@@ -116,6 +116,18 @@ def gap() -> str:
     return markdown(["", "accuracy (%)", f"gap closed (%), {len(seeds)} seeds"], rows, 2)
 
 
+def guarded() -> str:
+    """Return the runs in which the guard went back to T*."""
+    found = [
+        f"{name}: {result.method}, {', '.join(result.setting.values())}, seed {result.seed}"
+        for name in names()
+        for grid in Experiment(name, Scale.CPU).grids
+        for result in of_grid(name, grid)
+        if result.retries
+    ]
+    return "\n".join(f"- {line}" for line in found) or "None."
+
+
 def updates() -> str:
     """Return the cosine of updates of the whole network, by round."""
     results = of_grid("gradients", "main")
@@ -202,4 +214,5 @@ BLOCKS: Blocks = {
     "tiny-imagenet compared": comparisons("tiny-imagenet"),
     "updates": updates,
     "progress": progress,
+    "guard": guarded,
 }
