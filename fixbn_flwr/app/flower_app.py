@@ -78,7 +78,7 @@ def write_app(folder: Path, module: str, run_config: Mapping[str, Value]) -> Non
     for file, text in _PARTS.items():
         (package / file).write_text(text, encoding="utf-8")
     config = {**Settings().as_run_config(), **run_config}
-    lines = (f"{key} = {json.dumps(value)}" for key, value in config.items())
+    lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in config.items())
     project = _PROJECT.format(
         name=module.replace("_", "-"),
         module=module,

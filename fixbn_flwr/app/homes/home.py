@@ -16,7 +16,7 @@ from fixbn_flwr.errors import ConfigError
 
 DATABASE = "state.db"
 _HEALTH = "health.json"  # every script of deploy/ writes it
-_LOCK = "lock"  # start-supernode holds it
+_LOCK = "lock"  # the scripts of deploy/ and the programs that they start hold it
 _NGINX = "nginx.conf"
 _TRAINING = b"flwr-clientapp"  # the process that Flower starts for each message
 
