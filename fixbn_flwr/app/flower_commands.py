@@ -16,11 +16,7 @@ from typing import Any
 
 from fixbn_flwr.app.config.rules import Value
 from fixbn_flwr.app.flower_processes import flower_environment
-from fixbn_flwr.errors import FixBNError
-
-
-class SuperLinkError(FixBNError):
-    """The SuperLink did not start, or did not accept the run."""
+from fixbn_flwr.errors import SuperLinkError
 
 
 @dataclass(frozen=True)

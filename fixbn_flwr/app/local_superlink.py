@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fixbn_flwr.app.config.rules import Value
-from fixbn_flwr.app.flower_commands import FlowerCommands, SuperLinkError
+from fixbn_flwr.app.flower_commands import FlowerCommands
 from fixbn_flwr.app.flower_processes import flower_environment, free_port
 from fixbn_flwr.app.process_cleanup import end_processes, start_guard
+from fixbn_flwr.errors import SuperLinkError
 
 _START = 60.0  # seconds for the SuperLink to answer
 _NAME = "simulation"

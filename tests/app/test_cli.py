@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from fixbn_flwr.app import cli
 from fixbn_flwr.app.config.rules import Value
 from fixbn_flwr.app.config.settings import Settings
-from fixbn_flwr.app.overrides import key_and_value, settings_of
+from fixbn_flwr.app.overrides import key_and_value, read_settings
 from fixbn_flwr.errors import ConfigError, FixBNError
 from tests.support.whole_app import run_app
 
@@ -111,7 +111,7 @@ def test_the_path_of_pretrained_weights_becomes_absolute(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights.pth").touch()
-    assert settings_of(["pretrained=weights.pth"]).pretrained == str(tmp_path / "weights.pth")
+    assert read_settings(["pretrained=weights.pth"]).pretrained == str(tmp_path / "weights.pth")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_the_path_of_a_data_set_becomes_absolute(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert settings_of(words).task == task.format(here=tmp_path)
+    assert read_settings(words).task == task.format(here=tmp_path)
 
 
 @pytest.mark.parametrize("words", [[], ["output-dir="]])

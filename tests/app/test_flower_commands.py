@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fixbn_flwr.app.flower_commands import FlowerCommands, SuperLinkError
+from fixbn_flwr.app.flower_commands import FlowerCommands
 from fixbn_flwr.app.flower_processes import flower_environment
 from fixbn_flwr.app.supervision.supervisor import Supervisor
+from fixbn_flwr.errors import SuperLinkError
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from fixbn_flwr.app.config.rules import Value
 from fixbn_flwr.app.flower_app import temporary_app
-from fixbn_flwr.app.flower_commands import FlowerCommands, RunStatus, SuperLinkError
+from fixbn_flwr.app.flower_commands import FlowerCommands, RunStatus
 from fixbn_flwr.app.runs.lock import is_locked
 from fixbn_flwr.app.runs.reader import CHECKPOINTS, is_finished, read_config
-from fixbn_flwr.errors import FixBNError
+from fixbn_flwr.errors import FixBNError, SuperLinkError
 from fixbn_flwr.persistence.checkpoints import Checkpoints
 
 ATTEMPTS = 3  # failures in a row, without a new checkpoint, that end the supervision
