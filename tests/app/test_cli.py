@@ -298,13 +298,19 @@ def test_the_help_lists_the_keys_of_the_run_config(command: str) -> None:
         assert any(word.startswith(f"{key}={json.dumps(default)[:4]}") for word in words), key
 
 
+def test_two_runs_of_one_second_have_two_folders(tmp_path: Path) -> None:
+    names = {read_settings([f"output-dir={tmp_path}"]).run_name for _ in range(3)}
+    assert len(names) == 3
+    assert all(re.fullmatch(r"\d{8}-\d{6}-digits-FixBN-[0-9a-f]{4}", name) for name in names)
+
+
 def test_new_says_where_the_task_is_and_how_to_run_it(tmp_path: Path) -> None:
-    folder = tmp_path / "my-app"
+    folder = tmp_path / "two words" / "my-app"
     lines = invoke("new", str(folder)).splitlines()
     assert lines[0] == f"Your task: {folder / 'my_app' / 'task.py'}"
-    assert lines[1] == f"Run it:    fixbn simulate {folder}"
+    assert lines[1] == f"Run it:    fixbn simulate '{folder}'"
     federation = '"num-supernodes=10 client-resources-num-cpus=1"'
-    assert lines[-1].endswith(f"flwr run {folder} --stream --federation-config {federation}")
+    assert lines[-1].endswith(f"flwr run '{folder}' --stream --federation-config {federation}")
 
 
 def test_python_m_is_the_same_command() -> None:
