@@ -40,7 +40,8 @@ def read_settings(overrides: Sequence[str] | None, label: str | None = None) -> 
         return settings
     method = (label or settings.method).replace(" ", "-")
     # Random digits, because another run may start in the same second.
-    name = f"{datetime.now():%Y%m%d-%H%M%S}-{settings.task_name}-{method}-{secrets.token_hex(2)}"
+    now = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    name = f"{now}-{settings.task_name}-{method}"
     return variant(settings, {"run-name": name})
 
 

@@ -212,15 +212,12 @@ def test_a_run_resumes_after_its_disk_was_full(
 @pytest.mark.parametrize("content", [None, '{"round"'])
 def test_a_run_resumes_without_its_metrics(content: str | None, tmp_path: Path) -> None:
     """The checkpoint has them too."""
-    uninterrupted = run(config_of(tmp_path / "whole"))
+    uninterrupted = run(config_of(tmp_path / "whole"), lost=lost_in({5, 6}))
     config = config_of(tmp_path / "run")
-    folder = run_until_failure(config, 8)
+    folder = run_until_failure(config, 4)
     (folder / "metrics.jsonl").unlink()
     if content is not None:
         (folder / "metrics.jsonl").write_text(content)
-    for failed in (folder / "checkpoints").glob("round-*"):
-        if int(failed.name[6:12]) > 8:
-            failed.unlink()
     run({**config, "resume": str(folder)}, 2)
     assert_same(folder, uninterrupted)
 
