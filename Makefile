@@ -74,7 +74,7 @@ lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	MYPYPATH=deploy $(BIN)/mypy --scripts-are-modules $(wildcard deploy/*-*) deploy/register
+	MYPYPATH=deploy $(BIN)/mypy --scripts-are-modules $(wildcard deploy/*-*) deploy/register deploy/revoke
 
 # A warning, such as a link that leads nowhere, fails the build. The variable spares the theme's notice
 # about other tools.

@@ -27,7 +27,7 @@ def load_authority(key: Path, crt: Path, name: str) -> Signer:
     """Load an authority from its two files; create it first if there is none.
 
     Raises:
-        DeployError: If only one of the two files exists.
+        DeployError: If only one of the two files exists, or one is damaged.
     """
     if key.exists() != crt.exists():
         raise DeployError(
@@ -36,9 +36,16 @@ def load_authority(key: Path, crt: Path, name: str) -> Signer:
         )
     if not key.exists():
         _write(key, crt, *_sign(name, AUTHORITY_DAYS, None, []))
-    loaded = load_pem_private_key(key.read_bytes(), None)
+    try:
+        loaded = load_pem_private_key(key.read_bytes(), None)
+        subject = x509.load_pem_x509_certificate(crt.read_bytes()).subject
+    except (ValueError, TypeError) as error:
+        raise DeployError(
+            f"{key} or {crt} is damaged ({error}): restore it, or move both away to create a new "
+            f"authority, whose {crt.name} replaces this one on every machine."
+        ) from error
     assert isinstance(loaded, ec.EllipticCurvePrivateKey)
-    return loaded, x509.load_pem_x509_certificate(crt.read_bytes()).subject
+    return loaded, subject
 
 
 def issue_server(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import socket
 import stat
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,6 +33,13 @@ def command_line(main: Callable[..., None], text: str) -> NoReturn:
     except DeployError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        print(
+            f"Error: {error}: give this user the right to write there and make room on the disk, "
+            "or choose another folder.",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     sys.exit(0)
 
 
@@ -48,6 +57,34 @@ def new_private_folder(folder: Path) -> None:
         ) from error
     if stat.S_IMODE(folder.stat().st_mode) & 0o077:
         raise DeployError(f"other users can open {folder}: run chmod 700 {folder}")
+
+
+def lock_home(home: Path, kind: str, remedy: str) -> int:
+    """Lock a home until this process has ended, and every program that inherits the lock.
+
+    Args:
+        home: The folder.
+        kind: What it is the home of, for the error.
+        remedy: What to do instead of stopping the other process.
+
+    Returns:
+        The descriptor of the lock, which `exec` keeps open.
+
+    Raises:
+        DeployError: If another process holds the lock.
+    """
+    lock = os.open(home / "lock", os.O_WRONLY | os.O_CREAT, PRIVATE_FILE)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DeployError(
+            f"a {kind} with home {home} is already running: stop it first, or {remedy}"
+        ) from error
+    except OSError:  # some network file systems do not support locks
+        pass
+    os.set_inheritable(lock, True)
+    os.register_at_fork(after_in_child=partial(os.close, lock))  # helpers outlive this process
+    return lock
 
 
 def write_new(path: Path, content: bytes, mode: int = PRIVATE_FILE) -> None:
@@ -68,13 +105,6 @@ def check_file(path: Path, what: str, remedy: str, *, private: bool = False) -> 
         raise DeployError(f"{what} {path} does not exist or cannot be read: {remedy}")
     if private and stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise DeployError(f"other users can read {what} {path}: run chmod 600 {path}")
-
-
-def free_port() -> int:
-    """Return an unused port of this machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def address(host: str, port: int) -> str:
@@ -112,17 +142,6 @@ def program(name: str) -> str:
     if found is None:
         raise DeployError(f"{name} is not installed: activate the environment of fixbn-flwr.")
     return found
-
-
-def environment(home: Path) -> dict[str, str]:
-    """Return the environment variables for Flower's processes, with their own home."""
-    return os.environ | {
-        # Flower starts its other programs by name.
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-    }
 
 
 def write_health(home: Path, address: str, certificate: Path | None) -> None:

@@ -10,7 +10,9 @@
     │   └── NotFiniteError     it holds NaN or infinity: the client's training diverged
     ├── RoundsFailedError      no client returns a usable update
     ├── ClientsMissingError    fewer clients are connected than a round needs
-    └── CheckpointError        a checkpoint cannot be written or resumed from
+    ├── CheckpointError        a checkpoint cannot be written or resumed from
+    ├── SuperLinkError         the SuperLink does not start, answer or accept a run
+    └── WorkerError            a worker process does not start, or ends during its work
 
 Each message names the value, the reason and the remedy.
 """
@@ -76,3 +78,11 @@ class ClientsMissingError(FixBNError):
 
 class CheckpointError(FixBNError):
     """A checkpoint cannot be written, or a run cannot resume from it."""
+
+
+class SuperLinkError(FixBNError):
+    """The SuperLink does not start, does not answer, or does not accept the run."""
+
+
+class WorkerError(FixBNError):
+    """A worker process does not start, or ends while it handles a message."""

@@ -103,7 +103,7 @@ def load(folder: Path, reference: str, kind: type[App]) -> App:
     module, _, name = reference.partition(":")
     try:
         app = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError) as error:
         raise ConfigError(
             f"{reference} of {folder} cannot be imported ({type(error).__name__}: {error}): "
             "check [tool.flwr.app.components] in its pyproject.toml, which names "

@@ -19,6 +19,7 @@ fixbn clean                               # delete what real machines keep of ol
 from __future__ import annotations
 
 import io
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -130,10 +131,10 @@ def run(
     _start_imports(engine)
     from fixbn_flwr.app.early_checks import check_before_start
     from fixbn_flwr.app.interruption import resume_hint
-    from fixbn_flwr.app.overrides import settings_of
+    from fixbn_flwr.app.overrides import read_settings
     from fixbn_flwr.app.runs.reader import read_config
 
-    settings = settings_of(overrides)
+    settings = read_settings(overrides)
     if settings.resume:
         clients = clients or read_config(Path(settings.resume))["clients"]
     clients = clients or CLIENTS
@@ -153,11 +154,13 @@ def compare(
     _start_imports(engine)
     from fixbn_flwr.app.comparison import beside_bn, compare_with_bn
     from fixbn_flwr.app.early_checks import check_before_start
-    from fixbn_flwr.app.overrides import new_run, settings_of
+    from fixbn_flwr.app.overrides import check_new, read_settings
 
-    both, clients = beside_bn(new_run(settings_of(overrides))), clients or CLIENTS
-    for settings in both:
-        check_before_start(settings, clients)
+    settings = read_settings(overrides)
+    check_new(settings)
+    both, clients = beside_bn(settings), clients or CLIENTS
+    for one in both:
+        check_before_start(one, clients)
     with _running(engine) as federate:
         compare_with_bn(both, clients, lambda one: federate(one, clients, workers))
 
@@ -188,11 +191,12 @@ def new(
     from fixbn_flwr.app.flower_app import new_app
 
     written = new_app(folder.expanduser().absolute(), task)
+    quoted = shlex.quote(str(folder))
     print(
         f"Your task: {written}\n"
-        f"Run it:    fixbn simulate {folder}\n"
+        f"Run it:    fixbn simulate {quoted}\n"
         "or:        export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1\n"
-        f"           flwr run {folder} --stream --federation-config "
+        f"           flwr run {quoted} --stream --federation-config "
         f'"num-supernodes={CLIENTS} client-resources-num-cpus=1"'
     )
 
@@ -201,9 +205,11 @@ def new(
 def centralised(overrides: Overrides = None, clients: Clients = None) -> None:
     """Train on all the data in one place: the same model, steps and images per step."""
     from fixbn_flwr.app.centralised import METHOD, train_centrally
-    from fixbn_flwr.app.overrides import new_run, settings_of
+    from fixbn_flwr.app.overrides import check_new, read_settings
 
-    train_centrally(new_run(settings_of(overrides, label=METHOD)), clients or CLIENTS)
+    settings = read_settings(overrides, label=METHOD)
+    check_new(settings)
+    train_centrally(settings, clients or CLIENTS)
 
 
 cli.command("list")(list_runs)

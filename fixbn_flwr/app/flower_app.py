@@ -78,7 +78,7 @@ def write_app(folder: Path, module: str, run_config: Mapping[str, Value]) -> Non
     for file, text in _PARTS.items():
         (package / file).write_text(text, encoding="utf-8")
     config = {**Settings().as_run_config(), **run_config}
-    lines = (f"{key} = {json.dumps(value)}" for key, value in config.items())
+    lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in config.items())
     project = _PROJECT.format(
         name=module.replace("_", "-"),
         module=module,
@@ -106,8 +106,8 @@ def new_app(folder: Path, task_file: Path | None) -> Path:
         task_file: A Python file that defines ``TASK``, to copy. Default: a file to start from.
 
     Raises:
-        ConfigError: If the folder is in use, has a name that is no Python name, or there is no such
-            file.
+        ConfigError: If the folder is in use, cannot be written or has a name that is no Python
+            name, or there is no such file.
     """
     module = folder.name.replace("-", "_").lower()
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,30}", module):
@@ -115,14 +115,20 @@ def new_app(folder: Path, task_file: Path | None) -> Path:
             f"{folder.name!r} cannot name a Python package: use at most 31 letters, digits and "
             "'-', and begin with a letter."
         )
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} exists and is not empty: name a new folder.")
-    if task_file is not None and not task_file.is_file():
-        raise ConfigError(f"{task_file} is no file: name the Python file that defines TASK.")
-    write_app(folder, module, {"task": f"{module}.task:TASK", "model": ""})
     target = folder / module / "task.py"
-    if task_file is None:
-        target.write_text(_TASK.format(name=module), encoding="utf-8")
-    else:
-        shutil.copyfile(task_file, target)
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} exists and is not empty: name a new folder.")
+        if task_file is not None and not task_file.is_file():
+            raise ConfigError(f"{task_file} is no file: name the Python file that defines TASK.")
+        write_app(folder, module, {"task": f"{module}.task:TASK", "model": ""})
+        if task_file is None:
+            target.write_text(_TASK.format(name=module), encoding="utf-8")
+        else:
+            shutil.copyfile(task_file, target)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot become an app ({error}): name a new folder in one that you can "
+            "write, and a task file that you can read."
+        ) from error
     return target

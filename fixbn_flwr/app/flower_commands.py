@@ -6,22 +6,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fixbn_flwr.app.config.rules import Value
-from fixbn_flwr.errors import FixBNError
-
-
-class SuperLinkError(FixBNError):
-    """The SuperLink did not start, or did not accept the run."""
+from fixbn_flwr.app.flower_processes import flower_environment
+from fixbn_flwr.errors import SuperLinkError
 
 
 @dataclass(frozen=True)
@@ -42,13 +37,6 @@ class RunStatus:
         if self.status == "finished:completed":
             return None
         return self.details.removeprefix("Simulation failed with exception: ") or self.status
-
-
-def flower_environment() -> dict[str, str]:
-    """Return the environment of Flower's processes: they find each other, and report nothing."""
-    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    silent = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-    return os.environ | {"PATH": programs, **silent}
 
 
 class FlowerCommands:
@@ -153,4 +141,7 @@ class FlowerCommands:
 
 def _toml(values: Mapping[str, Value]) -> str:
     """Return values as Flower's command line takes them: `key=value` with TOML values."""
-    return " ".join(f"{key}={json.dumps(value)}" for key, value in values.items())
+    # TOML has no surrogate pairs, which JSON writes otherwise.
+    return " ".join(
+        f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()
+    )

@@ -7,7 +7,6 @@ home, port and working directory, ends with the block, and reports how each run 
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,8 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fixbn_flwr.app.config.rules import Value
-from fixbn_flwr.app.flower_commands import FlowerCommands, SuperLinkError, flower_environment
+from fixbn_flwr.app.flower_commands import FlowerCommands
+from fixbn_flwr.app.flower_processes import flower_environment, free_port
 from fixbn_flwr.app.process_cleanup import end_processes, start_guard
+from fixbn_flwr.errors import SuperLinkError
 
 _START = 60.0  # seconds for the SuperLink to answer
 _NAME = "simulation"
@@ -49,8 +50,7 @@ class SuperLink:
         self._log = home / "superlink.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
-        self._environment = flower_environment() | {
-            "FLWR_HOME": str(home),
+        self._environment = flower_environment(home) | {
             # Show every client's lines, not "repeated 9x across cluster".
             "RAY_DEDUP_LOGS": "0",
             # Start a Ray cluster even if another one is running.
@@ -140,10 +140,3 @@ class SuperLink:
                 return True
         except OSError:
             return False
-
-
-def free_port() -> int:
-    """Return a port of the loopback interface that is not in use."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -19,7 +20,7 @@ _PATHS = ("resume", "data-dir", "state-dir", "output-dir", "pretrained")
 _FOLDER = re.compile(r"hf:(?P<path>[.~][^:]*)(?P<subset>.*)")  # a relative path in `task`
 
 
-def settings_of(overrides: Sequence[str] | None, label: str | None = None) -> Settings:
+def read_settings(overrides: Sequence[str] | None, label: str | None = None) -> Settings:
     """Return the run config of a command, with absolute paths, output folder and run name.
 
     Args:
@@ -38,7 +39,9 @@ def settings_of(overrides: Sequence[str] | None, label: str | None = None) -> Se
     if settings.run_name:
         return settings
     method = (label or settings.method).replace(" ", "-")
-    name = f"{datetime.now():%Y%m%d-%H%M%S}-{settings.task_name}-{method}"
+    # Random digits, because another run may start in the same second.
+    now = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    name = f"{now}-{settings.task_name}-{method}"
     return variant(settings, {"run-name": name})
 
 
@@ -59,15 +62,14 @@ def given_config(overrides: Sequence[str]) -> dict[str, Value]:
     return given
 
 
-def new_run(settings: Settings) -> Settings:
-    """Return settings that do not resume a run.
+def check_new(settings: Settings) -> None:
+    """Check that settings do not resume a run.
 
     Raises:
         ConfigError: If they do.
     """
     if settings.resume:
         raise ConfigError("resume: only `fixbn run` can resume a run; remove it here.")
-    return settings
 
 
 def variant(settings: Settings, changes: Mapping[str, Value]) -> Settings:

@@ -20,7 +20,8 @@ from fixbn_flwr.engine.client_states import ClientStates, State
 from fixbn_flwr.engine.message_board import MessageBoard
 from fixbn_flwr.engine.records import join, split
 from fixbn_flwr.engine.worker import Done, Packed, Task, WorkerSetup
-from fixbn_flwr.engine.worker_pool import Worker, WorkerError
+from fixbn_flwr.engine.worker_pool import Worker
+from fixbn_flwr.errors import WorkerError
 from fixbn_flwr.flower_compat import ErrorCode
 from fixbn_flwr.log import logger
 
@@ -162,7 +163,7 @@ class Dispatcher:
         ended = worker.end()
         self._workers.remove(worker)
         self._failed_starts += not was_ready
-        if self._failed_starts == _STARTS:
+        if self._failed_starts >= _STARTS:
             text = (
                 f"{_STARTS} worker processes in a row ended while they started ({ended}): see "
                 "their output above, or use fewer workers if memory is short."

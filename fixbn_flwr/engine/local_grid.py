@@ -23,7 +23,7 @@ from flwr.clientapp import ClientApp
 from fixbn_flwr.engine.dispatcher import Dispatcher
 from fixbn_flwr.engine.simulated_grid import SimulatedGrid
 from fixbn_flwr.engine.worker import WorkerSetup
-from fixbn_flwr.engine.worker_pool import WorkerError
+from fixbn_flwr.errors import WorkerError
 
 
 class LocalGrid(SimulatedGrid):

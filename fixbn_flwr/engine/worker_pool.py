@@ -14,11 +14,7 @@ from typing import Any
 from fixbn_flwr.engine.fork_server import start_fork_server
 from fixbn_flwr.engine.shared_memory import SharedMemory
 from fixbn_flwr.engine.worker import Done, Task, WorkerSetup, serve
-from fixbn_flwr.errors import FixBNError
-
-
-class WorkerError(FixBNError):
-    """A worker process cannot start."""
+from fixbn_flwr.errors import WorkerError
 
 
 @contextmanager

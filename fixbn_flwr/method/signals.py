@@ -238,4 +238,6 @@ def _sampled(arrays: Arrays, like: Arrays, stride: int) -> Array:
 
 def _squared(values: Array) -> float:
     # Not a BLAS product: its threads may sum in another order elsewhere.
-    return float(np.einsum("i,i->", values, values.conj()).real)
+    # In float64 (or its complex kin), because the square of a float32 can be too large for one.
+    wide = np.promote_types(values.dtype, np.float64)
+    return float(np.einsum("i,i->", values, values.conj(), dtype=wide).real)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def append_lines(path: Path, lines: bytes) -> None:
-    """Append lines in one write, after a line that a power failure may have cut.
+    """Append lines in one write, after a line that a power failure or a full disk has cut.
 
     A new file can be read by its owner only. The file is opened for each call, since another
     process may have renamed it.
@@ -23,6 +23,8 @@ def append_lines(path: Path, lines: bytes) -> None:
     try:
         size = os.fstat(file).st_size
         cut = size and os.pread(file, 1, size - 1) != b"\n"
-        os.write(file, b"\n" + lines if cut else lines)
+        left = b"\n" + lines if cut else lines
+        while left:  # a full disk may take part of it; the next write then raises
+            left = left[os.write(file, left) :]
     finally:
         os.close(file)

@@ -6,7 +6,6 @@ of Toronto, 2009.
 
 from __future__ import annotations
 
-import logging
 import os
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -15,13 +14,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.log import logger
 from fixbn_flwr.models.resnet20 import resnet20
 from fixbn_flwr.tasks.augmentation import crop_and_flip
 from fixbn_flwr.tasks.images import DEFAULT_FOLDER
 from fixbn_flwr.tasks.metrics import Accuracy
 from fixbn_flwr.tasks.task import Split, Task
-
-logger = logging.getLogger(__name__)
 
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"

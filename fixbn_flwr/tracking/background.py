@@ -40,10 +40,10 @@ class BackgroundTracker:
         self._thread.join(timeout)
         if self._thread.is_alive():
             logger.warning(
-                "%s has not taken everything within %g s: what it has not taken by the end of the "
+                "%s has not taken everything in time: what it has not taken by the end of the "
                 "process is lost to it. The run folder has all of it.",
-                self._name, timeout,
-            )  # fmt: skip
+                self._name,
+            )
 
     def _work(self) -> None:
         try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +25,17 @@ class MLflow:
     """
 
     def __init__(self, run: TrackedRun) -> None:
-        from mlflow import MlflowClient
         from mlflow.entities import Param
 
         # A new database announces each of its tables.
         for chatty in ("mlflow.store.db.utils", "alembic"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
         root = run.folder.parent
-        uri = os.environ.get("MLFLOW_TRACKING_URI")
-        # The client, unlike mlflow.log_metric, leaves the process's own active run alone.
-        self._client = MlflowClient(tracking_uri=uri or f"sqlite:///{root / 'mlflow.db'}")
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or _EXPERIMENT
-        experiment = self._client.get_experiment_by_name(name)
-        if experiment is not None:
-            number = experiment.experiment_id
-        else:
-            artifacts = None if uri else (root / "mlflow-artifacts").as_uri()
-            number = self._client.create_experiment(name, artifact_location=artifacts)
+        # Two runs that create one database, or one experiment, at a time would fail.
+        with (root / ".mlflow.lock").open("wb") as lock:
+            with suppress(OSError):  # some network file systems do not support locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            number = self._experiment(root)
         self._id = self._resumed(number, run)
         if self._id is None:
             new = self._client.create_run(
@@ -49,6 +45,20 @@ class MLflow:
             params = [Param(key, str(value)) for key, value in run.config.items()]
             for start in range(0, len(params), _MOST):
                 self._client.log_batch(self._id, params=params[start : start + _MOST])
+
+    def _experiment(self, root: Path) -> str:
+        """Open the database, and return the id of the experiment; create both if necessary."""
+        from mlflow import MlflowClient
+
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        # The client, unlike mlflow.log_metric, leaves the process's own active run alone.
+        self._client = MlflowClient(tracking_uri=uri or f"sqlite:///{root / 'mlflow.db'}")
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or _EXPERIMENT
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is not None:
+            return str(experiment.experiment_id)
+        artifacts = None if uri else (root / "mlflow-artifacts").as_uri()
+        return str(self._client.create_experiment(name, artifact_location=artifacts))
 
     def _resumed(self, experiment: str, run: TrackedRun) -> Any:
         """Return the id that a resumed run has had before; None if it is new here."""

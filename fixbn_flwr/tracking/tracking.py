@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,11 +15,11 @@ from typing import Any, Protocol, Self, cast
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.method.schedule import Phase
 from fixbn_flwr.method.signals import Signals
+from fixbn_flwr.persistence.atomic_files import write_atomically
 from fixbn_flwr.tracking.background import BackgroundTracker
 from fixbn_flwr.tracking.tracker import Scalar, TrackedRun, Tracker
 
 _CLASSES = {"tensorboard": "TensorBoard", "mlflow": "MLflow", "wandb": "WandB"}
-TRACKERS = tuple(_CLASSES)
 _IDENTITY = "tracking-id"
 _CLOSING, _CLOSING_FAILED = 60.0, 10.0  # seconds that the run's end waits for a tracker
 
@@ -31,8 +32,8 @@ def tracker_names(trackers: str) -> list[str]:
     """
     names = list(dict.fromkeys(name.strip() for name in trackers.split(",") if name.strip()))
     for name in names:
-        if name not in TRACKERS:
-            raise ConfigError(f"{name!r} is not a tracker: use {', '.join(TRACKERS)}.")
+        if name not in _CLASSES:
+            raise ConfigError(f"{name!r} is not a tracker: use {', '.join(_CLASSES)}.")
     return names
 
 
@@ -146,8 +147,9 @@ class Tracking:
             failed: Whether the run has failed. Default: False.
         """
         self._do(lambda tracker: tracker.close(failed=failed))
+        end = time.monotonic() + (_CLOSING_FAILED if failed else _CLOSING)  # for all together
         for tracker in self._trackers:
-            tracker.close(_CLOSING_FAILED if failed else _CLOSING)
+            tracker.close(max(0.0, end - time.monotonic()))
         self._trackers = []
 
     def __enter__(self) -> Self:
@@ -177,7 +179,7 @@ def _identity(folder: Path, *, new: bool) -> str:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if new or not file.exists():
-            file.write_text(uuid.uuid4().hex, encoding="utf-8")
+            write_atomically(file, uuid.uuid4().hex.encode())
         return file.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(

@@ -24,9 +24,10 @@ from pathlib import Path
 
 import psutil
 
-from fixbn_flwr.app.flower_commands import SuperLinkError
-from fixbn_flwr.app.local_superlink import SuperLink, free_port
+from fixbn_flwr.app.flower_processes import free_port
+from fixbn_flwr.app.local_superlink import SuperLink
 from fixbn_flwr.app.process_cleanup import start_guard
+from fixbn_flwr.errors import SuperLinkError
 from simulation import REPOSITORY
 
 _NAME = "simulation"  # of the connection in Flower's config.toml

@@ -88,6 +88,7 @@ def test_a_value_of_another_type_or_key_is_refused(
             r"has the type int, not ServerApp: correct \[tool.flwr.app.components",
         ),
         ("import nothing_here", "cannot be imported .*nothing_here.*install what the app needs"),
+        ("server = (", "cannot be imported .SyntaxError: '\\(' was never closed"),
         ("", "cannot be imported .*has no attribute 'server'"),
     ],
 )

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from fixbn_flwr.app import cli
 from fixbn_flwr.app.config.rules import Value
 from fixbn_flwr.app.config.settings import Settings
-from fixbn_flwr.app.overrides import key_and_value, settings_of
+from fixbn_flwr.app.overrides import key_and_value, read_settings
 from fixbn_flwr.errors import ConfigError, FixBNError
 from tests.support.whole_app import run_app
 
@@ -111,7 +111,7 @@ def test_the_path_of_pretrained_weights_becomes_absolute(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights.pth").touch()
-    assert settings_of(["pretrained=weights.pth"]).pretrained == str(tmp_path / "weights.pth")
+    assert read_settings(["pretrained=weights.pth"]).pretrained == str(tmp_path / "weights.pth")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_the_path_of_a_data_set_becomes_absolute(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert settings_of(words).task == task.format(here=tmp_path)
+    assert read_settings(words).task == task.format(here=tmp_path)
 
 
 @pytest.mark.parametrize("words", [[], ["output-dir="]])
@@ -298,13 +298,19 @@ def test_the_help_lists_the_keys_of_the_run_config(command: str) -> None:
         assert any(word.startswith(f"{key}={json.dumps(default)[:4]}") for word in words), key
 
 
+def test_two_runs_of_one_second_have_two_folders(tmp_path: Path) -> None:
+    names = {read_settings([f"output-dir={tmp_path}"]).run_name for _ in range(3)}
+    assert len(names) == 3
+    assert all(re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{4}-digits-FixBN", name) for name in names)
+
+
 def test_new_says_where_the_task_is_and_how_to_run_it(tmp_path: Path) -> None:
-    folder = tmp_path / "my-app"
+    folder = tmp_path / "two words" / "my-app"
     lines = invoke("new", str(folder)).splitlines()
     assert lines[0] == f"Your task: {folder / 'my_app' / 'task.py'}"
-    assert lines[1] == f"Run it:    fixbn simulate {folder}"
+    assert lines[1] == f"Run it:    fixbn simulate '{folder}'"
     federation = '"num-supernodes=10 client-resources-num-cpus=1"'
-    assert lines[-1].endswith(f"flwr run {folder} --stream --federation-config {federation}")
+    assert lines[-1].endswith(f"flwr run '{folder}' --stream --federation-config {federation}")
 
 
 def test_python_m_is_the_same_command() -> None:

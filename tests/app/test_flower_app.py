@@ -70,3 +70,16 @@ def test_a_folder_with_files_and_a_missing_task_are_refused(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="is no file: name the Python file"):
         new_app(tmp_path / "other", tmp_path / "nothing.py")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("name", ["file", "file/app"])
+def test_a_folder_that_cannot_be_written_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=rf"{name} cannot become an app \(.*: name a new folder"):
+        new_app(tmp_path / name, None)
+
+
+def test_a_path_may_have_any_character(tmp_path: Path) -> None:
+    write_app(tmp_path / "app", "app", {"data-dir": "/data/🩻"})
+    project = tomllib.loads((tmp_path / "app" / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["tool"]["flwr"]["app"]["config"]["data-dir"] == "/data/🩻"

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fixbn_flwr.app.flower_commands import FlowerCommands, SuperLinkError, flower_environment
+from fixbn_flwr.app.flower_commands import FlowerCommands
+from fixbn_flwr.app.flower_processes import flower_environment
 from fixbn_flwr.app.supervision.supervisor import Supervisor
+from fixbn_flwr.errors import SuperLinkError
 
 
 @pytest.fixture
@@ -20,7 +22,7 @@ def commands(tmp_path: Path) -> FlowerCommands:
         f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{address}"\n'
         "insecure = true\n"
     )
-    return FlowerCommands("here", flower_environment() | {"FLWR_HOME": str(tmp_path)})
+    return FlowerCommands("here", flower_environment(tmp_path))
 
 
 def test_each_command_raises_flowers_reason(commands: FlowerCommands) -> None:
@@ -31,7 +33,7 @@ def test_each_command_raises_flowers_reason(commands: FlowerCommands) -> None:
 
 def test_an_unknown_connection_is_refused_before_a_supervised_run_starts(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text('[superlink]\ndefault = "here"\n')
-    environment = flower_environment() | {"FLWR_HOME": str(tmp_path)}
+    environment = flower_environment(tmp_path)
     supervisor = Supervisor(
         FlowerCommands("there", environment), None, {}, tmp_path / "run", pytest.fail
     )

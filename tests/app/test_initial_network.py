@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from fixbn_flwr.app.centralised import train_centrally
 from fixbn_flwr.app.config.settings import Settings
 from fixbn_flwr.app.initial_network import initial_network
-from fixbn_flwr.app.overrides import settings_of
+from fixbn_flwr.app.overrides import read_settings
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.tasks import get_task
 from tests.support.whole_app import rounds_of, run_app
@@ -21,7 +21,7 @@ SLOW = {"learning-rate": 1e-7, "num-server-rounds": 1, "freeze-after": 1.0}
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The weights of a model that has learned digits."""
     folder = tmp_path_factory.mktemp("trained")
-    settings = settings_of([f"output-dir={folder}", "num-server-rounds=6", "evaluate-every=6"])
+    settings = read_settings([f"output-dir={folder}", "num-server-rounds=6", "evaluate-every=6"])
     return train_centrally(settings, clients=10) / "final.safetensors"
 
 
@@ -46,7 +46,7 @@ def test_a_run_starts_from_pretrained_weights(trained: Path, tmp_path: Path) -> 
 
 
 def test_centralised_training_starts_from_them_too(trained: Path, tmp_path: Path) -> None:
-    settings = settings_of(
+    settings = read_settings(
         [
             f"output-dir={tmp_path}", f"pretrained={trained}", "num-server-rounds=1",
             "freeze-after=1.0",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import socket
 import ssl
 import stat
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
 )
 
+from fixbn_flwr.app.process_cleanup import processes_with
 from tests.support.machines import PROGRAMS, ROOT, free_port
 from tests.support.waiting import TIMEOUT, wait_for_line, wait_until
 
@@ -273,6 +275,23 @@ NODE = "start-supernode --superlink 127.0.0.1:9 --ca certificates/ca.crt --key k
             "revoke keys/a.pub --superlink 127.0.0.1:9 --ca certificates/ca.crt",
             "the SuperLink at 127.0.0.1:9 does not answer (",
         ),
+        (
+            "revoke keys/a.pub --superlink 10.0.0.1:port --ca certificates/ca.crt",
+            "the SuperLink at 10.0.0.1:port does not answer (Invalid port: 'port'): start it",
+        ),
+        (
+            "revoke keys/a.pub --superlink 127.0.0.1:9 --ca keys/a.pub",
+            "--ca keys/a.pub is not a certificate (",
+        ),
+        (
+            "mkdir -p h/health.json; chmod 700 h; start-superlink --insecure --home h",
+            "/h/health.json': give this user the right to write there",
+        ),
+        (
+            "rm -r certificates/superlink.*; : > certificates/ca.key; "
+            "make-certificates certificates --host a",
+            "certificates/ca.key or certificates/ca.crt is damaged (",
+        ),
         ("check-health --home nowhere", "the process with home nowhere does not respond"),
     ],
 )
@@ -320,6 +339,43 @@ def test_two_nodes_cannot_share_a_home(run: Run, tmp_path: Path) -> None:
     assert refusal(result).endswith(
         "/home is already running: stop it first, or give this one its own key (without keys: its "
         "own --name), which gives it its own home."
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_no_second_node_starts_while_a_part_of_the_first_lives(
+    run: Run, tmp_path: Path, number: signal.Signals
+) -> None:
+    node = "start-supernode --insecure --superlink 127.0.0.1:9 --partition 0/2 --home home"
+    home = tmp_path / "home"
+    with running(node, tmp_path / "log") as first:
+        wait_until(
+            lambda: processes_with(home),
+            "flower-supernode ran",
+            process=first,
+            log=tmp_path / "log",
+        )
+        first.send_signal(number)
+        first.wait(TIMEOUT)
+    left = processes_with(home)
+    if number == signal.SIGHUP:  # the script ends what it has started
+        assert not left
+        return
+    try:
+        assert left
+        assert "/home is already running: stop it first" in refusal(run(node))
+    finally:
+        for process in left:
+            os.kill(process, signal.SIGKILL)
+
+
+def test_two_superlinks_cannot_share_a_home(run: Run, tmp_path: Path) -> None:
+    start = "start-superlink --insecure --host 127.0.0.1 --home home --port"
+    with running(f"{start} {free_port('127.0.0.1')}", tmp_path / "log") as first:
+        wait_for_line(tmp_path / "log", "Starting a SuperLink", first)
+        result = run(f"{start} {free_port('127.0.0.1')}")
+    assert refusal(result).endswith(
+        "/home is already running: stop it first, or give this one its own --home."
     )
 
 

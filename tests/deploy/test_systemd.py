@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fixbn_flwr.app.supervision.commands import FAILED
 from tests.support.machines import ROOT
 
 UNITS = sorted((ROOT / "deploy" / "systemd").iterdir())
@@ -37,6 +38,9 @@ def test_a_unit_restarts_its_process_and_limits_it(unit: Path) -> None:
     assert LIMITS.items() <= found.items()
     is_run = unit.stem == "fixbn-run@"  # it ends when it is finished
     assert found["Restart"] == ("on-failure" if is_run else "always")
+    if is_run:
+        assert found["RestartPreventExitStatus"] == str(FAILED)
+        assert found["SuccessExitStatus"] == "130"
     assert {"RestartSec", "MemoryMax", "TasksMax"} <= found.keys()
 
 

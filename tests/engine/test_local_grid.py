@@ -19,7 +19,7 @@ from fixbn_flwr import FixBN
 from fixbn_flwr.engine.client_states import ClientStates
 from fixbn_flwr.engine.local_grid import LocalGrid
 from fixbn_flwr.engine.simulated_grid import FIRST_NODE_ID
-from fixbn_flwr.engine.worker_pool import WorkerError
+from fixbn_flwr.errors import WorkerError
 from fixbn_flwr.testing import SerializingGrid
 from tests.support.clients import partition_of, training_app
 from tests.support.older_federation import fixbn

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fixbn_flwr.app.flower_commands import SuperLinkError
 from fixbn_flwr.app.local_superlink import local_superlink
+from fixbn_flwr.errors import SuperLinkError
 from tests.support.real_runs import PROGRAMS, Simulate, home_until, processes_of, running_fixbn
 from tests.support.waiting import TIMEOUT, wait_until, without_colours
 

@@ -201,3 +201,9 @@ def test_the_training_loss_is_found_by_its_name(
     metrics: dict[str, object], loss: float | None
 ) -> None:
     assert training_loss(metrics) == loss
+
+
+def test_a_huge_finite_update_has_a_finite_length() -> None:
+    signals = observed(update(weights=(3e38, 0.0)), update())
+    assert signals.update_norm == pytest.approx(1.5e38)
+    assert signals.update_agreement == pytest.approx(1.0)

@@ -16,7 +16,7 @@ from fixbn_flwr.method import schedule
 from fixbn_flwr.method.schedule import FreezeAfter
 from fixbn_flwr.models.libraries import check_library_model, is_library_model
 from fixbn_flwr.tasks import DataTask, Task, find_task
-from fixbn_flwr.tracking.tracking import TRACKERS
+from fixbn_flwr.tracking.tracking import tracker_names
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _MAX_RUN_NAME = 200  # characters; file systems allow 255, and a suffix may follow
@@ -193,9 +193,10 @@ def _run_name(run_name: str) -> str | None:
 
 
 def _track(track: str) -> str | None:
-    for name in filter(None, map(str.strip, track.split(","))):
-        if name not in TRACKERS:
-            return problem("track", track, f"no tracker {name!r}; {did_you_mean(name, TRACKERS)}")
+    try:
+        tracker_names(track)
+    except ConfigError as error:
+        return problem("track", track, str(error))
     return None
 
 

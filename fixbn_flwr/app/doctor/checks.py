@@ -116,8 +116,8 @@ def disk(folder: Path, what: str, key: str) -> Finding:
         key: The key of the run config that names another folder.
     """
     folder = folder.expanduser().absolute()
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     try:
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
         with tempfile.TemporaryFile(dir=existing):
             pass
         free = shutil.disk_usage(existing).free / GB

@@ -12,8 +12,9 @@ from pathlib import Path
 from fixbn_flwr.app.doctor.checks import ENOUGH_DISK, GB
 from fixbn_flwr.app.doctor.finding import Finding
 from fixbn_flwr.app.homes.commands import DAYS
-from fixbn_flwr.app.homes.home import DATABASE, Home, bytes_of, homes_in, last_use
+from fixbn_flwr.app.homes.home import DATABASE, Home, homes_in, last_use
 from fixbn_flwr.app.homes.temporary import abandoned
+from fixbn_flwr.persistence.file_sizes import bytes_of
 
 LARGE = 1e9  # bytes
 MB = 1e6

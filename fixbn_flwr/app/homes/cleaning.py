@@ -9,10 +9,11 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from fixbn_flwr.app.homes.home import DATABASE, Home, bytes_of, last_use
+from fixbn_flwr.app.homes.home import DATABASE, Home, last_use
 from fixbn_flwr.app.homes.records import delete_records, old_records
 from fixbn_flwr.app.homes.temporary import abandoned
 from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.persistence.file_sizes import bytes_of
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,14 @@ class Leftover:
         size: Its size, in bytes.
         kept: Why it cannot be deleted now, with the remedy. Empty: it can.
         delete: Deletes it.
+        failed: Whether ``kept`` is an error.
     """
 
     text: str
     size: int
     kept: str
     delete: Callable[[], None]
+    failed: bool = False
 
     def __str__(self) -> str:
         """Return a line."""
@@ -39,10 +42,13 @@ class Leftover:
 def leftovers(homes: list[Home], before: datetime) -> Iterator[Leftover]:
     """Yield what was last used before a time, in homes and in the folder for temporary files."""
     for home in homes:
-        yield from _momentum(home, before)
-        yield from _apps(home, before)
-        if home.kind == "SuperLink":
-            yield from _records(home, before)
+        for what, found in (("momentum", _momentum), ("apps", _apps), ("logs", _records)):
+            try:
+                yield from found(home, before)
+            except (ConfigError, OSError) as error:
+                remedy = "" if isinstance(error, ConfigError) else "; run this as its owner"
+                text = f"{what} in {home.path}"
+                yield Leftover(text, 0, f"{error}{remedy}", lambda: None, failed=True)
     for path in abandoned(before):
         yield _folder(f"temporary folder {path}", path)
 
@@ -65,6 +71,8 @@ def _apps(home: Home, before: datetime) -> Iterator[Leftover]:
 
 
 def _records(home: Home, before: datetime) -> Iterator[Leftover]:
+    if home.kind != "SuperLink":
+        return
     database = home.path / DATABASE
     runs, size = old_records(database, before)
     if size:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fixbn_flwr.errors import ConfigError
+
 HOMES = Path("~/.fixbn")
 DAYS = 30
 
@@ -38,11 +40,18 @@ def clean(
     ready = [leftover for leftover in found if not leftover.kept]
     if not ready:
         print(f"Nothing that can be deleted is older than {older_than} days.")
-        return
     size = sum(leftover.size for leftover in ready) / 1e6
-    if yes or typer.confirm(f"Delete {len(ready)} of these, {size:.1f} MB?"):
+    failed = any(leftover.failed for leftover in found)
+    if ready and (yes or typer.confirm(f"Delete {len(ready)} of these, {size:.1f} MB?")):
         listed = {leftover.text for leftover in ready}
         for leftover in leftovers(homes, before):  # again: a run may use something by now
             if leftover.text in listed and not leftover.kept:
-                leftover.delete()
-                print(f"Deleted: {leftover}")
+                try:
+                    leftover.delete()
+                except ConfigError as error:
+                    failed = True
+                    print(f"Not deleted: {leftover}. {error}")
+                else:
+                    print(f"Deleted: {leftover}")
+    if failed:
+        raise typer.Exit(1)

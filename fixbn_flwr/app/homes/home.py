@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import stat
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,10 +11,11 @@ from pathlib import Path
 
 from fixbn_flwr.app.process_cleanup import processes_with
 from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.persistence.file_sizes import files_in
 
 DATABASE = "state.db"
 _HEALTH = "health.json"  # every script of deploy/ writes it
-_LOCK = "lock"  # start-supernode holds it
+_LOCK = "lock"  # the scripts of deploy/ and the programs that they start hold it
 _NGINX = "nginx.conf"
 _TRAINING = b"flwr-clientapp"  # the process that Flower starts for each message
 
@@ -102,26 +101,6 @@ def homes_in(folder: Path) -> list[Home]:
     if not found:
         raise ConfigError(f"{folder} has no home of a SuperLink, gateway or SuperNode: {remedy}.")
     return found
-
-
-def files_in(path: Path) -> Iterator[os.stat_result]:
-    """Yield the sizes and times of all files in a folder; a file that disappears is left out."""
-    for folder, _, names in os.walk(path):  # which leaves out folders that disappear
-        for name in names:
-            with suppress(FileNotFoundError):
-                found = os.lstat(os.path.join(folder, name))
-                if stat.S_ISREG(found.st_mode):
-                    yield found
-
-
-def bytes_of(*paths: Path) -> int:
-    """Return the size of files, and of all files in folders."""
-    size = 0
-    for path in paths:
-        with suppress(FileNotFoundError):
-            size += sum(file.st_size for file in files_in(path))
-            size += path.stat().st_size if path.is_file() else 0
-    return size
 
 
 def last_use(folder: Path) -> datetime:

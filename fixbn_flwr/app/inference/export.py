@@ -78,9 +78,9 @@ def export(
         >>> import tempfile
         >>> from contextlib import redirect_stdout
         >>> from fixbn_flwr.app.centralised import train_centrally
-        >>> from fixbn_flwr.app.overrides import settings_of
+        >>> from fixbn_flwr.app.overrides import read_settings
         >>> with tempfile.TemporaryDirectory() as runs, redirect_stdout(None):
-        ...     settings = settings_of([f"output-dir={runs}", "num-server-rounds=2"])
+        ...     settings = read_settings([f"output-dir={runs}", "num-server-rounds=2"])
         ...     path = export(train_centrally(settings, clients=10), "torchscript")
         >>> path.parent.name, path.name
         ('export-final', 'model.pt')
@@ -102,7 +102,7 @@ def export(
             content = torchscript_file(model)
         case "safetensors":
             content = (folder / f"{which}.safetensors").read_bytes()
-    target = output or folder / f"export-{which}"
+    target = output.expanduser() if output else folder / f"export-{which}"
     path = target / FILES[file_format]
     try:
         write_atomically(path, content)

@@ -47,9 +47,9 @@ def load(run_folder: str | PathLike[str], which: Which | None = None) -> Trained
         >>> from contextlib import redirect_stdout
         >>> import fixbn_flwr
         >>> from fixbn_flwr.app.centralised import train_centrally
-        >>> from fixbn_flwr.app.overrides import settings_of
+        >>> from fixbn_flwr.app.overrides import read_settings
         >>> with tempfile.TemporaryDirectory() as runs, redirect_stdout(None):
-        ...     settings = settings_of([f"output-dir={runs}", "num-server-rounds=2"])
+        ...     settings = read_settings([f"output-dir={runs}", "num-server-rounds=2"])
         ...     model = fixbn_flwr.load(train_centrally(settings, clients=10))
         >>> model.input_size
         (1, 8, 8)

@@ -7,7 +7,7 @@ marks its T*.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from textwrap import fill
 from typing import TYPE_CHECKING
@@ -79,7 +79,7 @@ def draw_charts(
         charts: What to draw.
         wide: Whether a chart takes the page's whole width. Default: half of it.
     """
-    return [_draw(runs, chart, wide=wide) for chart in charts if any(_all_values(runs, chart))]
+    return [_draw(runs, chart, wide=wide) for chart in charts if _is_known(runs, chart)]
 
 
 def _draw(runs: Sequence[ReportedRun], chart: Chart, *, wide: bool) -> Picture:
@@ -144,8 +144,8 @@ def _values(run: ReportedRun, chart: Chart) -> list[tuple[int, float]]:
     ]
 
 
-def _all_values(runs: Sequence[ReportedRun], chart: Chart) -> Iterator[bool]:
-    return (bool(_values(run, chart)) for run in runs)
+def _is_known(runs: Sequence[ReportedRun], chart: Chart) -> bool:
+    return any(_values(run, chart) for run in runs)
 
 
 def _in_words(runs: Sequence[ReportedRun], chart: Chart) -> str:

@@ -69,8 +69,9 @@ def write_report(paths: Sequence[Path], output: Path, *, test_models: bool = Tru
         ConfigError: If a path is not a run folder, or the file cannot be written.
     """
     output = output.expanduser().absolute()
+    runs = read_runs(paths)
     _check(output)
-    page = render(read_runs(paths), test_models=test_models)
+    page = render(runs, test_models=test_models)
     try:
         write_atomically(output, page.encode())
     except OSError as error:

@@ -40,9 +40,12 @@ def locked(path: Path) -> Iterator[None]:
 def is_locked(path: Path) -> bool:
     """Return whether a process runs the run in this folder.
 
-    On a file system without locks, return False.
+    On a file system without locks, or if the folder has disappeared, return False.
     """
-    folder = os.open(path, os.O_RDONLY)
+    try:
+        folder = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
     try:
         fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -17,6 +17,7 @@ from fixbn_flwr.app.runs.lock import locked
 from fixbn_flwr.app.runs.reader import CONFIG, read_config
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.log import logger
+from fixbn_flwr.persistence.file_sizes import bytes_of, files_in
 
 
 def folder_of(settings: Settings, run: int) -> Path | None:
@@ -47,15 +48,10 @@ def make_state_dir(settings: Settings) -> None:
         raise ConfigError(problem("state-dir", settings.state_dir, text)) from error
 
 
-def size_of(folder: Path) -> int:
-    """Return the size of all files in a folder and its subfolders, in bytes."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
 def report(folder: Path) -> str:
     """Return a line with the number and the size of a run's momentum files."""
     clients = sum(1 for _ in folder.iterdir())
-    return f"Momentum of {clients} clients: {size_of(folder) / 1e6:.1f} MB in {folder}"
+    return f"Momentum of {clients} clients: {bytes_of(folder) / 1e6:.1f} MB in {folder}"
 
 
 def warn_of_full_disk(folder: Path, clients: int, files: int) -> None:
@@ -66,8 +62,8 @@ def warn_of_full_disk(folder: Path, clients: int, files: int) -> None:
         clients: The number of clients.
         files: The most files that a client keeps at a time.
     """
-    largest = max((path.stat().st_size for path in folder.rglob("*.safetensors")), default=0)
-    needed, used = largest * clients * files, size_of(folder)
+    sizes = [file.st_size for file in files_in(folder)]
+    needed, used = max(sizes, default=0) * clients * files, sum(sizes)
     free = shutil.disk_usage(folder).free
     if needed - used > free:
         logger.warning(

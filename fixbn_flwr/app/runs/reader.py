@@ -64,7 +64,7 @@ def read_metrics(folder: Path) -> list[RoundMetrics]:
     rounds = []
     for number, line in enumerate(lines, start=1):
         try:
-            rounds.append(_from_line(line))
+            rounds.append(from_line(line))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(
                 f"{path}, line {number}: not a round's metrics ({error}); restore the file"
@@ -74,18 +74,24 @@ def read_metrics(folder: Path) -> list[RoundMetrics]:
 
 def line_of(metrics: RoundMetrics) -> str:
     """Return a round's line of metrics.jsonl."""
-    # JSON has no NaN: a run that diverged writes "nan" or "inf" as text.
-    fields = {
-        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in dataclasses.asdict(metrics).items()
-    }
-    return json.dumps(fields, allow_nan=False) + "\n"
+    return json.dumps(_without_nan(dataclasses.asdict(metrics)), allow_nan=False) + "\n"
 
 
-def _from_line(line: str) -> RoundMetrics:
+def from_line(line: str) -> RoundMetrics:
+    """Return the metrics in a line of metrics.jsonl."""
     fields = json.loads(line)
     phase = Phase(fields.pop("phase"))
-    values: dict[str, Any] = {
-        key: float(v) if isinstance(v, str) else v for key, v in fields.items()
-    }
-    return RoundMetrics(phase=phase, **values)
+    return RoundMetrics(phase=phase, **_with_nan(fields))
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: a run that diverged writes "nan" or "inf" as text."""
+    if isinstance(value, dict):
+        return {key: _without_nan(part) for key, part in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _with_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_nan(part) for key, part in value.items()}
+    return float(value) if isinstance(value, str) else value

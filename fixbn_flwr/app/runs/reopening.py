@@ -14,12 +14,14 @@ from fixbn_flwr.app.runs.reader import (
     CONFIG,
     METRICS,
     SUMMARY,
+    from_line,
     is_finished,
     read_config,
     read_metrics,
 )
 from fixbn_flwr.app.runs.summary import best_round, best_tested_round
 from fixbn_flwr.app.runs.writer import RunFolder, json_bytes, writing
+from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.log import logger
 from fixbn_flwr.method.averaging import Arrays
 from fixbn_flwr.method.schedule import AUTO
@@ -107,7 +109,10 @@ def _roll_back(path: Path, lines: Sequence[str], server_round: int) -> None:
     Also keep the best model of an older version, which its tests chose.
     """
     remove_partial_files(path)
-    before = read_metrics(path)
+    try:
+        before = read_metrics(path)
+    except ConfigError:  # cut by a power failure, or lost
+        before = [from_line(line) for line in lines]
     tested = best_tested_round(before)
     final, best = path / _FINAL, path / _BEST
     if is_finished(path) and final.exists():  # a kill may have come after the renaming

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fixbn_flwr.errors import FixBNError
+
 # The rest is imported where it is used: the help must not wait for it.
+
+FAILED = 78  # exit status; a crash of Python has 1, after which systemd supervises again
 
 
 def supervise(
@@ -33,11 +38,14 @@ def supervise(
     from fixbn_flwr.app.supervision.supervised_config import supervised_config
     from fixbn_flwr.app.supervision.supervisor import Supervisor
 
-    path = Path(absolute("folder", str(folder)))
-    run_config = supervised_config(path, overrides or [], app)
     say = partial(print, flush=True)
     try:
+        path = Path(absolute("folder", str(folder)))
+        run_config = supervised_config(path, overrides or [], app)
         Supervisor(FlowerCommands(superlink), app, run_config, path, say).supervise()
     except KeyboardInterrupt:
         say("A run that has started goes on without supervision; `flwr stop RUN_ID` stops it.")
         raise
+    except FixBNError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise typer.Exit(FAILED) from error

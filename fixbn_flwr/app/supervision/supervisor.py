@@ -13,10 +13,10 @@ from pathlib import Path
 
 from fixbn_flwr.app.config.rules import Value
 from fixbn_flwr.app.flower_app import temporary_app
-from fixbn_flwr.app.flower_commands import FlowerCommands, RunStatus, SuperLinkError
+from fixbn_flwr.app.flower_commands import FlowerCommands, RunStatus
 from fixbn_flwr.app.runs.lock import is_locked
 from fixbn_flwr.app.runs.reader import CHECKPOINTS, is_finished, read_config
-from fixbn_flwr.errors import FixBNError
+from fixbn_flwr.errors import FixBNError, SuperLinkError
 from fixbn_flwr.persistence.checkpoints import Checkpoints
 
 ATTEMPTS = 3  # failures in a row, without a new checkpoint, that end the supervision
@@ -58,11 +58,11 @@ class Supervisor:
                 folder is not on this machine.
         """
         failures, checkpoint = 0, self._rounds_done()
-        while True:
+        while not is_finished(self._folder):
             self._wait_for_superlink()
             self._wait_for_its_end()
             if is_finished(self._folder):
-                return self._say(f"Finished: {self._folder}")
+                break
             end = self._attempt()
             if end is None:
                 self._say("The run was lost with its SuperLink")
@@ -83,6 +83,7 @@ class Supervisor:
                         f"with: {end.failure}\nFix the cause, and supervise it again: it resumes "
                         f"after round {checkpoint}."
                     )
+        return self._say(f"Finished: {self._folder}")
 
     def _rounds_done(self) -> int:
         """Return the round of the newest checkpoint; 0 if there is none."""

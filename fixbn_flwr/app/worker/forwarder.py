@@ -40,7 +40,7 @@ from typing import Any
 
 from flwr.app import Context, Message
 
-from fixbn_flwr.errors import ConfigError, FixBNError
+from fixbn_flwr.errors import ConfigError, WorkerError
 from fixbn_flwr.flower_compat import (
     ClientAppCallable,
     context_from_bytes,
@@ -54,10 +54,6 @@ MAX_BYTES = 2**31  # of a message or a context
 CODE = str(Path(__file__).resolve().parents[3])  # Flower unpacks each version of the app elsewhere
 _PROCESS_PER_MESSAGE = "flwr-clientapp"
 _INSTALLED_PER_MESSAGE = "runtime-envs"
-
-
-class WorkerError(FixBNError):
-    """The worker process of this node did not start, or ended while it handled a message."""
 
 
 def worker_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

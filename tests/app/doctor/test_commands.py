@@ -121,6 +121,10 @@ def test_a_full_disk_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert finding.remedy == "make room there, or set output-dir to a folder on a larger disk"
 
 
+def test_a_folder_that_cannot_be_looked_up_does_not_stop_the_doctor(tmp_path: Path) -> None:
+    assert str(tmp_path) in checks.disk(tmp_path / ("a" * 300), "runs", "output-dir").text
+
+
 def test_a_gpu_that_torch_cannot_use_is_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -21,10 +23,11 @@ from fixbn_flwr.errors import ConfigError
 from tests.support.homes import age, write
 
 
-def clean(homes: Path, *words: str, answer: str = "") -> list[str]:
+def clean(homes: Path, *words: str, answer: str = "", status: int = 0) -> list[str]:
     result = CliRunner().invoke(
         cli, ["clean", "--home", str(homes), *words], input=answer, catch_exceptions=False
     )
+    assert result.exit_code == status
     return result.output.splitlines()
 
 
@@ -99,8 +102,10 @@ def test_a_database_that_is_open_is_left_alone(homes: Path) -> None:
     database = homes / "superlink" / "state.db"
     with closing(sqlite3.connect(database)) as superlink:
         superlink.execute("SELECT * FROM task").fetchall()
-        with pytest.raises(ConfigError, match=r"is in use .*: stop its SuperLink, and clean again"):
-            clean(homes, "--yes")
+        lines = clean(homes, "--yes", status=1)
+    assert "Not deleted: logs of 2 runs" in lines[-1]
+    assert "is in use (" in lines[-1]
+    assert lines[-1].endswith("): stop its SuperLink, and clean again.")
     assert len(column(database, "SELECT task_id FROM task_logs")) == 4
 
 
@@ -160,8 +165,7 @@ def test_a_full_disk(
     database = homes / "superlink" / "state.db"
     with monkeypatch.context() as full:
         full.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=FullDisk))
-        with pytest.raises(ConfigError, match=message):
-            clean(homes, "--yes")
+        assert message in clean(homes, "--yes", status=1)[-1]
     left = [3, 4] if statement == "VACUUM" else [1, 2, 3, 4]
     assert column(database, "SELECT task_id FROM task_logs") == left
 
@@ -174,8 +178,29 @@ def test_a_busy_database_is_not_called_damaged(
         other.execute("PRAGMA journal_mode = DELETE")
         other.execute("BEGIN EXCLUSIVE")
         monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, timeout=0))
-        with pytest.raises(ConfigError, match=r"is in use .*: stop its SuperLink, and clean again"):
-            clean(homes, "--yes")
+        lines = clean(homes, "--yes", status=1)
+    assert any("Kept: " in line and "is in use (" in line for line in lines)
+
+
+def test_what_is_damaged_is_named_and_the_rest_is_deleted(
+    homes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (homes / "superlink" / "state.db").write_bytes(b"no database " * 100)
+    stuck, rmtree = homes / "hospital-a" / "momentum" / "11", shutil.rmtree
+
+    def remove(path: Path) -> None:
+        if path == stuck:
+            raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+        rmtree(path)
+
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    lines = clean(homes, "--yes", status=1)
+    damaged = next(line for line in lines if line.startswith("logs in "))
+    assert "state.db cannot be used (file is not a database): it is damaged" in damaged
+    failed = next(line for line in lines if line.startswith("Not deleted: "))
+    assert failed.endswith("fix the cause and clean again.")
+    assert lines[-1].startswith("Deleted: app ")
+    assert not (homes / "hospital-a" / "apps" / "old").exists()
 
 
 def test_another_limit_and_a_folder_without_homes(homes: Path, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from fixbn_flwr.app.homes.cleaning import leftovers
-from fixbn_flwr.app.homes.home import Home, bytes_of, files_in, homes_in, last_use
+from fixbn_flwr.app.homes.home import Home, homes_in, last_use
+from fixbn_flwr.persistence.file_sizes import bytes_of, files_in
 from tests.support.homes import write
 
 

@@ -37,6 +37,15 @@ def test_the_default_folder_names_the_model(run_folder: Path, tmp_path: Path) ->
     assert final.read_bytes() == (run_folder / "final.safetensors").read_bytes()
 
 
+def test_the_output_may_be_below_the_home_directory(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = export(run_folder, "safetensors", output=Path("~/exported"))
+    assert path == tmp_path / "exported" / "model.safetensors"
+    assert path.exists()
+
+
 def test_torchscript_has_the_outputs_of_the_chosen_model(run_folder: Path, tmp_path: Path) -> None:
     path = export(run_folder, "torchscript", "final", tmp_path)
     images = torch.rand(3, 1, 8, 8)

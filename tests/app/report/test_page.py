@@ -96,3 +96,8 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"is not the folder of a run: .*; name a"):
         write_report([tmp_path], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_run_that_does_not_exist_is_named_before_the_output(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"typo is not the folder of a run: .*; name a"):
+        write_report([tmp_path / "typo"], tmp_path / "typo" / "report.html")

@@ -92,6 +92,10 @@ def test_a_run_is_running_while_its_folder_is_locked(runs: Path) -> None:
     assert not is_locked(runs / "the-oldest")
 
 
+def test_a_folder_that_has_disappeared_is_not_running(tmp_path: Path) -> None:
+    assert not is_locked(tmp_path / "deleted")
+
+
 def test_a_resumed_run_has_not_failed(runs: Path, tmp_path: Path) -> None:
     fail(tmp_path, **{"num-server-rounds": 4})
     folder = tmp_path / "failed"

@@ -161,6 +161,17 @@ def test_metrics_of_a_diverged_run_are_valid_json_and_can_be_read(tmp_path: Path
     assert read.test_loss == math.inf
 
 
+def test_signals_that_are_not_finite_are_valid_json_and_can_be_read(tmp_path: Path) -> None:
+    folder = create(settings(tmp_path, run_name="one"), method="FixBN", clients=10)
+    signals = {"drift": math.inf, "norm": 1.0}
+    folder.append(metrics(1, 0.5, signals=signals, disagreement_by_layer={"bn": math.nan}))
+    (line,) = read_metrics(folder.path)
+    assert line.signals == signals
+    assert math.isnan(line.disagreement_by_layer["bn"])
+    written = (folder.path / "metrics.jsonl").read_text()
+    assert json.loads(written)["signals"] == {"drift": "inf", "norm": 1.0}
+
+
 def test_append_returns_whether_the_validation_is_the_best_so_far(tmp_path: Path) -> None:
     folder = create(settings(tmp_path), method="FixBN", clients=10)
     accuracies = [None, 0.0, 0.5, 0.5, None, 0.4, 0.6]

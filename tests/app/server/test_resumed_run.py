@@ -209,6 +209,19 @@ def test_a_run_resumes_after_its_disk_was_full(
     assert_same(folder, uninterrupted)
 
 
+@pytest.mark.parametrize("content", [None, '{"round"'])
+def test_a_run_resumes_without_its_metrics(content: str | None, tmp_path: Path) -> None:
+    """The checkpoint has them too."""
+    uninterrupted = run(config_of(tmp_path / "whole"), lost=lost_in({5, 6}))
+    config = config_of(tmp_path / "run")
+    folder = run_until_failure(config, 4)
+    (folder / "metrics.jsonl").unlink()
+    if content is not None:
+        (folder / "metrics.jsonl").write_text(content)
+    run({**config, "resume": str(folder)}, 2)
+    assert_same(folder, uninterrupted)
+
+
 def test_a_run_resumes_several_times_with_the_same_config(tmp_path: Path) -> None:
     config = config_of(tmp_path, freeze_after=0.5)
     folder = run_until_failure(config, 1)
@@ -481,3 +494,9 @@ def test_momentum_files_stay_few_and_are_deleted_with_the_run(
     assert list(tmp_path.rglob("*.safetensors")) == []
     with pytest.raises(ConfigError, match="is not the folder of a run"):
         delete_run(folder)
+
+
+def test_momentum_may_disappear_while_it_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "round-1.safetensors").symlink_to(tmp_path / "gone")  # found, but not there
+    warn_of_full_disk(tmp_path, 10, 2)
+    assert report(tmp_path).startswith("Momentum of 1 clients: 0.0 MB")

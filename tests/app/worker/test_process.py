@@ -23,13 +23,12 @@ from fixbn_flwr.app.worker.forwarder import (
     CODE,
     Forwarder,
     NodeProcess,
-    WorkerError,
     started_at,
     worker_mod,
 )
 from fixbn_flwr.array_records import arrays_of, record_of
 from fixbn_flwr.client.momentum_store import KEY
-from fixbn_flwr.errors import ConfigError
+from fixbn_flwr.errors import ConfigError, WorkerError
 from fixbn_flwr.flower_compat import TaskIdentity
 from fixbn_flwr.method.round_config import Momentum, RoundConfig
 from fixbn_flwr.method.schedule import Phase
