@@ -5,12 +5,12 @@ fixbn run --engine ray                    # the same through `flwr run`
 fixbn run task=cifar10 data-dir=~/data    # any key of the run config, see the documentation
 fixbn compare                             # FixBN, then plain BN
 fixbn centralised                         # the baseline: no federation, as many steps
-fixbn run resume=runs/20260101-120000-digits-FixBN      # resume a stopped run
+fixbn run resume=runs/20260101-120000-3f9a-digits-FixBN # resume a stopped run
 fixbn list                                              # the runs in ./runs
-fixbn report runs/20260101-120000-digits-FixBN          # one HTML page, of several runs too
-fixbn predict runs/20260101-120000-digits-FixBN image.png
-fixbn export runs/20260101-120000-digits-FixBN --format onnx
-fixbn delete runs/20260101-120000-digits-FixBN
+fixbn report runs/20260101-120000-3f9a-digits-FixBN     # one HTML page, of several runs too
+fixbn predict runs/20260101-120000-3f9a-digits-FixBN image.png
+fixbn export runs/20260101-120000-3f9a-digits-FixBN --format onnx
+fixbn delete runs/20260101-120000-3f9a-digits-FixBN
 fixbn supervise runs/hospitals task=cifar10             # real machines: resumes by itself
 fixbn doctor                              # what this machine has, and what to do about problems
 fixbn clean                               # delete what real machines keep of old runs
