@@ -46,7 +46,8 @@ class FailedAggregation:
         """Return the failure of a strategy whose model holds NaN or infinity in an array."""
         return cls(
             f"{type(strategy).__name__} produced NaN or infinity from finite updates, first in "
-            f"{array!r}; lower the server or client learning rate",
+            f"{array!r}; lower the server or client learning rate, or, if the array holds infinity "
+            "by design, as a mask does, use a large number instead",
             diverged=True,
         )
 
