@@ -53,6 +53,7 @@ from fixbn_flwr.method.round_config import (
 )
 from fixbn_flwr.method.schedule import Phase
 from fixbn_flwr.method.weight_slots import without_weights
+from fixbn_flwr.method.wrapper_prefixes import under_sent_names
 
 
 @contextmanager
@@ -167,7 +168,10 @@ def _start_from(
         case Momentum.RESET:
             write_buffers(model, optimizer, {})
         case Momentum.GLOBAL:
-            write_buffers(model, optimizer, _received_momentum(received))
+            buffers = _received_momentum(received)
+            # The server's model may be wrapped in another way than this one.
+            named = under_sent_names(buffers, named_parameters(model))
+            write_buffers(model, optimizer, named or buffers)
         case Momentum.LOCAL:
             saved = load_buffers(context, config, model_hash)
             try:
