@@ -137,15 +137,16 @@ def median_counters(updates: Sequence[Arrays]) -> dict[str, Array]:
     }
 
 
-def _mean(values: Sequence[Array], weights: Sequence[float]) -> NDArray[np.float64]:
+def _mean(values: Sequence[Array], weights: Sequence[float]) -> Array:
     total = float(sum(weights))
-    mean = np.zeros(values[0].shape)
+    wide = np.promote_types(values[0].dtype, np.float64)  # complex128 for complex momentum
+    mean = np.zeros(values[0].shape, wide)
     for value, weight in zip(values, weights, strict=True):
-        mean += value.astype(np.float64) * (weight / total)
+        mean += value.astype(wide) * (weight / total)
     return mean
 
 
-def _round_to(value: NDArray[np.float64], dtype: np.dtype[Any]) -> Array:
+def _round_to(value: Array, dtype: np.dtype[Any]) -> Array:
     # Arithmetic on 0-d arrays returns scalars, which Flower's Array does not accept.
     return np.asarray(value).astype(dtype)
 

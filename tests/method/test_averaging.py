@@ -155,3 +155,8 @@ def test_infinity_by_design_is_allowed_and_nan_in_its_place_is_not(
 ) -> None:
     found = first_spoilt({"mask": np.float32(after)}, {"mask": np.float32(before)})
     assert found == ("mask" if spoilt else None)
+
+
+def test_complex_momentum_keeps_its_imaginary_part() -> None:
+    average = weighted_mean([{"w": np.complex64([1j])}, {"w": np.complex64([4 + 1j])}], WEIGHTS)
+    assert_array_equal(average["w"], np.complex64([3 + 1j]))

@@ -173,6 +173,21 @@ def test_stop_leaves_the_loop_with_the_result_so_far(tmp_path: Path) -> None:
     assert same({n: a.numpy() for n, a in result.arrays.items()}, of_round[3])
 
 
+def test_a_start_without_a_timeout_runs_unless_one_is_given() -> None:
+    class Shorter(FedAvg):
+        def start(  # type: ignore[override]
+            self, grid: Grid, initial_arrays: ArrayRecord, num_rounds: int
+        ) -> Any:
+            return super().start(grid, initial_arrays, num_rounds)
+
+    fixbn = FixBN(Shorter(fraction_evaluate=0.0), freeze_after=1)
+    grid = SerializingGrid(training_app(network, batches), CLIENTS)
+    result = fixbn.start(grid, initial_arrays(network()), 2)
+    assert set(result.arrays) == set(network().state_dict())
+    with pytest.raises(TypeError, match="unexpected keyword argument 'timeout'"):
+        fixbn.start(grid, initial_arrays(network()), 2, timeout=60)
+
+
 def test_a_start_with_fewer_arguments_gets_those_that_are_given() -> None:
     class Short(FedAvg):
         def start(  # type: ignore[override]
