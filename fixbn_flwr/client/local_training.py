@@ -142,7 +142,8 @@ def local_training(
     with ExitStack() as stack:
         if config.phase is Phase.CALIBRATION:
             stack.enter_context(freeze_statistics(model))
-            stack.enter_context(multiplied_learning_rate(optimizer, config.learning_rate_factor))
+            factor = config.learning_rate_factor
+            stack.enter_context(multiplied_learning_rate(optimizer, factor, model))
         yield local
     if config.momentum is Momentum.LOCAL:
         buffers = _momentum_alone(model, optimizer)
