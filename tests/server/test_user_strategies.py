@@ -474,3 +474,34 @@ def test_a_run_that_never_freezes_has_flowers_messages_and_metrics(make: Any) ->
         return sorted(seen, key=lambda s: (s["config"]["server-round"], s["node"])), metrics
 
     assert run(True) == run(False)
+
+
+class Waiting(FedAvg):
+    """Makes a model in every second round, as a strategy that waits for more updates."""
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        return (None if server_round % 2 else arrays), metrics
+
+
+class Refusing(Waiting):
+    """A user's class around code of Flower's that makes no model, whatever the reason."""
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+        return super().aggregate_train(server_round, [])
+
+
+def test_a_strategy_may_keep_the_model_of_the_round_before(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    _, of_round = federation(FixBN(Waiting(fraction_evaluate=0.0), freeze_after=2))
+    assert same(of_round[0], of_round[1])
+    assert same(of_round[2], of_round[3])
+    assert not same(of_round[1], of_round[2])
+    kept = "round 1: Waiting made no model from 4 usable replies; the model stays as it is"
+    assert kept in caplog.text
+
+
+def test_a_strategy_in_which_flowers_code_makes_no_model_stops_the_run() -> None:
+    with pytest.raises(RoundsFailedError, match="Refusing made no model from 4 usable repl.*see"):
+        federation(FixBN(Refusing(fraction_evaluate=0.0), freeze_after=2))
