@@ -169,10 +169,7 @@ def _start_from(
         case Momentum.RESET:
             write_buffers(model, optimizer, {})
         case Momentum.GLOBAL:
-            buffers = _received_momentum(received)
-            # The server's model may be wrapped in another way than this one.
-            named = under_sent_names(buffers, named_parameters(model))
-            write_buffers(model, optimizer, named or buffers)
+            write_buffers(model, optimizer, _received_momentum(received, model))
         case Momentum.LOCAL:
             saved = load_buffers(context, config, model_hash)
             try:
@@ -225,13 +222,18 @@ def _refuse_secure_aggregation(context: Context) -> None:
         )
 
 
-def _received_momentum(received: RecordDict | Mapping[str, Any]) -> Buffers:
+def _received_momentum(received: RecordDict | Mapping[str, Any], model: nn.Module) -> Buffers:
     """Return the server's averaged buffers; empty until a client has returned some."""
     if isinstance(received, RecordDict):
         record = received.array_records.get(MOMENTUM, ArrayRecord())
-        return {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
-    blob: Any = received.get(MOMENTUM_BLOB)
-    return {} if blob is None else safetensors.torch.load(blob)
+        buffers = {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
+    else:
+        blob: Any = received.get(MOMENTUM_BLOB)
+        buffers = {} if blob is None else safetensors.torch.load(blob)
+    parameters = named_parameters(model)
+    # The server's model may be wrapped in another way than this one, and has no bfloat16.
+    named = under_sent_names(buffers, parameters) or buffers
+    return {n: b.to(parameters[n].dtype) if n in parameters else b for n, b in named.items()}
 
 
 def _unwrapped(optimizer: Optimizer) -> Optimizer:

@@ -306,6 +306,17 @@ def test_global_momentum_is_received_from_and_returned_to_the_server(wrap: Wrap)
 
 
 @GENERATIONS
+def test_averaged_buffers_get_the_parameters_type(wrap: Wrap) -> None:
+    """The server has no bfloat16."""
+    model = network().bfloat16()
+    optimizer = sgd(model)
+    averaged = {name: torch.ones(p.shape) for name, p in model.named_parameters()}
+    received = wrap(round_config(2, momentum=Momentum.GLOBAL), averaged)
+    with local_training(model, optimizer, received, client()):
+        assert {b.dtype for b in buffers_of(model, optimizer).values()} == {torch.bfloat16}
+
+
+@GENERATIONS
 def test_global_starts_from_zero_in_the_first_round(wrap: Wrap) -> None:
     model = network()
     optimizer = sgd(model)

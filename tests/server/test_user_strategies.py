@@ -503,5 +503,5 @@ def test_a_strategy_may_keep_the_model_of_the_round_before(
 
 
 def test_a_strategy_in_which_flowers_code_makes_no_model_stops_the_run() -> None:
-    with pytest.raises(RoundsFailedError, match="Refusing made no model from 4 usable repl.*see"):
+    with pytest.raises(RoundsFailedError, match=r"Refusing made no model from 4 usable .*see"):
         federation(FixBN(Refusing(fraction_evaluate=0.0), freeze_after=2))
