@@ -22,7 +22,7 @@ from flwr.serverapp.strategy import (
 from torch import nn
 
 from fixbn_flwr import FixBN
-from fixbn_flwr.errors import RoundsFailedError
+from fixbn_flwr.errors import ConfigError, RoundsFailedError
 from fixbn_flwr.testing import FIRST_NODE_ID, SerializingGrid
 from tests.support.clients import initial_arrays, partition_of, training_app
 from tests.support.small_federation import (
@@ -505,3 +505,17 @@ def test_a_strategy_may_keep_the_model_of_the_round_before(
 def test_a_strategy_in_which_flowers_code_makes_no_model_stops_the_run() -> None:
     with pytest.raises(RoundsFailedError, match=r"Refusing made no model from 4 usable .*see"):
         federation(FixBN(Refusing(fraction_evaluate=0.0), freeze_after=2))
+
+
+class Partial(FedAvg):
+    """Returns a part of the model only."""
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        assert arrays is not None
+        return ArrayRecord({n: a for n, a in arrays.items() if "bias" not in n}), metrics
+
+
+def test_a_partial_model_is_refused_with_the_name_that_is_missing() -> None:
+    with pytest.raises(ConfigError, match=r"no 'first\.bias' \(\d of \d+ arrays are missing\)"):
+        federation(FixBN(Partial(fraction_evaluate=0.0), freeze_after=2))
