@@ -74,6 +74,7 @@ class RoundSteps(Strategy):
         self._stopping = False
         self._sampled = 0
         self._unanswered: int | None = None
+        self._has_begun = False
 
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
@@ -86,6 +87,7 @@ class RoundSteps(Strategy):
                 or the third in a row.
         """
         self._check_replies_came()
+        self._has_begun = True
         if self._stopping:
             self._sampled = 0
             return []

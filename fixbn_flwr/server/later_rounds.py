@@ -146,3 +146,6 @@ class LaterRounds(Strategy):
     def summary(self) -> None:
         """See ``Strategy.summary``."""
         self._strategy.summary()
+
+
+LaterRounds.__name__ = "FixBN"  # Flower's log begins with the name of the class
