@@ -24,6 +24,8 @@ from fixbn_flwr.errors import ConfigError
 class FixBNCallback(Callback):  # type: ignore[misc]
     """Applies ``local_training`` to a ``Learner.fit``.
 
+    If ``fit`` raises, the statistics of this model stay frozen: build the model anew.
+
     Args:
         received: The message's content, or the config that ``NumPyClient.fit`` receives.
         context: Flower's context.

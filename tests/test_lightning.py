@@ -155,8 +155,9 @@ def test_an_exception_thaws_the_statistics_and_saves_nothing() -> None:
             raise RuntimeError("no memory")
 
     model, context = Failing(), client()
-    with pytest.raises(RuntimeError, match="no memory"):
+    with pytest.raises(RuntimeError, match="no memory") as raised:
         fit(model, FixBNCallback(round_config(phase=Phase.CALIBRATION), context))
+    assert raised.traceback[-1].name == "training_step"
     assert type(model.net[1]) is nn.BatchNorm1d
     assert not context.state
 

@@ -53,6 +53,7 @@ from fixbn_flwr.method.round_config import (
 )
 from fixbn_flwr.method.schedule import Phase
 from fixbn_flwr.method.weight_slots import without_weights
+from fixbn_flwr.method.wrapper_prefixes import under_sent_names
 
 
 @contextmanager
@@ -141,7 +142,8 @@ def local_training(
     with ExitStack() as stack:
         if config.phase is Phase.CALIBRATION:
             stack.enter_context(freeze_statistics(model))
-            stack.enter_context(multiplied_learning_rate(optimizer, config.learning_rate_factor))
+            factor = config.learning_rate_factor
+            stack.enter_context(multiplied_learning_rate(optimizer, factor, model))
         yield local
     if config.momentum is Momentum.LOCAL:
         buffers = _momentum_alone(model, optimizer)
@@ -167,7 +169,7 @@ def _start_from(
         case Momentum.RESET:
             write_buffers(model, optimizer, {})
         case Momentum.GLOBAL:
-            write_buffers(model, optimizer, _received_momentum(received))
+            write_buffers(model, optimizer, _received_momentum(received, model))
         case Momentum.LOCAL:
             saved = load_buffers(context, config, model_hash)
             try:
@@ -220,13 +222,18 @@ def _refuse_secure_aggregation(context: Context) -> None:
         )
 
 
-def _received_momentum(received: RecordDict | Mapping[str, Any]) -> Buffers:
+def _received_momentum(received: RecordDict | Mapping[str, Any], model: nn.Module) -> Buffers:
     """Return the server's averaged buffers; empty until a client has returned some."""
     if isinstance(received, RecordDict):
         record = received.array_records.get(MOMENTUM, ArrayRecord())
-        return {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
-    blob: Any = received.get(MOMENTUM_BLOB)
-    return {} if blob is None else safetensors.torch.load(blob)
+        buffers = {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
+    else:
+        blob: Any = received.get(MOMENTUM_BLOB)
+        buffers = {} if blob is None else safetensors.torch.load(blob)
+    parameters = named_parameters(model)
+    # The server's model may be wrapped in another way than this one, and has no bfloat16.
+    named = under_sent_names(buffers, parameters) or buffers
+    return {n: b.to(parameters[n].dtype) if n in parameters else b for n, b in named.items()}
 
 
 def _unwrapped(optimizer: Optimizer) -> Optimizer:

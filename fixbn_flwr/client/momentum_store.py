@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import cast
 
 import safetensors.torch
+import torch
 from flwr.common import ConfigRecord, Context
 
 from fixbn_flwr.errors import MomentumError
@@ -137,9 +138,12 @@ def load_buffers(context: Context, config: RoundConfig, model: str) -> Buffers:
         stamp = _stamp(content)
         if stamp is None or stamp.precedes(context.run_id, config):
             return _usable(content, context, config, model)
-        with suppress(OSError):  # the file is not used, removed or not
-            _file(folder, server_round).unlink()
-        logger.warning("saved momentum removed, %s", _mismatch(stamp, context, config))
+        of_this_round = (stamp.run, stamp.round) == (context.run_id, config.server_round)
+        if not of_this_round:  # else the next round starts from it if this training fails
+            with suppress(OSError):  # the file is not used, removed or not
+                _file(folder, server_round).unlink()
+        what = "not used" if of_this_round else "removed"
+        logger.warning("saved momentum %s, %s", what, _mismatch(stamp, context, config))
     if config.resumed:
         logger.info("no momentum in %s: if this client trained before, it is lost", folder)
     return {}
@@ -187,7 +191,8 @@ def _usable(content: bytes, context: Context, config: RoundConfig, model: str) -
 
 def _are_finite(buffers: Buffers) -> bool:
     # aminmax takes one pass and no mask; NaN propagates to both ends.
-    ends = (end for buffer in buffers.values() if buffer.numel() for end in buffer.aminmax())
+    reals = (torch.view_as_real(b) if b.is_complex() else b for b in buffers.values())
+    ends = (end for buffer in reals if buffer.numel() for end in buffer.aminmax())
     return all(math.isfinite(end) for end in ends)
 
 
@@ -198,6 +203,11 @@ def _dropped(reason: str) -> Buffers:
 
 def _mismatch(stamp: Stamp, context: Context, config: RoundConfig) -> str:
     after, until = config.discarded or (0, 0)
+    if (stamp.run, stamp.round) == (context.run_id, config.server_round):
+        return (
+            f"it is of round {stamp.round}, which is trained again: put all training of a round "
+            "into one local_training block"
+        )
     if stamp.run == context.run_id and after < stamp.round <= until:
         return f"it is of round {stamp.round}, and the run has gone back to round {after}"
     return (

@@ -27,9 +27,16 @@ from flwr.common import (
 from fixbn_flwr.array_records import arrays_of
 from fixbn_flwr.errors import ReplyError
 from fixbn_flwr.flower_compat import ClientAppCallable, SType
-from fixbn_flwr.method.round_config import MOMENTUM, MOMENTUM_BLOB
+from fixbn_flwr.method.round_config import (
+    GRADIENT_COSINE,
+    GRADIENT_NORM_RATIO,
+    GRADIENTS,
+    MOMENTUM,
+    MOMENTUM_BLOB,
+)
 
 _ARRAYS, _CONFIG, _METRICS = "arrays", "config", "metrics"
+_GRADIENTS = (GRADIENT_COSINE, GRADIENT_NORM_RATIO)
 _INS_AND_RES = {
     MessageType.TRAIN: ("fitins", "fitres"),
     MessageType.EVALUATE: ("evaluateins", "evaluateres"),
@@ -66,6 +73,7 @@ def _translated(content: RecordDict, res: str, names: list[str]) -> RecordDict:
     if status["code"] != 0:
         raise ReplyError(f"the client returned status {status['code']!r}: {status['message']!r}")
     reported = dict(content.config_records[f"{res}.metrics"])
+    gradients = {name: reported.pop(name) for name in _GRADIENTS if name in reported}
     numbers: dict[str, MetricRecordValues] = {
         name: value
         for name, value in reported.items()
@@ -81,6 +89,8 @@ def _translated(content: RecordDict, res: str, names: list[str]) -> RecordDict:
     if isinstance(momentum, bytes):
         buffers = safetensors.numpy.load(momentum)
         translated[MOMENTUM] = ArrayRecord({name: Array(a) for name, a in buffers.items()})
+    if gradients:
+        translated[GRADIENTS] = ConfigRecord(gradients)
     # A MetricRecord holds numbers only: whatever else the client reports travels as config.
     if others := {name: value for name, value in reported.items() if name not in numbers}:
         translated[_CONFIG] = ConfigRecord(others)

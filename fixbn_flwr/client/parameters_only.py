@@ -9,9 +9,9 @@
 
 Flower's mods for differential privacy clip the whole of a client's update, statistics and counters
 included, and add noise to all of it: the counters alone can be most of the update's norm, and a
-noised variance can fall below zero. The wrapper shows such a mod the parameters and joins the rest
-again behind it. It must be said plainly: **statistics, counters and the momentum buffers of
-momentum="global" then reach the server as they are, and a privacy guarantee does not cover them.**
+noised variance can fall below zero. The wrapper shows such a mod the parameters only. It adds the
+rest again afterwards. **Privacy does not cover statistics, counters and the momentum buffers of
+momentum="global": they reach the server as they are.**
 """
 
 from __future__ import annotations

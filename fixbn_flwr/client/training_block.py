@@ -51,4 +51,6 @@ class TrainingBlock:
         """
         block, self._block = self._block, None
         if block is not None:
-            block.__exit__(type(error) if error else None, error, None)
+            # contextlib sets the traceback of the error that it raises again to this one.
+            trace = error.__traceback__ if error else None
+            block.__exit__(type(error) if error else None, error, trace)

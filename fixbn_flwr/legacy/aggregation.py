@@ -46,7 +46,10 @@ def aggregate(
     parameters, metrics = strategy.aggregate_fit(server_round, results, list(rejected))
     if parameters is None:
         state.global_momentum = momentum
-        return None, metrics, FailedAggregation.without_model(strategy, len(accepted))
+        failure = FailedAggregation.without_model(
+            strategy, len(accepted), flower_failed=view.flower_failed
+        )
+        return None, metrics, failure
     whole = view.new_model(parameters)
     arrays = view.current.arrays
     spoilt = first_spoilt(dict(zip(arrays, whole, strict=True)), arrays)

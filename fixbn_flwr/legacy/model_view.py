@@ -30,6 +30,7 @@ class PositionedView:
 
     Attributes:
         model: The global model at the start of the round; None before the first.
+        flower_failed: Whether Flower's code under a user's class made no model of the results.
     """
 
     def __init__(self, state: ServerState, *, defends: bool) -> None:
@@ -38,6 +39,7 @@ class PositionedView:
         self._defends = defends
         self._results: Results = {}
         self._averaged: list[Update] = []
+        self.flower_failed = False
         self._others: NDArrays | None = None
 
     @property
@@ -51,6 +53,7 @@ class PositionedView:
         self._results = results
         self._averaged = [checked.update for checked in results.values()]
         self._others = None
+        self.flower_failed = False
 
     def flower_result(self, client: str, result: FitRes) -> FitRes:
         """Return a result with what Flower's code may see of it."""
@@ -70,6 +73,7 @@ class PositionedView:
     ) -> Parameters | None:
         """Return the whole model for what Flower's code made of these clients' results."""
         if aggregated is None:
+            self.flower_failed = True
             return None
         named = {*clients}
         self._averaged = [c.update for client, c in self._results.items() if client in named]

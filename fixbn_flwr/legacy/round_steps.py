@@ -23,7 +23,6 @@ from fixbn_flwr.method.server_rules import ServerState
 from fixbn_flwr.server.dropped_replies import DroppedReplyLog
 from fixbn_flwr.server.failed_rounds import FailedAggregation, FailedRounds, has_diverged
 from fixbn_flwr.server.inner_strategy import InnerStrategy
-from fixbn_flwr.server.inner_strategy_state import attributes_of, put_back
 from fixbn_flwr.server.reply_collection import CheckedReply
 from fixbn_flwr.server.return_point import ReturnPoint
 
@@ -63,9 +62,7 @@ class RoundSteps(Strategy):
         self._initial = take_over(strategy, names, self._whole)
         for layer in inner.layers:
             show_whole_models(layer, self._view)
-        self._return_point: ReturnPoint[Parameters] = ReturnPoint(
-            partial(attributes_of, inner.layers), partial(put_back, inner.layers)
-        )
+        self._return_point: ReturnPoint[Parameters] = ReturnPoint(inner.layers)
         self._begin_run()
 
     def _begin_run(self) -> None:
@@ -77,6 +74,7 @@ class RoundSteps(Strategy):
         self._stopping = False
         self._sampled = 0
         self._unanswered: int | None = None
+        self._has_begun = False
 
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
@@ -89,6 +87,7 @@ class RoundSteps(Strategy):
                 or the third in a row.
         """
         self._check_replies_came()
+        self._has_begun = True
         if self._stopping:
             self._sampled = 0
             return []

@@ -140,7 +140,8 @@ class FixBN(RoundSteps):
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters | None:
         """Begin a run; return the whole initial model, or None to request it from a client."""
-        self._begin_run()
+        if self._has_begun:  # else it is as new, and has logged its warnings
+            self._begin_run()
         self._inner.warn_of_uncovered(global_momentum=self._state.averages_momentum)
         initial = self.strategy.initialize_parameters(client_manager)
         if initial is None or self._initial is None or len(initial.tensors) == len(self._names):

@@ -85,17 +85,32 @@ def pooled_statistics(updates: Sequence[Arrays], weights: Sequence[float]) -> di
         Arrays with the shapes and types of the first client's.
     """
     pooled = weighted_mean(updates, weights)
-    for name in pooled:
-        mean_name = name.removesuffix("var") + "mean"
-        if name.endswith("running_var") and mean_name in pooled:
-            means = [update[mean_name] for update in updates]
-            mean = _mean(means, weights)
-            spread = [
-                update[name].astype(np.float64) + (own_mean - mean) ** 2
-                for update, own_mean in zip(updates, means, strict=True)
-            ]
-            pooled[name] = _round_to(_mean(spread, weights), updates[0][name].dtype)
+    for name, mean_name in mean_of_variance(pooled).items():
+        means = [update[mean_name] for update in updates]
+        mean = _mean(means, weights)
+        spread = [
+            update[name].astype(np.float64) + (own_mean - mean) ** 2
+            for update, own_mean in zip(updates, means, strict=True)
+        ]
+        pooled[name] = _round_to(_mean(spread, weights), updates[0][name].dtype)
     return pooled
+
+
+def mean_of_variance(arrays: Arrays) -> dict[str, str]:
+    """Return the name of the running mean that belongs to each running variance.
+
+    A variance without a mean of its shape, as EvoNorm keeps it, is left out.
+    """
+    means = {
+        name: name.removesuffix("var") + "mean"
+        for name in arrays
+        if name.rsplit(".", 1)[-1] == "running_var"
+    }
+    return {
+        name: mean
+        for name, mean in means.items()
+        if mean in arrays and arrays[mean].shape == arrays[name].shape
+    }
 
 
 def merged_counters(updates: Sequence[Arrays]) -> dict[str, Array]:
@@ -122,23 +137,32 @@ def median_counters(updates: Sequence[Arrays]) -> dict[str, Array]:
     }
 
 
-def _mean(values: Sequence[Array], weights: Sequence[float]) -> NDArray[np.float64]:
+def _mean(values: Sequence[Array], weights: Sequence[float]) -> Array:
     total = float(sum(weights))
-    mean = np.zeros(values[0].shape)
+    wide = np.promote_types(values[0].dtype, np.float64)  # complex128 for complex momentum
+    mean = np.zeros(values[0].shape, wide)
     for value, weight in zip(values, weights, strict=True):
-        mean += value.astype(np.float64) * (weight / total)
+        mean += value.astype(wide) * (weight / total)
     return mean
 
 
-def _round_to(value: NDArray[np.float64], dtype: np.dtype[Any]) -> Array:
+def _round_to(value: Array, dtype: np.dtype[Any]) -> Array:
     # Arithmetic on 0-d arrays returns scalars, which Flower's Array does not accept.
     return np.asarray(value).astype(dtype)
 
 
 def first_spoilt(arrays: Arrays, before: Arrays) -> str | None:
     """Return the name of the first array with NaN or infinity that ``before`` does not have."""
-    for name, array in arrays.items():
-        # Some models hold infinity by design, for example in an attention mask.
-        if array.dtype.kind == "f" and np.any(~np.isfinite(array) & np.isfinite(before[name])):
-            return name
-    return None
+    return next((name for name, array in arrays.items() if is_spoilt(array, before[name])), None)
+
+
+def is_spoilt(array: Array, before: Array) -> bool:
+    """Return whether an array has NaN or infinity that it did not have before.
+
+    Some models hold infinity by design, for example in an attention mask. NaN in its place is new.
+    """
+    bad = ~np.isfinite(array)
+    if not bad.any():
+        return False
+    became_nan = np.isnan(array) & ~np.isnan(before)
+    return bool(np.any(bad & (np.isfinite(before) | became_nan)))

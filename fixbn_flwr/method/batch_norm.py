@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from fixbn_flwr.errors import NoStatisticsError, StatisticsMovedError
+from fixbn_flwr.errors import ConfigError, NoStatisticsError, StatisticsMovedError
 
 _STATISTICS = ("running_mean", "running_var")
 
@@ -60,14 +60,20 @@ def statistics_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Return the layers that keep running statistics, by their name in ``model``.
 
     These are torch's batch normalization layers (1d, 2d, 3d, SyncBatchNorm), instance normalization
-    layers with ``track_running_stats=True``, and every other layer with buffers ``running_mean``
-    and ``running_var``, such as in-place or hand-written batch normalization.
+    layers with ``track_running_stats=True``, and every other layer with a buffer ``running_mean``
+    or ``running_var``, such as in-place or hand-written batch normalization, and EvoNorm.
+
+    Raises:
+        ConfigError: If such a layer was compiled with ``torch.jit.script``.
     """
-    return {
-        name: layer
-        for name, layer in model.named_modules()
-        if all(isinstance(layer._buffers.get(kind), Tensor) for kind in _STATISTICS)
-    }
+    layers = {name: layer for name, layer in model.named_modules() if _kinds(layer)}
+    for name, layer in layers.items():
+        if isinstance(layer, torch.jit.ScriptModule):
+            raise ConfigError(
+                f"layer {name!r} was compiled with torch.jit.script, so its statistics cannot be "
+                "frozen: train the model as it was before, and script it afterwards."
+            )
+    return layers
 
 
 def statistics(model: nn.Module) -> dict[str, Tensor]:
@@ -75,8 +81,14 @@ def statistics(model: nn.Module) -> dict[str, Tensor]:
     return {
         f"{name}.{kind}" if name else kind: getattr(layer, kind).detach().clone()
         for name, layer in statistics_layers(model).items()
-        for kind in _STATISTICS
+        for kind in _kinds(layer)
     }
+
+
+def _kinds(layer: nn.Module) -> list[str]:
+    """Return which statistics a layer has; the server knows each of them by its name alone."""
+    buffers = dict(layer.named_buffers(recurse=False))  # that of a scripted module is no dict
+    return [kind for kind in _STATISTICS if kind in buffers]
 
 
 @contextmanager
@@ -85,8 +97,10 @@ def freeze_statistics(model: nn.Module) -> Iterator[None]:
 
     Layers normalise with the statistics that they have at the start of the block and never update
     them, even in training mode. Everything else follows ``model.train()`` and ``model.eval()`` as
-    usual: dropout drops, and affine parameters get gradients. Blocks can be nested; leaving the
-    outermost one thaws the statistics. A copy of the model made inside the block is not frozen.
+    usual: dropout drops, and affine parameters get gradients. Only a module that has the buffers of
+    the statistics itself reads ``self.training`` as False, also where it passes it to a functional
+    dropout. Blocks can be nested; leaving the outermost one thaws the statistics. A copy of the
+    model made inside the block is not frozen.
 
     Examples:
         >>> import torch
@@ -104,6 +118,7 @@ def freeze_statistics(model: nn.Module) -> Iterator[None]:
         model: The model, with the statistics to freeze already loaded.
 
     Raises:
+        ConfigError: If a layer with statistics was compiled with ``torch.jit.script``.
         NoStatisticsError: If no layer has running statistics, or a lazy layer is uninitialized.
         StatisticsMovedError: If a statistic has changed at the end of the block, for example by
             ``load_state_dict`` or ``reset_running_stats``. Not raised over another exception.

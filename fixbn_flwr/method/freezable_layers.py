@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fixbn_flwr.errors import ConfigError, StatisticsMovedError
-from fixbn_flwr.method.batch_norm import freeze_statistics, statistics_layers
+from fixbn_flwr.method.batch_norm import freeze_statistics, statistics, statistics_layers
 
 _CHECKED: dict[type, bool] = {}
 
@@ -38,25 +38,26 @@ def check_freezable(model: nn.Module) -> None:
                 f"layer {name!r} is a {kind.__name__}, which updates or ignores its running "
                 "statistics although its training attribute is False, so FixBN cannot freeze it: "
                 "make its forward() use running_mean and running_var when self.training is False, "
-                "use torch.nn.BatchNorm2d, or set freeze_after=1.0."
+                "use torch.nn.BatchNorm2d, or use the strategy without FixBN."
             )
 
 
 def _freezes(layer: nn.Module) -> bool:
     """Return whether a layer uses its statistics, and keeps them, while it is frozen."""
     twin = copy.deepcopy(layer).train()
-    running_mean = twin._buffers["running_mean"]
-    assert running_mean is not None
-    for dimensions in _shapes(running_mean.numel()):
+    for child in twin.children():
+        child.eval()  # dropout in it would make any two outputs differ
+    statistic = next(iter(statistics(twin).values()))
+    for dimensions in _shapes(statistic.numel()):
         generator = torch.Generator().manual_seed(0)
-        batch = torch.randn(dimensions, generator=generator).to(running_mean)
+        batch = torch.randn(dimensions, generator=generator).to(statistic)
         try:
             with torch.no_grad(), freeze_statistics(twin):
                 whole, alone = twin(batch), twin(batch[:1])
         except StatisticsMovedError:
             return False
-        except (RuntimeError, ValueError, IndexError, TypeError):
-            continue  # another number of dimensions
+        except Exception:  # of any type, as from an assert about the number of dimensions
+            continue
         return torch.allclose(_tensor(whole)[:1], _tensor(alone), atol=1e-5)
     return True
 

@@ -8,7 +8,8 @@ Chen, Chao, "Making Batch Normalization Great in Federated Deep Learning", arXiv
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +38,7 @@ class GradientComparison:
 
 
 def compare_gradients(model: nn.Module, loss: Callable[[], Tensor]) -> GradientComparison | None:
-    """Compare two gradients of a loss. Neither parameters, statistics nor ``grad`` change.
+    """Compare two gradients of a loss. Neither parameters, buffers nor ``grad`` change.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4))
@@ -55,17 +56,14 @@ def compare_gradients(model: nn.Module, loss: Callable[[], Tensor]) -> GradientC
         The comparison; None if the model has no running statistics, or a gradient is zero or not
         finite.
     """
-    layers = statistics_layers(model).values()
-    if not layers:
+    if not statistics_layers(model):
         return None
     modes = {layer: layer.training for layer in model.modules()}
-    statistics = {buffer: buffer.clone() for layer in layers for buffer in layer.buffers()}
     try:
         model.train()
-        of_batch = _gradient(model, loss)
-        for buffer, before in statistics.items():
-            buffer.copy_(before)
-        with freeze_statistics(model):
+        with _restored_buffers(model):
+            of_batch = _gradient(model, loss)
+        with _restored_buffers(model), freeze_statistics(model):
             of_all = _gradient(model, loss)
     finally:
         for layer, mode in modes.items():
@@ -75,6 +73,22 @@ def compare_gradients(model: nn.Module, loss: Callable[[], Tensor]) -> GradientC
         return None
     cosine = float(of_batch @ of_all) / lengths
     return GradientComparison(max(-1.0, min(1.0, cosine)), float(of_batch.norm() / of_all.norm()))
+
+
+@contextmanager
+def _restored_buffers(model: nn.Module) -> Iterator[None]:
+    """Undo at the end of the block what it does to buffers: new values, and new tensors."""
+    before = [
+        (layer._buffers, name, buffer, buffer.clone())
+        for layer in model.modules()
+        for name, buffer in layer._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        for buffers, name, buffer, value in before:
+            buffers[name] = buffer.copy_(value)
 
 
 def _gradient(model: nn.Module, loss: Callable[[], Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fixbn_flwr.errors import ConfigError
@@ -24,12 +24,15 @@ Keywords = dict[str, Any]
 
 
 @contextmanager
-def multiplied_learning_rate(optimizer: Optimizer, factor: float) -> Iterator[None]:
+def multiplied_learning_rate(
+    optimizer: Optimizer, factor: float, model: nn.Module | None = None
+) -> Iterator[None]:
     """Multiply the learning rate by ``factor`` in every step inside a ``with`` block.
 
     The block reads and writes the rate without the factor in ``param_groups``, as a number or a
     tensor. Groups that the block adds are included. A warning is logged if this optimizer takes no
-    step inside the block, since another optimizer may have taken the steps.
+    step inside the block, or if other parameters of the model are trained there, since another
+    optimizer may have taken the steps.
 
     Two cases differ: Rprop reads its rate only at its first step, so the factor has no effect
     later; and whatever a subclass does after ``super().step()`` uses the full rate.
@@ -37,6 +40,7 @@ def multiplied_learning_rate(optimizer: Optimizer, factor: float) -> Iterator[No
     Args:
         optimizer: An optimizer whose groups have an ``"lr"``.
         factor: The factor; 1.0 does nothing.
+        model: The model. Default: None, only the optimizer's own parameters are watched.
 
     Raises:
         ConfigError: If a parameter group has no learning rate.
@@ -53,6 +57,9 @@ def multiplied_learning_rate(optimizer: Optimizer, factor: float) -> Iterator[No
             )
     steps = _Steps(factor)
     before = _versions(optimizer)
+    of_optimizer = {p for group in optimizer.param_groups for p in group["params"]}
+    others = [] if model is None else [p for p in model.parameters() if p not in of_optimizer]
+    others_before = [p._version for p in others]
     hooks = (
         optimizer.register_step_pre_hook(steps.begin),
         optimizer.register_step_post_hook(steps.end),
@@ -70,6 +77,19 @@ def multiplied_learning_rate(optimizer: Optimizer, factor: float) -> Iterator[No
             "Pass the optimizer whose step() is called. If one optimizer wraps another, as for "
             "sharpness-aware minimization, pass the inner one.",
             factor, type(optimizer).__name__,
+        )  # fmt: skip
+    changed = [
+        p._version > version
+        for p, version in zip(others, others_before, strict=True)
+        if p.requires_grad
+    ]
+    if any(changed):
+        logger.warning(
+            "learning_rate_factor=%g had no effect on %s parameters of the model, which the %s "
+            "passed to local_training does not train. If a second optimizer does, multiply its "
+            "learning rate by local.learning_rate_factor, or use one optimizer with a parameter "
+            "group for each learning rate.",
+            factor, sum(changed), type(optimizer).__name__,
         )  # fmt: skip
 
 

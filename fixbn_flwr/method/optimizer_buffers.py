@@ -124,9 +124,9 @@ def write_buffers(model: nn.Module, optimizer: Optimizer, buffers: Mapping[str, 
     """Replace all state of ``optimizer`` with ``buffers``.
 
     Parameters without a buffer start as in a new optimizer, so ``write_buffers(model, optimizer,
-    {})`` resets everything. Values are copied to each parameter's device, type and memory format.
-    Single numbers keep their type, and step counts stay on the CPU unless the optimizer is fused or
-    capturable. Buffers of parameters that this optimizer does not train are ignored.
+    {})`` resets everything. Values are copied to each parameter's device and memory format, and
+    keep their type. Step counts stay on the CPU unless the optimizer is fused or capturable.
+    Buffers of parameters that this optimizer does not train are ignored.
 
     Args:
         model: The model whose parameters the optimizer trains.
@@ -173,7 +173,7 @@ def write_buffers(model: nn.Module, optimizer: Optimizer, buffers: Mapping[str, 
 
 
 def _placed(slot: str, buffer: Tensor, parameter: Tensor, step_on_device: bool) -> Tensor | int:
-    """Return a copy of a buffer with the device, type and format that the optimizer uses."""
+    """Return a copy of a buffer with the device and format that the optimizer uses."""
     if buffer.dim() == 0 and buffer.dtype == torch.int64:
         return int(buffer)
     if slot == _STEP_SLOT:
@@ -181,8 +181,8 @@ def _placed(slot: str, buffer: Tensor, parameter: Tensor, step_on_device: bool) 
     if slot in _NUMBERS:
         return buffer.clone().to(parameter.device)
     if buffer.shape == parameter.shape:
-        return torch.empty_like(parameter, requires_grad=False).copy_(buffer)
-    return buffer.clone().to(parameter)  # Adafactor's rows and columns
+        return torch.empty_like(parameter, dtype=buffer.dtype, requires_grad=False).copy_(buffer)
+    return buffer.clone().to(parameter.device)  # Adafactor's rows and columns
 
 
 def _fit(slots: Mapping[str, Tensor], parameter: Tensor) -> bool:

@@ -97,7 +97,7 @@ class ServerState:
         """
         self.frozen_statistics, self.global_momentum = None, {}
         self.signals = SignalTracker()
-        self.phase = Phase.EXPLORATION
+        self.phase, self.factor, self.last_signals = Phase.EXPLORATION, 1.0, None
         self.switch.start(num_rounds)
         check_names(names, self.freeze_after, self.switch.freeze_round, num_rounds)
 

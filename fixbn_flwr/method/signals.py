@@ -12,6 +12,7 @@ product of a client's deviations in two of its rounds has an expectation without
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,13 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fixbn_flwr.method.averaging import Array, Arrays, Kind, kind_of
+from fixbn_flwr.method.averaging import Array, Arrays, mean_of_variance
 from fixbn_flwr.method.round_config import GRADIENT_COSINE, GRADIENT_NORM_RATIO
 from fixbn_flwr.method.update import Update
 
 _EPSILON = 1e-5  # torch's default in batch normalization, added to every variance
 _SAMPLED = 2**17  # values of a large model that are compared
 _LARGEST = 2**24  # bytes of clients' deviations that are kept
+_HELD_OUT = {"val", "valid", "validation", "eval", "evaluation", "test"}
 
 Rows = NDArray[np.float64]
 """One row per client, one column per channel of all layers."""
@@ -115,17 +117,17 @@ class SignalTracker:
             "train_loss": float(np.median(losses)) if losses else None,
             "gradients": _medians([update.gradients for update in listed]),
         }
-        names = [name for name in listed[0].arrays if _is_variance(name)]
-        if names and not frozen:
-            signals |= self._of_statistics(updates, shares, names)
+        pairs = mean_of_variance(listed[0].arrays)
+        if pairs and not frozen:
+            signals |= self._of_statistics(updates, shares, pairs)
         return Signals(**signals)
 
     def _of_statistics(
-        self, updates: Mapping[Hashable, Update], shares: Rows, names: Sequence[str]
+        self, updates: Mapping[Hashable, Update], shares: Rows, pairs: Mapping[str, str]
     ) -> dict[str, Any]:
-        listed = list(updates.values())
+        listed, names = list(updates.values()), list(pairs)
         logs = np.log(_rows(listed, names) + _EPSILON)
-        means = _rows(listed, [name.removesuffix("var") + "mean" for name in names])
+        means = _rows(listed, list(pairs.values()))
         log, mean = shares @ logs, shares @ means
         variance = np.exp(log)
         means, logs = (means - mean) / np.sqrt(variance), logs - log
@@ -167,7 +169,8 @@ class SignalTracker:
 def training_loss(metrics: Mapping[str, object]) -> float | None:
     """Return the training loss among a client's metrics, or None.
 
-    It is the first number whose name has both "train" and "loss" in it, or else "loss".
+    It is the first number whose name has both "train" and "loss" in it, or else "loss" and no word
+    for held-out data, such as "val".
     """
     named = {
         name.lower(): float(value)
@@ -175,7 +178,8 @@ def training_loss(metrics: Mapping[str, object]) -> float | None:
         if "loss" in name.lower() and isinstance(value, int | float)
     }
     of_training = [loss for name, loss in named.items() if "train" in name]
-    return next(iter([*of_training, *named.values()]), None)
+    others = [loss for name, loss in named.items() if not _HELD_OUT & {*re.split("[^a-z]", name)}]
+    return next(iter([*of_training, *others]), None)
 
 
 def reported_gradients(report: Mapping[str, object]) -> dict[str, float]:
@@ -189,10 +193,6 @@ def reported_gradients(report: Mapping[str, object]) -> dict[str, float]:
 def _medians(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
     names = dict.fromkeys(name for report in reports for name in report)
     return {n: float(np.median([r[n] for r in reports if n in r])) for n in names}
-
-
-def _is_variance(name: str) -> bool:
-    return name.endswith("running_var") and kind_of(name) is Kind.STATISTIC
 
 
 def _rows(updates: Sequence[Update], names: Sequence[str]) -> Rows:
@@ -214,17 +214,19 @@ def _compared_updates(updates: Sequence[Update], shares: Rows, sent: Arrays) -> 
     """Return the median length of updates, and how far they agree; see ``Signals``."""
     values = sum(array.size for array in sent.values())
     stride = -(-values // _SAMPLED) if values else 1
-    before = _sampled(sent, sent, stride)
+    sample = _sampled(sent, sent, stride)
+    finite = np.isfinite(sample)  # a mask may hold infinity by design
+    before = sample[finite]
     squares, mean = np.zeros(len(updates)), np.zeros_like(before)
     for client, (update, share) in enumerate(zip(updates, shares, strict=True)):
-        change = _sampled(update.parameters, sent, stride)
+        change = _sampled(update.parameters, sent, stride)[finite]
         change -= before
         squares[client] = _squared(change)
         change *= before.dtype.type(share)
         mean += change
     unrelated = float(shares**2 @ squares)
     agreement = _squared(mean) / unrelated if 0.0 < unrelated < math.inf else 1.0
-    whole = values / max(1, before.size)
+    whole = values / max(1, sample.size)
     return float(np.median(np.sqrt(whole * squares))), agreement
 
 

@@ -17,7 +17,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from fixbn_flwr.errors import CheckpointError
+from fixbn_flwr.errors import CheckpointError, ConfigError
 from fixbn_flwr.log import logger
 from fixbn_flwr.persistence.atomic_files import remove_partial_files, write_atomically
 from fixbn_flwr.persistence.safetensors_tree import Tree, from_bytes, to_bytes
@@ -32,9 +32,16 @@ class Checkpoints:
         folder: The folder. It is created with the first checkpoint.
         keep: The number of newest checkpoints to keep. Default: 2.
         always: Rounds whose checkpoints are kept as well. Default: none.
+
+    Raises:
+        ConfigError: If ``keep`` is below 1.
     """
 
     def __init__(self, folder: Path, keep: int = 2, always: Collection[int] = ()) -> None:
+        if keep < 1:
+            raise ConfigError(
+                f"keep={keep} keeps no checkpoint to resume from: keep 1 or more of the newest."
+            )
         self._folder = folder
         self._keep = keep
         self._always = always

@@ -95,11 +95,18 @@ def start_or_resume(
         return metrics
 
     try:
-        return strategy.start(
+        result = strategy.start(
             grid, arrays, num_rounds, evaluate_fn=evaluate, first_round=done + 1, **options
         )
     finally:
         writer.wait()
+    if max(checkpoints.rounds(), default=0) <= done:
+        logger.warning(
+            "no checkpoint was written to %s, so this run could not have been resumed: the "
+            "strategy's own start() must call evaluate_fn(round, arrays) after each round",
+            folder,
+        )
+    return result
 
 
 def _check_same_model(kept: ArrayRecord, initial: ArrayRecord, folder: Path) -> None:

@@ -97,8 +97,9 @@ def _encoded(tree: Tree, where: str, arrays: dict[str, Array]) -> Any:
             for place, item in enumerate(tree)
         ]
         return {"$tuple": items} if isinstance(tree, tuple) else items
+    dtype = f" of {tree.dtype}" if isinstance(tree, np.ndarray | np.generic) else ""
     raise CheckpointError(
-        f"{where or 'it'} is a {type(tree).__name__}, which a checkpoint cannot hold"
+        f"{where or 'it'} is a {type(tree).__name__}{dtype}, which a checkpoint cannot hold"
     )
 
 

@@ -43,7 +43,10 @@ def aggregate(
     parameters, metrics = strategy.aggregate_train(server_round, replies)
     if parameters is None:
         state.global_momentum = momentum
-        return None, metrics, FailedAggregation.without_model(strategy, len(selection.usable))
+        failure = FailedAggregation.without_model(
+            strategy, len(selection.usable), flower_failed=view.flower_failed
+        )
+        return None, metrics, failure
     whole = view.new_model(parameters)
     if (name := view.model.first_spoilt(whole)) is not None:
         state.global_momentum = momentum

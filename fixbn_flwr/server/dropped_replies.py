@@ -18,7 +18,8 @@ _REMEDIES = {
     r"fitins\.parameters": (
         "These clients are NumPyClients and the strategy is of the Message API: add "
         "mods=[numpy_client_mod] from fixbn_flwr to their ClientApp(client_fn=...), as the last of "
-        "the mods."
+        "the mods. If it is there, leave the strategy's arrayrecord_key and configrecord_key at "
+        "their defaults."
     ),
     r"KeyError.*'(arrays|config)'": (
         'These clients are of the Message API and look for records "arrays" and "config". A '

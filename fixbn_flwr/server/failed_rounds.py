@@ -12,6 +12,7 @@ from fixbn_flwr.errors import RoundsFailedError
 from fixbn_flwr.log import logger
 from fixbn_flwr.method.schedule import Phase
 from fixbn_flwr.server.dropped_replies import DroppedReply, remedies_for
+from fixbn_flwr.server.inserted_classes import is_users_own
 
 FAILED_ROUNDS_IN_A_ROW = 3
 
@@ -30,23 +31,31 @@ class FailedAggregation:
     Attributes:
         reason: What happened, for the log.
         diverged: Whether the result holds NaN or infinity.
+        by_design: Whether a user's own strategy chose it, as one that waits for more updates does.
     """
 
     reason: str
     diverged: bool = False
+    by_design: bool = False
 
     @classmethod
-    def without_model(cls, strategy: object, usable: int) -> FailedAggregation:
-        """Return the failure of a strategy that returned no model."""
-        name = type(strategy).__name__
-        return cls(f"{name} made no model from {usable} usable replies, see its own warning")
+    def without_model(
+        cls, strategy: object, usable: int, *, flower_failed: bool
+    ) -> FailedAggregation:
+        """Return the failure of a strategy that returned no model, as Flower's code in it did."""
+        name, by_design = type(strategy).__name__, is_users_own(strategy) and not flower_failed
+        warning = "" if by_design else ", see its own warning"
+        return cls(
+            f"{name} made no model from {usable} usable replies{warning}", by_design=by_design
+        )
 
     @classmethod
     def not_finite(cls, strategy: object, array: str) -> FailedAggregation:
         """Return the failure of a strategy whose model holds NaN or infinity in an array."""
         return cls(
             f"{type(strategy).__name__} produced NaN or infinity from finite updates, first in "
-            f"{array!r}; lower the server or client learning rate",
+            f"{array!r}; lower the server or client learning rate, or, if the array holds infinity "
+            "by design, as a mask does, use a large number instead",
             diverged=True,
         )
 
@@ -90,16 +99,17 @@ class FailedRounds:
             phase: The round's phase.
 
         Raises:
-            RoundsFailedError: If the round brought no new model, and none ever did or this is the
-                third such round in a row. The message has every client's reason and the known
-                remedies.
+            RoundsFailedError: If the round brought no new model, other than by design, and none
+                ever did or this is the third such round in a row. The message has every client's
+                reason and the known remedies.
         """
         if usable and failure is None:
             self._in_a_row, self._ever_succeeded = 0, True
             return
-        self._in_a_row += 1
+        by_design = failure is not None and failure.by_design
+        self._in_a_row += not by_design
         what = failure.reason if failure else "no client returned a usable update"
-        if self._ever_succeeded and self._in_a_row < FAILED_ROUNDS_IN_A_ROW:
+        if by_design or (self._ever_succeeded and self._in_a_row < FAILED_ROUNDS_IN_A_ROW):
             logger.warning("round %s: %s; the model stays as it is", server_round, what)
             return
         reasons = [f"client {reply.client}: {reply.reason}" for reply in dropped]

@@ -37,7 +37,18 @@ class GlobalModel:
         self._keys = (self.parameters.keys(), self.record.keys())
 
     def joined(self, parameters: ArrayRecord, rest: Arrays) -> ArrayRecord:
-        """Return the whole model, in the same order and types, from new parts."""
+        """Return the whole model, in the same order and types, from new parts.
+
+        Raises:
+            ConfigError: If a parameter is missing.
+        """
+        missing = [n for n in self.arrays if n not in rest and n not in parameters]
+        if missing:
+            raise ConfigError(
+                f"the strategy's new model has no {missing[0]!r} ({len(missing)} of "
+                f"{len(self.arrays)} arrays are missing): aggregate_train must return all arrays "
+                "that it was sent."
+            )
         joined = dict(record_of(rest))
         for name, own in self.arrays.items():
             if name not in rest:
@@ -84,8 +95,10 @@ class GlobalModel:
             if not np.array_equal(self.rest[name], value):
                 raise ConfigError(
                     f"statistic {name!r} is not what FixBN made it in the last round: a strategy "
-                    "around FixBN, such as one for differential privacy, changed it. Put FixBN "
-                    "outermost: FixBN(DifferentialPrivacy...(FedAvg(), ...), freeze_after=...)."
+                    "around FixBN, such as one for differential privacy, changed it, or an own "
+                    "start() went back to an earlier model. Put FixBN outermost: "
+                    "FixBN(DifferentialPrivacy...(FedAvg(), ...), freeze_after=...). Let start() "
+                    "keep its best model aside, and train on from the last one."
                 )
 
 

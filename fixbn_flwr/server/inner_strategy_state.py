@@ -13,12 +13,15 @@ from __future__ import annotations
 import copy
 import hashlib
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fixbn_flwr.errors import CheckpointError
 from fixbn_flwr.log import logger
 from fixbn_flwr.persistence.safetensors_tree import can_be_kept, is_same
+
+Attributes = Sequence[dict[str, Any]]
+"""Attributes of a strategy and those that it wraps in turn, by name."""
 
 _LARGEST = 2**26  # bytes of an object's pickle that are read
 
@@ -39,32 +42,34 @@ class InnerStrategyState:
         self._digests = [{name: _digest(v) for name, v in self._others(layer)} for layer in layers]
         self._named: set[str] = set()
 
-    def changes(self) -> list[dict[str, Any]]:
+    def changes(self) -> Attributes:
         """Return each layer's changed attributes, not copied.
 
         A changed object that :mod:`fixbn_flwr.persistence.safetensors_tree` cannot hold is left
         out with a warning.
         """
-        changed: list[dict[str, Any]] = []
         for layer, before, digests in zip(self._layers, self._before, self._digests, strict=True):
-            others = dict(self._others(layer))
-            changed.append(
-                {
-                    name: value
-                    for name, value in vars(layer).items()
-                    if name not in others and not (name in before and is_same(value, before[name]))
-                }
-            )
-            for name, value in others.items():
+            for name, value in self._others(layer):
                 digest = _digest(value)
                 known = name in before and (
                     value is before[name] if digest is None else digest == digests.get(name)
                 )
                 if not known:
                     self._warn(f"{type(layer).__name__}.{name}", value)
-        return changed
+        return self.changes_in(attributes_of(self._layers))
 
-    def restore(self, changes: Sequence[dict[str, Any]]) -> None:
+    def changes_in(self, attributes: Attributes) -> Attributes:
+        """Return what ``changes`` does, of earlier attributes and without warnings."""
+        return [
+            {
+                name: value
+                for name, value in of_layer.items()
+                if can_be_kept(value) and not (name in before and is_same(value, before[name]))
+            }
+            for of_layer, before in zip(attributes, self._before, strict=True)
+        ]
+
+    def restore(self, changes: Attributes) -> None:
         """Set the changed attributes, and give the others that are data their first values.
 
         Raises:
@@ -95,28 +100,44 @@ class InnerStrategyState:
             self._named.add(name)
             logger.warning(
                 "%s has changed and is a %s, which a checkpoint cannot hold: a resumed run starts "
-                "with a new one. Use numbers, strings, arrays, or lists and dictionaries of them.",
+                "with a new one. Use numbers, strings, arrays, or lists of them and dictionaries "
+                "with string keys.",
                 name, type(value).__name__,
             )  # fmt: skip
 
 
-def attributes_of(layers: Sequence[object]) -> list[dict[str, Any]]:
+def attributes_of(layers: Sequence[object]) -> Attributes:
     """Return the current attributes of strategies, for ``put_back``."""
     return [dict(vars(layer)) for layer in layers]
 
 
-def copied(attributes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return copies of attributes that are data, beside the others as they are."""
+def copied(attributes: Attributes) -> Attributes:
+    """Return copies of attributes that are data, beside other objects as they are."""
     return [
         {
-            name: copy.deepcopy(value) if can_be_kept(value) else value
+            name: copy.deepcopy(value) if _is_data(value) else value
             for name, value in of_layer.items()
         }
         for of_layer in attributes
     ]
 
 
-def put_back(layers: Sequence[object], attributes: Sequence[dict[str, Any]]) -> None:
+def _is_data(value: Any) -> bool:
+    """Return whether a value consists of data alone, also of kinds that no checkpoint can hold."""
+    try:
+        match value:
+            case Mapping():
+                return all(map(_is_data, (*value, *value.values())))
+            case list() | tuple() | set() | frozenset():
+                return all(map(_is_data, value))
+            case _:  # torch is not imported here
+                is_tensor = type(value).__name__ == "Tensor" and value.grad_fn is None
+                return is_tensor or can_be_kept(value)
+    except RecursionError:  # a list that contains itself
+        return False
+
+
+def put_back(layers: Sequence[object], attributes: Attributes) -> None:
     """Restore the attributes of strategies; changes inside a value stay."""
     for layer, before in zip(layers, attributes, strict=True):
         vars(layer).clear()

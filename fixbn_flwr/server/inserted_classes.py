@@ -33,5 +33,10 @@ def put_classes_around(
     strategy.__class__ = type(own_class.__name__, (above(own_class), below(flowers)), members)
 
 
+def is_users_own(strategy: object) -> bool:
+    """Return whether a strategy's class is the user's, with classes put around it."""
+    return hasattr(strategy, "class_of_the_user")
+
+
 def _new(own_class: Any) -> Any:
     return own_class.__new__(own_class)

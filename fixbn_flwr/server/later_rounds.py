@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
@@ -13,6 +14,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.server.own_start import with_rounds_of
 
+_TIMEOUT = 3600.0  # seconds, Flower's default
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
@@ -27,6 +29,11 @@ def check_first_round(first_round: int, num_rounds: int) -> None:
             f"first_round={first_round} is not one of the rounds 1 to {num_rounds}: give the "
             "round after the last one that is done."
         )
+
+
+def _accepts(function: Callable[..., object], argument: str) -> bool:
+    parameters = inspect.signature(function).parameters
+    return argument in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 class _Stopped(Exception):  # noqa: N818 -- not an error
@@ -61,7 +68,7 @@ class LaterRounds(Strategy):
         grid: Grid,
         initial_arrays: ArrayRecord,
         num_rounds: int = 3,
-        timeout: float = 3600,
+        timeout: float = _TIMEOUT,
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: EvaluateFn | None = None,
@@ -93,6 +100,8 @@ class LaterRounds(Strategy):
         with suppress(_Stopped):
             if self._own is not None:
                 # Its start() need not have every argument of Flower's.
+                if timeout == _TIMEOUT and not _accepts(self._own.start, "timeout"):
+                    del arguments["timeout"]
                 given = {name: value for name, value in arguments.items() if value is not None}
                 return with_rounds_of(self._own, self).start(**given)
             super().start(**arguments)
@@ -137,3 +146,6 @@ class LaterRounds(Strategy):
     def summary(self) -> None:
         """See ``Strategy.summary``."""
         self._strategy.summary()
+
+
+LaterRounds.__name__ = "FixBN"  # Flower's log begins with the name of the class

@@ -1,42 +1,11 @@
-"""Match the names of a reply's arrays with those that were sent.
-
-``torch.compile`` and ``DataParallel`` put a prefix before the names in ``state_dict()``. A prefix
-that is the only difference is harmless.
-"""
+"""Check that a reply's arrays have the names that were sent."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Mapping
 
 from fixbn_flwr.errors import ReplyError
 from fixbn_flwr.method.averaging import Arrays
-
-Value = TypeVar("Value")
-
-_PREFIXES = re.compile(r"(?:_orig_mod\.|module\.)+")
-
-
-def under_sent_names(arrays: Mapping[str, Value], sent: Iterable[str]) -> dict[str, Value] | None:
-    """Return arrays under the names that were sent; None if prefixes are not the only difference.
-
-    Examples:
-        >>> under_sent_names({"module.0.weight": 1}, ["0.weight"])
-        {'0.weight': 1}
-
-    Args:
-        arrays: A model's arrays, or part of them.
-        sent: The names of the whole model.
-    """
-    sent = list(sent)
-    if arrays.keys() <= {*sent}:
-        return dict(arrays)
-    sent_name = {_bare(name): name for name in sent}
-    renamed = {sent_name.get(_bare(name), ""): array for name, array in arrays.items()}
-    if "" in renamed or len(renamed) < len(arrays):
-        return None
-    return renamed
 
 
 def check_names(arrays: Mapping[str, object], sent: Arrays) -> None:
@@ -66,7 +35,3 @@ def check_names(arrays: Mapping[str, object], sent: Arrays) -> None:
         f"its arrays are not those of the global model (missing {missing[:3]}, unknown "
         f"{unknown[:3]}): {remedy}"
     )
-
-
-def _bare(name: str) -> str:
-    return _PREFIXES.sub("", name, count=1) if _PREFIXES.match(name) else name

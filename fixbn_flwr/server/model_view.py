@@ -31,6 +31,7 @@ class ModelView:
 
     Attributes:
         model: The global model at the start of the round.
+        flower_failed: Whether Flower's code under a user's class made no model of the replies.
     """
 
     def __init__(self, state: ServerState, *, defends: bool, arrays_key: str) -> None:
@@ -40,6 +41,7 @@ class ModelView:
         self._arrays_key = arrays_key
         self._replies: Replies = {}
         self._averaged: list[Update] = []
+        self.flower_failed = False
         self._others: dict[str, Array] | None = None
 
     def begin_aggregation(self, replies: Replies) -> None:
@@ -47,6 +49,7 @@ class ModelView:
         self._replies = replies
         self._averaged = [checked.update for checked in replies.values()]
         self._others = None
+        self.flower_failed = False
 
     def put_into(self, messages: Iterable[Message]) -> None:
         """Put the whole model into the contents of messages."""
@@ -77,6 +80,7 @@ class ModelView:
     ) -> ArrayRecord | None:
         """Return the whole model for what Flower's code made of these replies."""
         if aggregated is None:
+            self.flower_failed = True
             return None
         clients = {reply.metadata.src_node_id for reply in replies}
         # In the order of the round, whatever order the user's code passed them in.

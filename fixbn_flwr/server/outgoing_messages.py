@@ -15,6 +15,7 @@ def copies_of(messages: Iterable[Message]) -> list[Message]:
 
     Messages that share one content, as Flower's strategies make them, still share one.
     """
+    messages = list(messages)  # a generator would free each content, and Python reuse its id
     copies: dict[int, RecordDict] = {}
     return [
         make_message(

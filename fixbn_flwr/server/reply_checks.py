@@ -16,7 +16,8 @@ from fixbn_flwr.errors import ReplyError
 from fixbn_flwr.flower_compat import make_array
 from fixbn_flwr.method.averaging import Array, Arrays
 from fixbn_flwr.method.round_config import GRADIENTS, MOMENTUM
-from fixbn_flwr.server.model_names import check_names, under_sent_names
+from fixbn_flwr.method.wrapper_prefixes import under_sent_names
+from fixbn_flwr.server.model_names import check_names
 from fixbn_flwr.server.reply_collection import CheckedReply
 from fixbn_flwr.server.reply_limits import check_records, check_sizes, extra_bytes
 from fixbn_flwr.server.update_checks import check_update, in_sent_types

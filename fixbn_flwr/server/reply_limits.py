@@ -41,7 +41,8 @@ def check_weight(weight: object, weighted_by: str) -> float:
         return float(number)
     raise ReplyError(
         f"its metric {weighted_by!r} is {shown(weight)} and must be a number above zero and at "
-        "most 2**53: it is the client's weight in the average. Return the number of examples."
+        "most 2**53: it is the client's weight in the average. Return the number of examples under "
+        "this name (numpy_client_mod returns it as 'num-examples', the default weighted_by_key)."
     )
 
 

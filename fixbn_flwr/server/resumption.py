@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord
 
 from fixbn_flwr.method.round_config import RoundConfig
 from fixbn_flwr.method.server_rules import ServerState
-from fixbn_flwr.server.inner_strategy_state import InnerStrategyState
+from fixbn_flwr.server.inner_strategy_state import InnerStrategyState, attributes_of
 from fixbn_flwr.server.return_point import ReturnPoint
 
 
@@ -30,10 +30,9 @@ class Resumption:
     """
 
     def __init__(self, layers: Sequence[object]) -> None:
+        self._layers = layers
         self._inner = InnerStrategyState(layers)
-        self.return_point: ReturnPoint[ArrayRecord] = ReturnPoint(
-            self._inner.changes, self._inner.restore
-        )
+        self.return_point: ReturnPoint[ArrayRecord] = ReturnPoint(layers)
         self._run = 0
         self._resumed: dict[int, int] = {}
         self._restored: Mapping[str, Any] | None = None
@@ -59,14 +58,22 @@ class Resumption:
             state, self._restored = self._restored, None
             self._resumed = {**dict(state["resumed"]), state["run"]: rounds_before}
             server.global_momentum = dict(state["momentum"])
-            self._inner.restore(state["strategy"])
             if "switch" in state:  # older versions did not keep it
                 server.switch.restore(state["switch"])
                 server.signals.restore(state["signals"])
-                self.return_point.restore(state["return_point"])
+                self._restore_return_point(state["return_point"])
+            self._inner.restore(state["strategy"])
+
+    def _restore_return_point(self, kept: Mapping[str, Any] | None) -> None:
+        if kept is not None:
+            self._inner.restore(kept["strategy"])
+            self.return_point.restore({**kept, "strategy": attributes_of(self._layers)})
 
     def state(self, server: ServerState) -> dict[str, Any]:
         """Return what the next run needs."""
+        kept = self.return_point.state()
+        if kept is not None:
+            kept = {**kept, "strategy": self._inner.changes_in(kept["strategy"])}
         return {
             "run": self._run,
             "resumed": [[run, last] for run, last in self._resumed.items()],
@@ -74,7 +81,7 @@ class Resumption:
             "strategy": self._inner.changes(),
             "switch": server.switch.state(),
             "signals": server.signals.state(),
-            "return_point": self.return_point.state(),
+            "return_point": kept,
         }
 
     def add_to(self, instructions: RoundConfig, checkpoints: Sequence[int]) -> RoundConfig:

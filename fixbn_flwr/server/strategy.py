@@ -49,7 +49,8 @@ class FixBN(RoundSteps):
             for differential privacy goes inside FixBN, around its own strategy.
         freeze_after: T*, the last round of exploration. An int is a number of rounds, a float in
             (0, 1] a share of ``num_rounds``, 1.0 never freezes (plain BN). "auto" decides during
-            the run when to freeze, or never to; see `docs/when-to-freeze.md`.
+            the run when to freeze, or never to, if clients return weights and not updates; see
+            `docs/when-to-freeze.md`.
         momentum: The clients' momentum buffers at the start of a local training: "reset" (zero),
             "local" (each client's own, the paper's proposal, the default) or "global" (averaged,
             which doubles the payload).

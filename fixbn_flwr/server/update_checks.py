@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fixbn_flwr.errors import NotFiniteError, ReplyError
-from fixbn_flwr.method.averaging import Array, Arrays, Kind, kind_of, of_kind
+from fixbn_flwr.method.averaging import Array, Arrays, Kind, is_spoilt, kind_of, of_kind
 from fixbn_flwr.method.round_config import MOMENTUM
 from fixbn_flwr.method.signals import reported_gradients, training_loss
 from fixbn_flwr.method.update import Update
@@ -90,7 +89,7 @@ def _check_arrays(arrays: Arrays, sent: Arrays) -> None:
                 f"array {name!r} has type {array.dtype} and was sent as {sent[name].dtype}: return "
                 "the types that were sent. Only floating types are converted."
             )
-        _check_finite(name, array, np.isfinite(sent[name]))
+        _check_finite(name, array, sent[name])
         if name.endswith("running_var") and kind_of(name) is Kind.STATISTIC and np.any(array < 0):
             raise ReplyError(f"array {name!r} is a variance and holds {array.min()}, below zero.")
 
@@ -108,12 +107,11 @@ def _check_momentum(momentum: Arrays, parameters: Arrays) -> None:
                 f"its momentum buffer {name!r}, {buffer.dtype} {buffer.shape}, fits no parameter "
                 "of the model: give local_training the model whose arrays are returned."
             )
-        _check_finite(f"{name} (momentum)", buffer, np.True_)
+        _check_finite(f"{name} (momentum)", buffer, np.zeros(()))
 
 
-def _check_finite(name: str, array: Array, was_finite: NDArray[np.bool_] | np.bool_) -> None:
-    # A model may hold infinity by design, as the mask of an attention layer does.
-    if np.any(~np.isfinite(array) & was_finite):
+def _check_finite(name: str, array: Array, before: Array) -> None:
+    if is_spoilt(array, before):
         raise NotFiniteError(
             f"array {name!r} holds NaN or infinity: its training diverged. Use a smaller learning "
             "rate, in calibration a smaller learning_rate_factor."

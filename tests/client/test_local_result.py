@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import FedAvg
 from torch import nn
 from torch.optim import SGD
 
-from fixbn_flwr import FixBN, local_training
+from fixbn_flwr import FixBN, local_training, numpy_client_mod
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.legacy import FixBN as OlderFixBN
 from fixbn_flwr.testing import SerializingGrid
@@ -81,6 +81,27 @@ def test_clients_that_do_not_compare_are_averaged_as_always() -> None:
     metrics = run(compare_gradients_every=1, compares=False).train_metrics_clientapp
     assert not any(of_round.keys() & COMPARED for of_round in metrics.values())
     assert all(of_round["fixbn-clients"] == CLIENTS for of_round in metrics.values())
+
+
+def test_a_numpy_client_that_could_not_compare_is_averaged_too() -> None:
+    """Its first batch may have no gradient. Its reply differs from the others' in this alone."""
+
+    class Client(NumPyClient):
+        def __init__(self, context: Context) -> None:
+            self.context = context
+
+        def fit(self, parameters: Any, config: Any) -> Any:
+            model = network()
+            load(model, parameters)
+            local = train(model, config, self.context, compares=partition_of(self.context) > 0)
+            return arrays_of(model), 8, {**local.metrics}
+
+    app = ClientApp(client_fn=lambda c: Client(c).to_client(), mods=[numpy_client_mod])
+    strategy = FixBN(FedAvg(fraction_evaluate=0.0), freeze_after=4, compare_gradients_every=1)
+    result = strategy.start(SerializingGrid(app, CLIENTS), initial_arrays(network()), 2)
+    for metrics in result.train_metrics_clientapp.values():
+        assert metrics["fixbn-clients"] == CLIENTS
+        assert metrics.keys() >= COMPARED
 
 
 def test_the_older_generation_reports_the_same_numbers() -> None:

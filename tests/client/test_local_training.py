@@ -111,6 +111,22 @@ def test_calibration_freezes_statistics_and_multiplies_the_rate_of_the_steps(wra
     assert not same(before, statistics(model))
 
 
+@pytest.mark.parametrize("second", [True, False])
+def test_a_second_optimizer_at_the_full_rate_is_named_in_a_warning(
+    second: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = network()
+    optimizer, other = (SGD(model[place].parameters(), 0.1) for place in (0, 2))
+    received = round_config(3, phase=Phase.CALIBRATION, factor=0.25)
+    with local_training(model, optimizer, received, client()) as local:
+        assert local.learning_rate_factor == 0.25
+        train(model, optimizer)
+        if second:
+            other.step()
+    warning = "learning_rate_factor=0.25 had no effect on 2 parameters of the model"
+    assert (warning in caplog.text) == second
+
+
 def test_calibration_of_a_model_without_statistics_fails() -> None:
     model = nn.Linear(4, 2)
     with (
@@ -287,6 +303,17 @@ def test_global_momentum_is_received_from_and_returned_to_the_server(wrap: Wrap)
         assert same(safetensors.torch.load(local.metrics["fixbn-momentum-buffers"]), expected)
         assert local.records == {}
     assert not context.state
+
+
+@GENERATIONS
+def test_averaged_buffers_get_the_parameters_type(wrap: Wrap) -> None:
+    """The server has no bfloat16."""
+    model = network().bfloat16()
+    optimizer = sgd(model)
+    averaged = {name: torch.ones(p.shape) for name, p in model.named_parameters()}
+    received = wrap(round_config(2, momentum=Momentum.GLOBAL), averaged)
+    with local_training(model, optimizer, received, client()):
+        assert {b.dtype for b in buffers_of(model, optimizer).values()} == {torch.bfloat16}
 
 
 @GENERATIONS

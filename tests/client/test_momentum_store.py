@@ -23,6 +23,7 @@ BUFFERS = {
     "head.bias": torch.tensor([0.1, -2.0], dtype=torch.bfloat16),
     "scale.step": torch.tensor(3.0),
     "double": torch.tensor([1e-300], dtype=torch.float64),
+    "complex": torch.tensor([1.0 + 2.0j]),
 }
 
 
@@ -117,7 +118,26 @@ def test_a_round_not_later_than_the_stamp_starts_from_zero(
     client = context(place)
     save(client, 3, BUFFERS)
     assert load(client, server_round) == {}
-    assert f"round 3, but this is run 1 round {server_round}" in caplog.text
+    again = "round 3, which is trained again: put all training of a round into one"
+    earlier = f"round 3, but this is run 1 round {server_round}"
+    assert (again if server_round == 3 else earlier) in caplog.text
+
+
+def test_the_next_round_goes_on_from_the_first_training_if_the_second_fails(
+    place: Path | None,
+) -> None:
+    """A client may train twice in a round, as fastai's fine_tune does."""
+    client = context(place)
+    save(client, 3, BUFFERS)
+    assert load(client, 3) == {}
+    assert equal(load(client, 4), BUFFERS)
+
+
+def test_a_round_that_is_trained_again_starts_from_a_kept_round_before(tmp_path: Path) -> None:
+    client = context(tmp_path)
+    save(client, 2, BUFFERS, checkpoints=[2])
+    save(client, 3, {"x": torch.ones(1)}, checkpoints=[2])
+    assert equal(load(client, 3), BUFFERS)
 
 
 def test_another_model_starts_from_zero(
@@ -129,9 +149,9 @@ def test_another_model_starts_from_zero(
     assert "it is of another model (model; this one is wider)" in caplog.text
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), complex(0.0, float("nan"))])
 def test_momentum_of_diverged_training_is_not_saved(
-    place: Path | None, bad: float, caplog: pytest.LogCaptureFixture
+    place: Path | None, bad: complex, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = context(place)
     save(client, 1, BUFFERS)

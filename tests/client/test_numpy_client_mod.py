@@ -189,6 +189,20 @@ def test_without_the_mod_the_error_names_the_record() -> None:
         run(FixBN(FedAvg(), freeze_after=1), app(bridged=False))
 
 
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        ({"arrayrecord_key": "model"}, "If it is there, leave the strategy's arrayrecord_key"),
+        ({"weighted_by_key": "n"}, r"'n' is None .*numpy_client_mod returns it as 'num-examples'"),
+    ],
+)
+def test_with_other_keys_the_error_names_those_of_the_mod(
+    options: dict[str, Any], remedy: str
+) -> None:
+    with pytest.raises(RoundsFailedError, match=remedy):
+        run(FixBN(FedAvg(**options), freeze_after=1), app())
+
+
 # Messages of the older generation
 
 

@@ -156,6 +156,26 @@ class Stubborn(OwnNorm):
         return (x - mean) / (var + 1e-5).sqrt() * self.weight
 
 
+class Asserting(OwnNorm):
+    """Refuses inputs of other shapes in its own way."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.dim() == 2
+        return super().forward(x)
+
+
+class Dropping(OwnNorm):
+    """Has dropout in it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dropped: Tensor = self.dropout(super().forward(x))
+        return dropped
+
+
 def own_network(norm: type[nn.Module]) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(6, 5), norm(5), nn.ReLU(), nn.Linear(5, 3))
@@ -204,8 +224,9 @@ def test_a_layer_that_cannot_be_frozen_is_refused_in_the_first_round() -> None:
 
 def test_freezable_layers_are_checked() -> None:
     check_freezable(network())
-    check_freezable(own_network(OwnNorm))
-    with pytest.raises(ConfigError, match=r"use torch\.nn\.BatchNorm2d, or set freeze_after=1\.0"):
+    for norm in (OwnNorm, Asserting, Dropping):
+        check_freezable(own_network(norm))
+    with pytest.raises(ConfigError, match=r"BatchNorm2d, or use the strategy without FixBN"):
         check_freezable(own_network(Stubborn))
 
 

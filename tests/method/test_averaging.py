@@ -9,6 +9,7 @@ from numpy.testing import assert_array_equal
 from fixbn_flwr.method.averaging import (
     Array,
     Kind,
+    first_spoilt,
     kind_of,
     merged_counters,
     of_kind,
@@ -129,3 +130,33 @@ def test_no_input_is_changed() -> None:
     weighted_mean(updates, WEIGHTS)
     assert_array_equal(updates[0]["w"], [1, 2])
     assert_array_equal(updates[1]["w"], [3, 4])
+
+
+def test_the_variance_of_a_layer_without_a_mean_is_averaged() -> None:
+    """EvoNorm keeps a running variance alone; another mean of that name may have another shape."""
+    alone = [{"a.running_var": np.float64([v])} for v in (1, 2)]
+    others = [{**a, "a.running_mean": np.zeros(3)} for a in alone]
+    for updates in (alone, others):
+        assert_array_equal(pooled_statistics(updates, WEIGHTS)["a.running_var"], [1.75])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "spoilt"),
+    [
+        ([0, 1], [0, np.nan], True),
+        ([0, 1], [0, np.inf], True),
+        ([0, -np.inf], [0, -np.inf], False),
+        ([0, -np.inf], [0, np.nan], True),  # what FedAdam makes of a mask
+        ([0, np.nan], [0, np.nan], False),
+    ],
+)
+def test_infinity_by_design_is_allowed_and_nan_in_its_place_is_not(
+    before: list[float], after: list[float], spoilt: bool
+) -> None:
+    found = first_spoilt({"mask": np.float32(after)}, {"mask": np.float32(before)})
+    assert found == ("mask" if spoilt else None)
+
+
+def test_complex_momentum_keeps_its_imaginary_part() -> None:
+    average = weighted_mean([{"w": np.complex64([1j])}, {"w": np.complex64([4 + 1j])}], WEIGHTS)
+    assert_array_equal(average["w"], np.complex64([3 + 1j]))

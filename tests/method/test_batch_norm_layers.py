@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fixbn_flwr import freeze_statistics
-from fixbn_flwr.errors import NoStatisticsError
+from fixbn_flwr.errors import ConfigError, NoStatisticsError
 from fixbn_flwr.method.batch_norm import statistics
+from fixbn_flwr.method.freezable_layers import check_freezable
 from tests.support.batch_norm import network, rows, statistics_unchanged
 
 
@@ -120,3 +121,37 @@ def test_names_are_those_of_the_state_dict() -> None:
     expected = {name for name in model.state_dict() if "running_" in name}
     assert statistics(model).keys() == expected
     assert statistics(nn.BatchNorm1d(2)).keys() == {"running_mean", "running_var"}
+
+
+class VarianceAlone(nn.Module):
+    """As EvoNorm-B0 of timm: a running variance and no mean. The server freezes it by its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running_var: Tensor
+        self.register_buffer("running_var", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.running_var.lerp_(x.var(0), 0.1)
+        return x / self.running_var.sqrt()
+
+
+def test_a_layer_with_a_variance_alone_is_frozen_too() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(4), VarianceAlone())
+    check_freezable(model)
+    before = statistics(model)
+    assert list(before) == ["0.running_mean", "0.running_var", "1.running_var"]
+    with freeze_statistics(model):
+        model.train()(rows())
+    assert statistics_unchanged(model, before)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
+def test_a_scripted_layer_is_refused() -> None:
+    model = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
+    with (
+        pytest.raises(ConfigError, match=r"'1' was compiled with torch\.jit\.script.*afterwards"),
+        freeze_statistics(model),
+    ):
+        pytest.fail("entered")

@@ -89,13 +89,39 @@ def test_both_passes_drop_the_same_units() -> None:
 
 def test_an_error_in_the_loss_leaves_the_model_as_it_was() -> None:
     model = network().eval()
+    before = copy.deepcopy(model.state_dict())
 
     def loss() -> Tensor:
+        model(torch.ones(8, 4))
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
         compare_gradients(model, loss)
     assert not model[1].training
+    assert all(torch.equal(before[name], after) for name, after in model.state_dict().items())
+
+
+class Assigning(nn.Module):
+    """Batch normalization written by hand, which assigns new tensors to its statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(8))
+        self.register_buffer("running_var", torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.running_mean = x.mean(0).detach()
+            self.running_var = x.var(0).detach()
+        return (x - self.running_mean) / self.running_var.sqrt()
+
+
+def test_statistics_that_a_layer_assigns_are_restored() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 8), Assigning(), nn.Linear(8, 2)), torch.randn(16, 4)
+    buffers = dict(model.named_buffers())
+    assert compare_gradients(model, lambda: model(x).square().sum()) is not None
+    assert all(buffers[name] is after for name, after in model.named_buffers())
+    assert torch.equal(model[1].running_var, torch.ones(8))
 
 
 @pytest.mark.parametrize("value", [0.0, math.nan])

@@ -132,11 +132,14 @@ def test_start_clears_the_state_of_the_previous_run() -> None:
     server = state(1, momentum="global")
     server.start(2, NAMES)
     server.begin_round(2, rest(1))
+    server.observe({1: update(1, 1, momentum=1)}, {})
     server.end_round([update(1, 1, momentum=1)], rest(1))
+    assert (server.factor, server.last_signals is None) == (0.5, False)
     server.start(2, NAMES)
     assert server.frozen_statistics is None
     assert server.global_momentum == {}
     assert server.phase is Phase.EXPLORATION
+    assert (server.factor, server.last_signals) == (1.0, None)
     server.begin_round(2, rest(7))
     assert server.frozen_statistics is not None
     assert server.frozen_statistics["n.running_mean"] == 7

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -173,6 +174,25 @@ def test_frozen_statistics_and_models_without_any_have_no_disagreement() -> None
         assert metrics.keys() == {"fixbn-update-norm", "fixbn-update-agreement"}
 
 
+@pytest.mark.parametrize("mean", [{}, {"evo.running_mean": np.zeros(3)}])
+def test_a_variance_without_a_mean_is_not_compared(mean: dict[str, Any]) -> None:
+    own = update((1.0, 5.0), (4.0, 4.0))
+    evonorm = Update({"evo.running_var": np.ones(2), **mean}, {}, 1.0, {"w": np.zeros(2)})
+    assert observed(evonorm, evonorm).disagreement is None
+    both = replace(own, arrays={**evonorm.arrays, **own.arrays})
+    assert observed(both, both) == observed(own, own)
+
+
+def test_infinity_by_design_is_not_compared() -> None:
+    sent = {"mask": np.array([0.0, -math.inf]), "w": np.zeros(2)}
+    updates = {
+        client: replace(update(), parameters={**sent, "w": np.array(weights)})
+        for client, weights in enumerate([(3.0, 0.0), (0.0, 3.0)])
+    }
+    signals = SignalTracker().observe(updates, sent)
+    assert (signals.update_norm, signals.update_agreement) == (3.0, 1.0)
+
+
 def test_a_restored_tracker_goes_on_with_the_same_bits() -> None:
     e = math.e
     rounds = [
@@ -193,6 +213,9 @@ def test_a_restored_tracker_goes_on_with_the_same_bits() -> None:
         ({"loss": 1, "train_loss": 2.0}, 2.0),
         ({"eval_loss": 1.0, "TrainLoss": 3}, 3.0),
         ({"accuracy": 0.5, "loss": 0.25}, 0.25),
+        ({"val_loss": 1.0, "loss": 0.25}, 0.25),
+        ({"Test-Loss": 1.0, "eval.loss": 1.0, "interval_loss": 0.25}, 0.25),
+        ({"validation_loss": 1.0}, None),
         ({"loss": [1.0, 2.0], "accuracy": 0.5}, None),
         ({}, None),
     ],

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, MetricRecord
-from flwr.serverapp.strategy import FedAdam, Result
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAdam, FedAvg, Result
 from torch import nn
 
 from fixbn_flwr import FixBN
-from fixbn_flwr.errors import CheckpointError
+from fixbn_flwr.errors import CheckpointError, ConfigError
 from fixbn_flwr.persistence.resumable_start import start_or_resume
 from fixbn_flwr.testing import SerializingGrid
 from tests.support.clients import initial_arrays, training_app
@@ -69,6 +70,32 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     run(tmp_path, keep=1)
     (only,) = (tmp_path / "checkpoints").iterdir()
     assert only.name.startswith(f"round-{ROUNDS:06d}-")
+
+
+def test_keeping_none_is_refused_before_the_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"keep=0 keeps no checkpoint.*keep 1 or more"):
+        run(tmp_path, keep=0)
+
+
+class WithoutEvaluation(FedAvg):
+    """Has its own loop, which never calls evaluate_fn."""
+
+    def start(  # type: ignore[override]
+        self, grid: Grid, initial_arrays: ArrayRecord, num_rounds: int, **_: Any
+    ) -> Result:
+        return super().start(grid, initial_arrays, num_rounds)
+
+
+def test_a_run_that_writes_no_checkpoint_warns(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    strategy = FixBN(WithoutEvaluation(fraction_evaluate=0.0), freeze_after=1)
+    grid = SerializingGrid(training_app(network, batches), CLIENTS)
+    start_or_resume(strategy, tmp_path, grid, initial_arrays(network()), 2)
+    assert "own start() must call evaluate_fn(round, arrays)" in caplog.text
+    caplog.clear()
+    run(tmp_path / "other")
+    assert "evaluate_fn" not in caplog.text
 
 
 def test_checkpoints_of_another_model_are_refused(tmp_path: Path) -> None:

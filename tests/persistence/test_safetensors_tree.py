@@ -71,6 +71,7 @@ def test_a_record_keeps_its_order() -> None:
         ({"a": {1: 2}}, "a is a dict"),
         ({"a": {"$array": "b"}}, "a is a dict"),
         ({"a": np.array([object()])}, "a is a ndarray"),
+        ({"w": np.zeros(1, np.complex64)}, "w is a ndarray of complex64, which"),
         (len, "it is a builtin_function_or_method"),
     ],
 )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fixbn_flwr import FixBN
 from fixbn_flwr.testing import SerializingGrid
-from tests.support.clients import training_app
+from tests.support.clients import initial_arrays, training_app
 from tests.support.small_federation import (
     CLIENTS,
     ROUNDS,
@@ -128,3 +128,34 @@ def test_learning_rate_factor_is_applied_in_calibration_and_restored() -> None:
     tenth, rates = first_step(0.1)
     assert tenth == pytest.approx(full / 10, rel=1e-4)
     assert rates == [0.05] * CLIENTS * 2
+
+
+def whole() -> nn.Module:
+    return torch.compile(network(), backend="eager")  # type: ignore[return-value]
+
+
+def part() -> nn.Module:
+    model = network()
+    model.first = torch.compile(model.first, backend="eager")
+    return model
+
+
+@pytest.mark.parametrize("clients", [network, whole, part])
+@pytest.mark.parametrize("server", [network, whole, part])
+def test_compiled_models_exchange_their_momentum(server: Any, clients: Any) -> None:
+    expected, _ = federation(FixBN(fedavg(), freeze_after=2, momentum="global"), rounds=2)
+
+    def build() -> nn.Module:
+        """Return a client's model that takes the server's names, as users' code must."""
+        model: nn.Module = clients()
+        names, load = list(model.state_dict()), model.load_state_dict
+        model.load_state_dict = lambda state: load(dict(zip(names, state.values(), strict=True)))  # type: ignore[assignment]
+        return model
+
+    grid = SerializingGrid(training_app(build, batches), CLIENTS)
+    strategy = FixBN(fedavg(), freeze_after=2, momentum="global")
+    result, _ = federation(strategy, grid=grid, arrays=initial_arrays(server()), rounds=2)
+    assert result.train_metrics_clientapp[2]["fixbn-clients"] == CLIENTS
+    assert list(result.arrays) == list(server().state_dict())
+    for one, other in zip(result.arrays.values(), expected.arrays.values(), strict=True):
+        assert np.array_equal(one.numpy(), other.numpy())

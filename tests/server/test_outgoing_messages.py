@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fixbn_flwr.flower_compat import set_task_identity
@@ -21,6 +23,17 @@ def test_copies_share_contents_like_the_originals_and_do_not_change_them() -> No
     assert copies[0].content["config"] == ConfigRecord({"lr": 0.1, "phase": "x"})
     assert originals[0].content["config"] == ConfigRecord({"lr": 0.1})
     assert copies[0].content["arrays"] is shared["arrays"]
+
+
+def test_each_client_gets_the_message_that_a_generator_made_for_it() -> None:
+    def messages() -> Iterator[Message]:
+        for client in range(100):
+            content = RecordDict()
+            content["config"] = ConfigRecord({"for": client})
+            yield message(content)
+
+    copies = copies_of(messages())
+    assert [copy.content["config"]["for"] for copy in copies] == list(range(100))
 
 
 def test_the_config_is_the_named_record_or_the_first_or_a_new_one() -> None:

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
 from fixbn_flwr import FixBN
+from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.testing import SerializingGrid
 from tests.support.clients import initial_arrays, training_app
 from tests.support.small_federation import (
@@ -171,6 +172,38 @@ def test_stop_leaves_the_loop_with_the_result_so_far(tmp_path: Path) -> None:
     result, of_round = federation(fixbn)
     assert max(of_round) == 3
     assert same({n: a.numpy() for n, a in result.arrays.items()}, of_round[3])
+
+
+def test_a_start_that_goes_back_to_an_earlier_model_is_refused_with_the_remedy() -> None:
+    class Best(FedAvg):
+        def start(  # type: ignore[override]
+            self, grid: Grid, initial_arrays: ArrayRecord, num_rounds: int, **_: Any
+        ) -> None:
+            arrays = initial_arrays
+            for number in range(1, num_rounds + 1):
+                messages = self.configure_train(number, arrays, ConfigRecord(), grid)
+                new, _ = self.aggregate_train(number, grid.send_and_receive(messages))
+                arrays = initial_arrays if number == 2 or new is None else new
+
+    fixbn = FixBN(Best(fraction_evaluate=0.0), freeze_after=1)
+    grid = SerializingGrid(training_app(network, batches), CLIENTS)
+    with pytest.raises(ConfigError, match=r"went back to an earlier model.*keep its best model"):
+        fixbn.start(grid, initial_arrays(network()), 3)
+
+
+def test_a_start_without_a_timeout_runs_unless_one_is_given() -> None:
+    class Shorter(FedAvg):
+        def start(  # type: ignore[override]
+            self, grid: Grid, initial_arrays: ArrayRecord, num_rounds: int
+        ) -> Any:
+            return super().start(grid, initial_arrays, num_rounds)
+
+    fixbn = FixBN(Shorter(fraction_evaluate=0.0), freeze_after=1)
+    grid = SerializingGrid(training_app(network, batches), CLIENTS)
+    result = fixbn.start(grid, initial_arrays(network()), 2)
+    assert set(result.arrays) == set(network().state_dict())
+    with pytest.raises(TypeError, match="unexpected keyword argument 'timeout'"):
+        fixbn.start(grid, initial_arrays(network()), 2, timeout=60)
 
 
 def test_a_start_with_fewer_arguments_gets_those_that_are_given() -> None:

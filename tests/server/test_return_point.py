@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg, FedAvgM, FedYogi, Strategy
 from torch import nn
 
 from fixbn_flwr import FixBN, Phase
+from fixbn_flwr.method.server_rules import ServerState
 from fixbn_flwr.persistence.checkpoints import Checkpoints
+from fixbn_flwr.server.resumption import Resumption
 from fixbn_flwr.testing import SerializingGrid
 from tests.support.clients import initial_arrays, training_app
 from tests.support.small_federation import CLIENTS, batches, network, same, statistics_of
@@ -224,3 +227,39 @@ def test_a_run_resumes_in_the_middle_of_a_retry_with_the_same_bits(
         {name: array.numpy() for name, array in resumed.arrays.items()},
         {name: array.numpy() for name, array in whole.arrays.items()},
     )
+
+
+class Scaffold(FedAvg):
+    """Keeps state of kinds that no checkpoint can hold."""
+
+    def __init__(self) -> None:
+        super().__init__(fraction_evaluate=0.0)
+        self.control: dict[int, float] = {}
+        self.tensor: torch.Tensor | None = None
+        self.accountant: object = None
+
+    def learn(self, server_round: int) -> None:
+        self.control[1000] = float(server_round)
+        self.tensor = torch.full((2,), float(server_round)) if self.tensor is None else self.tensor
+        self.tensor.fill_(server_round)
+        self.accountant = object()
+
+
+def test_state_that_no_checkpoint_can_hold_goes_back_too() -> None:
+    strategy = Scaffold()
+    server = ServerState(1, "local", "mean", 1.0)
+    server.start(10, list(network().state_dict()))
+    resumption = Resumption([strategy])
+    resumption.begin(1, 0, server)
+    strategy.learn(1)
+    accountant = strategy.accountant
+    resumption.return_point.keep(2, initial_arrays(network()), server)
+    for _ in range(2):
+        strategy.learn(2)
+        resumption.return_point.go_back(server)
+        assert strategy.control == {1000: 1.0}
+        assert strategy.tensor is not None
+        assert strategy.tensor.tolist() == [1.0, 1.0]
+        assert strategy.accountant is accountant
+    kept = resumption.state(server)["return_point"]
+    assert kept["strategy"] == [{}]

@@ -208,3 +208,9 @@ def test_the_summary_lists_the_options(caplog: pytest.LogCaptureFixture) -> None
     FixBN(fedavg(), freeze_after=7, momentum="global", learning_rate_factor=0.1).summary()
     assert "freeze_after 7 | momentum global | statistics mean | learning rate x 0.1" in caplog.text
     assert "Sampling" in caplog.text
+
+
+def test_flowers_log_names_fixbn(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="flwr")
+    federation(FixBN(fedavg(), freeze_after=1), rounds=1)
+    assert "Starting FixBN strategy:" in caplog.text

@@ -22,7 +22,7 @@ from flwr.serverapp.strategy import (
 from torch import nn
 
 from fixbn_flwr import FixBN
-from fixbn_flwr.errors import RoundsFailedError
+from fixbn_flwr.errors import ConfigError, RoundsFailedError
 from fixbn_flwr.testing import FIRST_NODE_ID, SerializingGrid
 from tests.support.clients import initial_arrays, partition_of, training_app
 from tests.support.small_federation import (
@@ -474,3 +474,48 @@ def test_a_run_that_never_freezes_has_flowers_messages_and_metrics(make: Any) ->
         return sorted(seen, key=lambda s: (s["config"]["server-round"], s["node"])), metrics
 
     assert run(True) == run(False)
+
+
+class Waiting(FedAvg):
+    """Makes a model in every second round, as a strategy that waits for more updates."""
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        return (None if server_round % 2 else arrays), metrics
+
+
+class Refusing(Waiting):
+    """A user's class around code of Flower's that makes no model, whatever the reason."""
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+        return super().aggregate_train(server_round, [])
+
+
+def test_a_strategy_may_keep_the_model_of_the_round_before(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    _, of_round = federation(FixBN(Waiting(fraction_evaluate=0.0), freeze_after=2))
+    assert same(of_round[0], of_round[1])
+    assert same(of_round[2], of_round[3])
+    assert not same(of_round[1], of_round[2])
+    kept = "round 1: Waiting made no model from 4 usable replies; the model stays as it is"
+    assert kept in caplog.text
+
+
+def test_a_strategy_in_which_flowers_code_makes_no_model_stops_the_run() -> None:
+    with pytest.raises(RoundsFailedError, match=r"Refusing made no model from 4 usable .*see"):
+        federation(FixBN(Refusing(fraction_evaluate=0.0), freeze_after=2))
+
+
+class Partial(FedAvg):
+    """Returns a part of the model only."""
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        assert arrays is not None
+        return ArrayRecord({n: a for n, a in arrays.items() if "bias" not in n}), metrics
+
+
+def test_a_partial_model_is_refused_with_the_name_that_is_missing() -> None:
+    with pytest.raises(ConfigError, match=r"no 'first\.bias' \(\d of \d+ arrays are missing\)"):
+        federation(FixBN(Partial(fraction_evaluate=0.0), freeze_after=2))
