@@ -92,8 +92,6 @@ Workers = Annotated[
         "run and compare one per GPU, if the machine has GPUs.",
     ),
 ]
-
-
 EngineOption = Annotated[
     Engine,
     typer.Option(help="local: processes of this machine; ray: `flwr run`."),
@@ -213,13 +211,8 @@ def centralised(overrides: Overrides = None, clients: Clients = None) -> None:
 
 
 cli.command("list")(list_runs)
-cli.command()(report)
-cli.command()(predict)
-cli.command()(export)
-cli.command()(delete)
-cli.command()(doctor)
-cli.command()(supervise)
-cli.command()(clean)
+for command in (report, predict, export, delete, doctor, supervise, clean):
+    cli.command()(command)
 
 
 def main() -> None:
