@@ -197,7 +197,7 @@ def _map(shown: Sequence[Result], view: View) -> Figure:
     measured = view.y_label.removesuffix(" (%)")
     flat = [cell for table in cells.values() for row in table for cell in row]
     bar.set_label(
-        f"difference in {measured} (percentage points), mean over {seeds_note(flat)} with its"
-        " 95 % interval; bold if that excludes 0"
+        f"difference in {measured} (percentage points), mean over {seeds_note(flat)}\n"
+        "with its 95 % interval; bold if that excludes 0"
     )
     return figure

@@ -212,8 +212,8 @@ def test_a_map_shows_each_difference_in_its_cell_on_one_scale() -> None:
     assert (panels[0].get_xlabel(), panels[0].get_ylabel()) == ("local steps", "alpha")
     bar = figure.axes[2]
     assert bar.get_xlabel() == (
-        "difference in test accuracy (percentage points), mean over 1 to 2 seeds with its"
-        " 95 % interval; bold if that excludes 0"
+        "difference in test accuracy (percentage points), mean over 1 to 2 seeds\n"
+        "with its 95 % interval; bold if that excludes 0"
     )
 
 
