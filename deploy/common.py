@@ -35,8 +35,8 @@ def command_line(main: Callable[..., None], text: str) -> NoReturn:
         sys.exit(1)
     except OSError as error:
         print(
-            f"Error: {error}: give this user the right to write there and make room on the disk, "
-            "or choose another folder.",
+            f"Error: {error}: check that the file or folder exists, that this user may read and "
+            "write it, and that the disk has room.",
             file=sys.stderr,
         )
         sys.exit(1)

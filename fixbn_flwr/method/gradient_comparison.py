@@ -88,7 +88,8 @@ def _restored_buffers(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for buffers, name, buffer, value in before:
-            buffers[name] = buffer.copy_(value)
+            # A buffer that did not change may be a view that cannot be written, as of expand().
+            buffers[name] = buffer if torch.equal(buffer, value) else buffer.copy_(value)
 
 
 def _gradient(model: nn.Module, loss: Callable[[], Tensor]) -> Tensor:

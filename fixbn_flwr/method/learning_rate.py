@@ -57,9 +57,7 @@ def multiplied_learning_rate(
             )
     steps = _Steps(factor)
     before = _versions(optimizer)
-    of_optimizer = {p for group in optimizer.param_groups for p in group["params"]}
-    others = [] if model is None else [p for p in model.parameters() if p not in of_optimizer]
-    others_before = [p._version for p in others]
+    of_model = {} if model is None else {p: p._version for p in model.parameters()}
     hooks = (
         optimizer.register_step_pre_hook(steps.begin),
         optimizer.register_step_post_hook(steps.end),
@@ -78,18 +76,18 @@ def multiplied_learning_rate(
             "sharpness-aware minimization, pass the inner one.",
             factor, type(optimizer).__name__,
         )  # fmt: skip
+    own = {p for group in optimizer.param_groups for p in group["params"]}
     changed = [
-        p._version > version
-        for p, version in zip(others, others_before, strict=True)
-        if p.requires_grad
-    ]
-    if any(changed):
+        p for p, version in of_model.items()
+        if p not in own and p.requires_grad and p._version > version
+    ]  # fmt: skip
+    if changed:
         logger.warning(
             "learning_rate_factor=%g had no effect on %s parameters of the model, which the %s "
             "passed to local_training does not train. If a second optimizer does, multiply its "
             "learning rate by local.learning_rate_factor, or use one optimizer with a parameter "
             "group for each learning rate.",
-            factor, sum(changed), type(optimizer).__name__,
+            factor, len(changed), type(optimizer).__name__,
         )  # fmt: skip
 
 

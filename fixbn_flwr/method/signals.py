@@ -172,14 +172,19 @@ def training_loss(metrics: Mapping[str, object]) -> float | None:
     It is the first number whose name has both "train" and "loss" in it, or else "loss" and no word
     for held-out data, such as "val".
     """
-    named = {
-        name.lower(): float(value)
+    losses = {
+        name: float(value)
         for name, value in metrics.items()
         if "loss" in name.lower() and isinstance(value, int | float)
     }
-    of_training = [loss for name, loss in named.items() if "train" in name]
-    others = [loss for name, loss in named.items() if not _HELD_OUT & {*re.split("[^a-z]", name)}]
+    of_training = [loss for name, loss in losses.items() if "train" in name.lower()]
+    others = [loss for name, loss in losses.items() if not _HELD_OUT & _words(name)]
     return next(iter([*of_training, *others]), None)
+
+
+def _words(name: str) -> set[str]:
+    """Return the words of a name such as "val_loss", "val/loss" or "valLoss"."""
+    return {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)}
 
 
 def reported_gradients(report: Mapping[str, object]) -> dict[str, float]:

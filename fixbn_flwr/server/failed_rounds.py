@@ -44,10 +44,12 @@ class FailedAggregation:
     ) -> FailedAggregation:
         """Return the failure of a strategy that returned no model, as Flower's code in it did."""
         name, by_design = type(strategy).__name__, is_users_own(strategy) and not flower_failed
-        warning = "" if by_design else ", see its own warning"
-        return cls(
-            f"{name} made no model from {usable} usable replies{warning}", by_design=by_design
+        hint = (
+            " (if it should have, its aggregation must return the new arrays)"
+            if by_design
+            else ", see its own warning"
         )
+        return cls(f"{name} made no model from {usable} usable replies{hint}", by_design=by_design)
 
     @classmethod
     def not_finite(cls, strategy: object, array: str) -> FailedAggregation:

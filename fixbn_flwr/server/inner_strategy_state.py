@@ -113,13 +113,16 @@ def attributes_of(layers: Sequence[object]) -> Attributes:
 
 def copied(attributes: Attributes) -> Attributes:
     """Return copies of attributes that are data, beside other objects as they are."""
-    return [
-        {
-            name: copy.deepcopy(value) if _is_data(value) else value
-            for name, value in of_layer.items()
-        }
-        for of_layer in attributes
-    ]
+    return [{name: _copied(value) for name, value in of_layer.items()} for of_layer in attributes]
+
+
+def _copied(value: object) -> object:
+    if not _is_data(value):
+        return value
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # a subclass of a dictionary may hold anything, such as a lock
+        return value
 
 
 def _is_data(value: Any) -> bool:

@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord
 
 from fixbn_flwr.method.round_config import RoundConfig
 from fixbn_flwr.method.server_rules import ServerState
-from fixbn_flwr.server.inner_strategy_state import InnerStrategyState, attributes_of
+from fixbn_flwr.server.inner_strategy_state import InnerStrategyState, attributes_of, copied
 from fixbn_flwr.server.return_point import ReturnPoint
 
 
@@ -67,7 +67,7 @@ class Resumption:
     def _restore_return_point(self, kept: Mapping[str, Any] | None) -> None:
         if kept is not None:
             self._inner.restore(kept["strategy"])
-            self.return_point.restore({**kept, "strategy": attributes_of(self._layers)})
+            self.return_point.restore({**kept, "strategy": copied(attributes_of(self._layers))})
 
     def state(self, server: ServerState) -> dict[str, Any]:
         """Return what the next run needs."""

@@ -13,7 +13,7 @@ from simulation.experiments.matching_results import recorded_results
 from simulation.experiments.result_log import RESULTS, Result, read, results_file
 from simulation.reporting.differences import differences
 from simulation.reporting.gradient_figure import updates_table
-from simulation.reporting.grouping import Cell, methods, place, results_of, values
+from simulation.reporting.grouping import Cell, as_numbers, methods, place, results_of, values
 from simulation.reporting.intervals import interval
 from simulation.reporting.tables import markdown, table
 
@@ -119,13 +119,18 @@ def gap() -> str:
 def guarded() -> str:
     """Return the runs in which the guard went back to T*."""
     found = [
-        f"{name}: {result.method}, {', '.join(result.setting.values())}, seed {result.seed}"
+        f"{name}: {result.method}, {_named(result.setting)}, seed {result.seed}"
         for name in names()
         for grid in Experiment(name, Scale.CPU).grids
         for result in of_grid(name, grid)
         if result.retries
     ]
     return "\n".join(f"- {line}" for line in found) or "None."
+
+
+def _named(setting: Mapping[str, str]) -> str:
+    """Return a setting as "two classes, 1 step" or "local steps 1"."""
+    return ", ".join(f"{axis} {v}" if as_numbers([v]) else v for axis, v in setting.items())
 
 
 def updates() -> str:

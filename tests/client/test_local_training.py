@@ -127,6 +127,18 @@ def test_a_second_optimizer_at_the_full_rate_is_named_in_a_warning(
     assert (warning in caplog.text) == second
 
 
+def test_a_group_that_is_added_in_the_block_is_trained_by_the_same_optimizer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = network()
+    optimizer = SGD(model[0].parameters(), 0.1)
+    received = round_config(3, phase=Phase.CALIBRATION, factor=0.25)
+    with local_training(model, optimizer, received, client()):
+        optimizer.add_param_group({"params": model[2].parameters()})
+        train(model, optimizer)
+    assert "had no effect" not in caplog.text
+
+
 def test_calibration_of_a_model_without_statistics_fails() -> None:
     model = nn.Linear(4, 2)
     with (

@@ -124,6 +124,13 @@ def test_statistics_that_a_layer_assigns_are_restored() -> None:
     assert torch.equal(model[1].running_var, torch.ones(8))
 
 
+def test_a_buffer_that_is_an_expanded_view_is_left_as_it_is() -> None:
+    model = network()
+    model.register_buffer("mask", torch.ones(1).expand(4))
+    assert compare_gradients(model, lambda: model(torch.randn(8, 4)).square().sum()) is not None
+    assert model.mask.tolist() == [1.0] * 4
+
+
 @pytest.mark.parametrize("value", [0.0, math.nan])
 def test_there_is_no_angle_without_two_finite_gradients(value: float) -> None:
     model, x = network(), torch.randn(8, 4)

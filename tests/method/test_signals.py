@@ -216,6 +216,7 @@ def test_a_restored_tracker_goes_on_with_the_same_bits() -> None:
         ({"val_loss": 1.0, "loss": 0.25}, 0.25),
         ({"Test-Loss": 1.0, "eval.loss": 1.0, "interval_loss": 0.25}, 0.25),
         ({"validation_loss": 1.0}, None),
+        ({"valLoss": 9.0, "lossOfTest": 9.0, "Loss": 0.25}, 0.25),
         ({"loss": [1.0, 2.0], "accuracy": 0.5}, None),
         ({}, None),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import nn
 from fixbn_flwr import FixBN, Phase
 from fixbn_flwr.method.server_rules import ServerState
 from fixbn_flwr.persistence.checkpoints import Checkpoints
+from fixbn_flwr.server.inner_strategy_state import attributes_of, copied
 from fixbn_flwr.server.resumption import Resumption
 from fixbn_flwr.testing import SerializingGrid
 from tests.support.clients import initial_arrays, training_app
@@ -263,3 +265,34 @@ def test_state_that_no_checkpoint_can_hold_goes_back_too() -> None:
         assert strategy.accountant is accountant
     kept = resumption.state(server)["return_point"]
     assert kept["strategy"] == [{}]
+
+
+def test_it_goes_back_after_a_resume_too() -> None:
+    first, names = Scaffold(), list(network().state_dict())
+    server = ServerState(1, "local", "mean", 1.0)
+    server.start(10, names)
+    before = Resumption([first])
+    before.begin(1, 0, server)
+    before.return_point.keep(2, initial_arrays(network()), server)
+    second = Scaffold()
+    second.control[1000] = 1.0
+    after = Resumption([second])
+    after.restore({**before.state(server), "model": None})
+    again = ServerState(1, "local", "mean", 1.0)
+    again.start(10, names)
+    after.begin(2, 1, again)
+    second.control[1000] = 5.0
+    after.return_point.go_back(again)
+    assert second.control == {1000: 1.0}
+
+
+def test_a_dictionary_that_cannot_be_copied_is_kept_as_it_is() -> None:
+    class Locked(dict[str, float]):
+        def __init__(self) -> None:
+            super().__init__(a=1.0)
+            self.lock = threading.Lock()
+
+    strategy = Scaffold()
+    strategy.locked = Locked()  # type: ignore[attr-defined]
+    (kept,) = copied(attributes_of([strategy]))
+    assert kept["locked"] is strategy.locked  # type: ignore[attr-defined]
