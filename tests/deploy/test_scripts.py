@@ -342,6 +342,15 @@ def test_two_nodes_cannot_share_a_home(run: Run, tmp_path: Path) -> None:
     )
 
 
+@pytest.fixture
+def default_hangup() -> Iterator[None]:
+    """Let processes end on SIGHUP, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("default_hangup")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
 def test_no_second_node_starts_while_a_part_of_the_first_lives(
     run: Run, tmp_path: Path, number: signal.Signals
