@@ -50,5 +50,7 @@ BLOCKS: Blocks = {
         f"FixBN, {setting}": difference("when-to-use", "setting", setting, word)
         for setting, word in SETTINGS.items()
     },
+    "PACS": difference("feature-shift", "data", "PACS by domain, half size", "ahead"),
+    "CamVid": difference("segmentation", "scenes", "CamVid, half size", "behind"),
 }
 README_BLOCKS: Blocks = {"when to use": when_to_use}
