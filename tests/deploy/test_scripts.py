@@ -358,12 +358,7 @@ def test_no_second_node_starts_while_a_part_of_the_first_lives(
     node = "start-supernode --insecure --superlink 127.0.0.1:9 --partition 0/2 --home home"
     home = tmp_path / "home"
     with running(node, tmp_path / "log") as first:
-        wait_until(
-            lambda: processes_with(home),
-            "flower-supernode ran",
-            process=first,
-            log=tmp_path / "log",
-        )
+        wait_for_line(tmp_path / "log", "Starting SuperNode", first)
         first.send_signal(number)
         first.wait(TIMEOUT)
     if number == signal.SIGHUP:  # the script ends what it has started
