@@ -178,11 +178,9 @@ def _placed(slot: str, buffer: Tensor, parameter: Tensor, step_on_device: bool) 
         return int(buffer)
     if slot == _STEP_SLOT:
         return buffer.clone().to(parameter.device if step_on_device else "cpu")
-    if slot in _NUMBERS:
-        return buffer.clone().to(parameter.device)
-    if buffer.shape == parameter.shape:
+    if buffer.shape == parameter.shape and slot not in _NUMBERS:
         return torch.empty_like(parameter, dtype=buffer.dtype, requires_grad=False).copy_(buffer)
-    return buffer.clone().to(parameter.device)  # Adafactor's rows and columns
+    return buffer.clone().to(parameter.device)  # a number, or Adafactor's rows and columns
 
 
 def _fit(slots: Mapping[str, Tensor], parameter: Tensor) -> bool:

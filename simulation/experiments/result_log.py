@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fixbn_flwr.app.runs.reader import without_nan
 from fixbn_flwr.app.runs.summary import RoundMetrics
 from fixbn_flwr.errors import ConfigError
 
@@ -118,7 +119,7 @@ def results_file(experiment: str, scale: str, folder: Path = RESULTS) -> Path:
 def append(path: Path, result: Result) -> None:
     """Append a result to a file, which is created if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(_plain(dataclasses.asdict(result)), allow_nan=False) + "\n"
+    line = json.dumps(without_nan(dataclasses.asdict(result)), allow_nan=False) + "\n"
     with path.open("ab") as file:
         whole = path.read_bytes().rfind(b"\n") + 1
         file.truncate(whole)  # removes an incomplete line
@@ -148,12 +149,3 @@ def read(path: Path) -> list[Result]:
                 " repeated"
             ) from error
     return results
-
-
-def _plain(value: Any) -> Any:
-    # JSON has no NaN. float() reads the text.
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return value

@@ -24,10 +24,10 @@ def draw_map(
         ax: The panel.
         cells: The cells of the method, by row.
         baseline: The cells to subtract, by row.
-        limit: The percentage points at the ends of the color map, whose center is zero.
+        limit: The percentage points at the ends of the colour map, whose centre is zero.
 
     Returns:
-        The image, for a color bar.
+        The image, for a colour bar.
     """
     from matplotlib import colormaps
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
-from flwr.client import NumPyClient
+from flwr.client import Client, NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.common import ndarrays_to_parameters
 from flwr.server.strategy import FedAvg as OlderFedAvg
@@ -38,6 +38,17 @@ def train(model: nn.Module, received: Any, context: Context, compares: bool) -> 
         for batch in own:
             sgd_step(model, optimizer, batch)
     return local
+
+
+class Comparing(NumPyClient):
+    def __init__(self, context: Context, *, compares: bool = True) -> None:
+        self.context, self.compares = context, compares
+
+    def fit(self, parameters: Any, config: Any) -> Any:
+        model = network()
+        load(model, parameters)
+        local = train(model, config, self.context, compares=self.compares)
+        return arrays_of(model), 8, {**local.metrics}
 
 
 def message_app(*, compares: bool = True) -> ClientApp:
@@ -86,17 +97,10 @@ def test_clients_that_do_not_compare_are_averaged_as_always() -> None:
 def test_a_numpy_client_that_could_not_compare_is_averaged_too() -> None:
     """Its first batch may have no gradient. Its reply differs from the others' in this alone."""
 
-    class Client(NumPyClient):
-        def __init__(self, context: Context) -> None:
-            self.context = context
+    def client(context: Context) -> Client:
+        return Comparing(context, compares=partition_of(context) > 0).to_client()
 
-        def fit(self, parameters: Any, config: Any) -> Any:
-            model = network()
-            load(model, parameters)
-            local = train(model, config, self.context, compares=partition_of(self.context) > 0)
-            return arrays_of(model), 8, {**local.metrics}
-
-    app = ClientApp(client_fn=lambda c: Client(c).to_client(), mods=[numpy_client_mod])
+    app = ClientApp(client_fn=client, mods=[numpy_client_mod])
     strategy = FixBN(FedAvg(fraction_evaluate=0.0), freeze_after=4, compare_gradients_every=1)
     result = strategy.start(SerializingGrid(app, CLIENTS), initial_arrays(network()), 2)
     for metrics in result.train_metrics_clientapp.values():
@@ -105,16 +109,6 @@ def test_a_numpy_client_that_could_not_compare_is_averaged_too() -> None:
 
 
 def test_the_older_generation_reports_the_same_numbers() -> None:
-    class Client(NumPyClient):
-        def __init__(self, context: Context) -> None:
-            self.context = context
-
-        def fit(self, parameters: Any, config: Any) -> Any:
-            model = network()
-            load(model, parameters)
-            local = train(model, config, self.context, compares=True)
-            return arrays_of(model), 8, {**local.metrics}
-
     seen: dict[int, dict[str, Any]] = {}
 
     class Seen(OlderFixBN):
@@ -136,7 +130,7 @@ def test_the_older_generation_reports_the_same_numbers() -> None:
         inner, freeze_after=4, parameter_names=list(network().state_dict()), num_rounds=ROUNDS,
         compare_gradients_every=2,
     )  # fmt: skip
-    app = ClientApp(client_fn=lambda context: Client(context).to_client())
+    app = ClientApp(client_fn=lambda context: Comparing(context).to_client())
     run_older(strategy, app, ROUNDS, clients=CLIENTS)
     newer = run(compare_gradients_every=2).train_metrics_clientapp
     assert [r for r in seen if seen[r].keys() & COMPARED] == [2, 4]

@@ -1,7 +1,7 @@
 """The colour, line style and marker of each method, the same in every figure of the project.
 
-The colors are Okabe and Ito's, which color-blind readers can distinguish. Each method also has its
-own dashes and marker, so that a figure works in grayscale.
+The colours are Okabe and Ito's, which colour-blind readers can distinguish. Each method also has
+its own dashes and marker, so that a figure works in greyscale.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def styles_of(methods: Iterable[str]) -> list[Style]:
     """Return a style for each line of a figure. All differ in colour or marker.
 
     The first line of a method in METHODS has the method's own style. Other lines have those of the
-    methods that the figure does not show, but never the color of FixBN or BN.
+    methods that the figure does not show, but never the colour of FixBN or BN.
 
     Examples:
         >>> [style.color for style in styles_of(["BN", "FixBN", "mine", "FixBN"])]

@@ -74,7 +74,7 @@ def read_metrics(folder: Path) -> list[RoundMetrics]:
 
 def line_of(metrics: RoundMetrics) -> str:
     """Return a round's line of metrics.jsonl."""
-    return json.dumps(_without_nan(dataclasses.asdict(metrics)), allow_nan=False) + "\n"
+    return json.dumps(without_nan(dataclasses.asdict(metrics)), allow_nan=False) + "\n"
 
 
 def from_line(line: str) -> RoundMetrics:
@@ -84,10 +84,15 @@ def from_line(line: str) -> RoundMetrics:
     return RoundMetrics(phase=phase, **_with_nan(fields))
 
 
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: a run that diverged writes "nan" or "inf" as text."""
+def without_nan(value: Any) -> Any:
+    """Return a value with NaN and infinity as text, because JSON has neither; float() reads it.
+
+    Example:
+        >>> without_nan({"loss": float("nan"), "signals": {"drift": 0.5}})
+        {'loss': 'nan', 'signals': {'drift': 0.5}}
+    """
     if isinstance(value, dict):
-        return {key: _without_nan(part) for key, part in value.items()}
+        return {key: without_nan(part) for key, part in value.items()}
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
