@@ -357,8 +357,9 @@ def test_no_second_node_starts_while_a_part_of_the_first_lives(
 ) -> None:
     node = "start-supernode --insecure --superlink 127.0.0.1:9 --partition 0/2 --home home"
     home = tmp_path / "home"
-    with running(node, tmp_path / "log") as first:
-        wait_for_line(tmp_path / "log", "Starting SuperNode", first)
+    log = tmp_path / "log"
+    with running(node, log) as first:
+        wait_until(lambda: processes_with(home), "flower-supernode ran", process=first, log=log)
         first.send_signal(number)
         first.wait(TIMEOUT)
     if number == signal.SIGHUP:  # the script ends what it has started
@@ -371,6 +372,29 @@ def test_no_second_node_starts_while_a_part_of_the_first_lives(
     finally:
         for process in left:
             os.kill(process, signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("default_hangup")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_the_node_starts_leaves_no_process(
+    run: Run, tmp_path: Path, number: signal.Signals
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(  # sends it before the script knows the process
+        "import os, subprocess\n"
+        "class Popen(subprocess.Popen):\n"
+        "    def __init__(self, args, **options):\n"
+        "        super().__init__(args, **options)\n"
+        "        if args[0].endswith('flower-supernode'):\n"
+        f"            os.kill(os.getpid(), {number:d})\n"
+        "subprocess.Popen = Popen\n"
+    )
+    node = "start-supernode --insecure --superlink 127.0.0.1:9 --partition 0/2 --home home"
+    result = run(f"PYTHONPATH=$PWD {node}")
+    left = processes_with(tmp_path / "home")
+    for process in left:
+        os.kill(process, signal.SIGKILL)
+    assert result.stderr == ""
+    assert not left
 
 
 def test_two_superlinks_cannot_share_a_home(run: Run, tmp_path: Path) -> None:
