@@ -7,9 +7,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from simulation.documents.blocks import Blocks
-from simulation.experiments.experiment import Experiment, Scale
-from simulation.experiments.matching_results import recorded_results
-from simulation.experiments.result_log import RESULTS, Result, read, results_file
+from simulation.documents.tables_page import of_grid
+from simulation.experiments.result_log import RESULTS, Result
 from simulation.reporting.grouping import cell_of
 from simulation.reporting.tables import markdown
 
@@ -23,10 +22,9 @@ AIM = 1.0  # percentage points behind the best, or behind plain BN
 def by_setting(grid: str) -> dict[str, dict[str, list[Result]]]:
     """Return the results by setting and method, of seeds with a result of every method."""
     found: dict[str, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
-    experiment = Experiment("freeze-rule", Scale.CPU)
-    for result in recorded_results(experiment, read(results_file("freeze-rule", Scale.CPU))):
-        if result.grid == grid:
-            found[result.setting[grid]][result.method].append(result)
+    for result in of_grid("freeze-rule", grid):
+        (setting,) = result.setting.values()
+        found[setting][result.method].append(result)
     for of_method in found.values():
         seeds = set.intersection(*({r.seed for r in of_method[name]} for name in COLUMNS))
         for name in COLUMNS:

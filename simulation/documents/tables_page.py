@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import chain
 
@@ -11,7 +11,7 @@ from simulation.documents.blocks import Blocks
 from simulation.experiments.experiment import Experiment, Scale, names
 from simulation.experiments.matching_results import recorded_results
 from simulation.experiments.result_log import RESULTS, Result, read, results_file
-from simulation.reporting.differences import differences
+from simulation.reporting.differences import differences, differences_along
 from simulation.reporting.gradient_figure import updates_table
 from simulation.reporting.grouping import Cell, as_numbers, methods, place, results_of, values
 from simulation.reporting.intervals import interval
@@ -49,6 +49,18 @@ def comparisons(name: str, grid: str = "main") -> Callable[[], str]:
     def text() -> str:
         results, view = of_grid(name, grid), Experiment(name, Scale.CPU).views[grid]
         return differences(results, view.x, view.pairs) if results else NOT_YET
+
+    return text
+
+
+def compared_along(
+    name: str, grid: str, axis: str, pairs: Sequence[tuple[str, str]]
+) -> Callable[[], str]:
+    """Return the block with the differences between values of an axis of a grid."""
+
+    def text() -> str:
+        results = of_grid(name, grid)
+        return differences_along(results, axis, pairs) if results else NOT_YET
 
     return text
 
@@ -120,6 +132,7 @@ def guarded() -> str:
     """Return the runs in which the guard went back to T*."""
     found = [
         f"{name}: {result.method}, {_named(result.setting)}, seed {result.seed}"
+        + (f", {result.retries} times" if result.retries > 1 else "")
         for name in names()
         for grid in Experiment(name, Scale.CPU).grids
         for result in of_grid(name, grid)
@@ -205,11 +218,20 @@ BLOCKS: Blocks = {
     "frequency compared": comparisons("frequency"),
     "momentum": accuracies("momentum"),
     "momentum compared": comparisons("momentum"),
+    "momentum by place": compared_along(
+        "momentum",
+        "main",
+        "momentum",
+        [("local", "reset"), ("global", "reset"), ("local", "global")],
+    ),
     "stale momentum": accuracies("momentum", "stale"),
     "gap": gap,
     "freeze-after": accuracies("freeze-after", "when"),
     "freeze-after compared": comparisons("freeze-after", "when"),
     "factor": accuracies("freeze-after", "factor"),
+    "factor compared": compared_along(
+        "freeze-after", "factor", "factor", [("0.03", "1"), ("0.1", "1"), ("0.3", "1")]
+    ),
     "map": advice,
     "feature shift": accuracies("feature-shift"),
     "feature shift compared": comparisons("feature-shift"),

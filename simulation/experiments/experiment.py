@@ -19,7 +19,7 @@ of an experiment overrides them:
         search-axes         the axes with a search for each value; one search for all others
 
 The key `clients-times` of an axis multiplies the number of clients. `length` of a method or axis
-multiplies its number of rounds, and `searched-as` names the method whose learning rate it uses.
+multiplies its number of rounds.
 `peer` of a method names another method than FixBN, see `simulation.peers`. For
 `[measure]` see `simulation.experiments.gradient_runs`.
 """
@@ -95,11 +95,7 @@ class Experiment:
 
     def searched_places(self) -> list[tuple[str, dict[str, str]]]:
         """Return each method and setting that has a learning rate of its own."""
-        found = [
-            (method, self._searched(setting))
-            for _, method, setting in self._places()
-            if self._searched_as(method) == method
-        ]
+        found = [(method, self._searched(setting)) for _, method, setting in self._places()]
         return [place for k, place in enumerate(found) if place not in found[:k]]
 
     def search(self, method: str, setting: Mapping[str, str], rate: float) -> Run:
@@ -116,7 +112,7 @@ class Experiment:
             self._run("result", grid, method, setting, seed, found)
             for seed in self._scale["seeds"]
             for grid, method, setting in self._places()
-            if (found := rate(self._searched_as(method), self._searched(setting))) is not None
+            if (found := rate(method, self._searched(setting))) is not None
         ]
 
     def outline(self) -> list[Run]:
@@ -159,10 +155,6 @@ class Experiment:
                 f" {', '.join(known)}."
             )
 
-    def _searched_as(self, method: str) -> str:
-        name: str = self._content["methods"][method].get("searched-as", method)
-        return name
-
     def _searched(self, setting: Mapping[str, str]) -> dict[str, str]:
         return {axis: value for axis, value in setting.items() if axis in self._search_axes}
 
@@ -183,7 +175,6 @@ class Experiment:
             config |= content["axes"][axis][value]
         clients = round(scale["clients"] * config.pop("clients-times", 1))
         central = config.pop("central", False)
-        config.pop("searched-as", None)
         if peer := config.pop("peer", ""):
             config["task"] = f"simulation.peers:{peer}:{config['task']}"
         steps = scale["local-steps-in-all"] * share * config.pop("length", 1.0)

@@ -1,4 +1,4 @@
-"""The table of differences between methods, paired by seed."""
+"""Tables of differences between methods or settings, paired by seed."""
 
 from __future__ import annotations
 
@@ -37,3 +37,25 @@ def differences(results: Sequence[Result], columns: str, pairs: Sequence[tuple[s
             ]
             rows.append([*place_of_row, f"{one} - {other}", *map(str, found)])
     return markdown([*others, "difference", *headings_of(columns, labels)], rows, len(labels))
+
+
+def differences_along(
+    results: Sequence[Result], axis: str, pairs: Sequence[tuple[str, str]]
+) -> str:
+    """Return the differences of pairs of values of an axis in Markdown, in percentage points.
+
+    A row is a pair, the first value minus the second, and a column is a method, in each combination
+    of values of the other axes. Cells are those of :func:`differences`.
+    """
+    shown = results_of(results)
+    others = [other for other in axes(shown) if other != axis]
+    columns = list(itertools.product(*(values(shown, other) for other in others), methods(shown)))
+    rows = []
+    for one, other in pairs:
+        found = []
+        for *labels, method in columns:
+            setting = dict(zip(others, labels, strict=True))
+            cells = [place(shown, {**setting, axis: value}, method) for value in (one, other)]
+            found.append(str(cells[0].minus(cells[1])))
+        rows.append([f"{one} - {other}", *found])
+    return markdown([axis, *(", ".join(column) for column in columns)], rows, len(columns))

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from simulation.reporting.differences import differences
+from simulation.reporting.differences import differences, differences_along
 from tests.support.handmade import result
 
 
@@ -30,3 +30,20 @@ def test_a_method_that_diverged_is_not_ahead() -> None:
     ]
     last = differences(results, "partition", [("FixBN", "BN")]).splitlines()[-1]
     assert last == "| FixBN - BN | +10.5 ± 6.4 (2), 1 diverged |"
+
+
+def test_values_of_an_axis_are_compared_within_each_method_and_other_setting() -> None:
+    results = [
+        result("BN", {"clients": who, "momentum": kept}, accuracy, seed=seed)
+        for who, kept, accuracies in [
+            ("all", "reset", (0.50, 0.60)),
+            ("all", "local", (0.58, 0.70)),
+            ("few", "reset", (0.40, 0.50)),
+        ]
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    assert differences_along(results, "momentum", [("local", "reset")]).splitlines() == [
+        "| momentum | all, BN | few, BN |",
+        "| --- | ---: | ---: |",
+        "| local - reset | +9.0 ± 12.7 (2), level | - |",
+    ]
