@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import keyword
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from fixbn_flwr.app.config.rules import Value
@@ -106,7 +108,7 @@ def new_app(folder: Path, task_file: Path | None) -> Path:
         task_file: A Python file that defines ``TASK``, to copy. Default: a file to start from.
 
     Raises:
-        ConfigError: If the folder is in use, cannot be written or has a name that is no Python
+        ConfigError: If the folder is in use, cannot be written or has a name that is no new Python
             name, or there is no such file.
     """
     module = folder.name.replace("-", "_").lower()
@@ -114,6 +116,12 @@ def new_app(folder: Path, task_file: Path | None) -> Path:
         raise ConfigError(
             f"{folder.name!r} cannot name a Python package: use at most 31 letters, digits and "
             "'-', and begin with a letter."
+        )
+    known = find_spec(module)
+    if keyword.iskeyword(module) or (known and known.origin):  # a folder has no origin
+        raise ConfigError(
+            f"{folder.name!r} would hide the Python word or package {module!r}: choose another "
+            "name for the folder."
         )
     target = folder / module / "task.py"
     try:

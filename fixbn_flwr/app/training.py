@@ -67,7 +67,8 @@ def on_device(data: Split, device: torch.device) -> Split:
         value.to(device) if isinstance(value, Tensor) else value
         for value in (data.images, data.targets)
     )
-    return data if images is data.images else Split(images, targets, data.groups)
+    there = images is data.images and targets is data.targets
+    return data if there else Split(images, targets, data.groups)
 
 
 @torch.inference_mode()

@@ -126,7 +126,8 @@ class Switch:
     @property
     def advice(self) -> str:
         """What freezing is likely to do in a run that never freezes; empty in others."""
-        outlook = self._rule.outlook() if self.freeze_after == 1.0 else None
+        never = isinstance(self.freeze_after, float) and self.freeze_after == 1.0  # 1 is round 1
+        outlook = self._rule.outlook() if never else None
         if outlook is None:
             return ""
         return f"{self._rule.description()}: freezing the statistics is likely to {outlook} here"

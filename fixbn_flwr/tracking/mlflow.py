@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -75,7 +76,11 @@ class MLflow:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        logged = [Metric(name, float(v), now, server_round) for name, v in metrics.items()]
+        logged = [
+            # MLflow refuses other characters, which the name of a client can have.
+            Metric(re.sub(r"[^\w.\- /:]", "_", name), float(value), now, server_round)
+            for name, value in metrics.items()
+        ]
         self._client.log_batch(self._id, metrics=logged)
 
     def log_figure(self, path: Path) -> None:

@@ -62,6 +62,13 @@ def test_a_folder_that_cannot_name_a_package_is_refused(name: str, tmp_path: Pat
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["random", "class", "Torch"])
+def test_a_folder_named_like_a_package_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"'{name}' would hide the Python word or package"):
+        new_app(tmp_path / name, None)
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_folder_with_files_and_a_missing_task_are_refused(tmp_path: Path) -> None:
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()

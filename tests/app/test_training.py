@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from fixbn_flwr.app.training import evaluate, seed_of, train
 from fixbn_flwr.app.workbench import Workbench, find_device, workbench
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.tasks import Split, Task, get_task
+from fixbn_flwr.tasks.image_files import ImageFiles
 
 CPU = torch.device("cpu")
 
@@ -161,6 +163,13 @@ def test_evaluation_is_the_mean_over_the_images_in_eval_mode(
         monkeypatch.setattr(training, "EVALUATION_BATCH", size)
         assert evaluate(bench, line_task(), LINE) == (6.0, 1.0)
     assert set(line.modes) == {False}
+
+
+def test_targets_move_to_the_device_of_batches_also_if_images_are_files(tmp_path: Path) -> None:
+    images = ImageFiles([tmp_path / "1.png"], read=lambda _: torch.zeros(1, 8, 8))
+    moved = training.on_device(Split(images, torch.zeros(1)), torch.device("meta"))
+    assert moved.images is images
+    assert moved.targets.device.type == "meta"  # type: ignore[union-attr]
 
 
 def test_evaluation_does_not_change_the_model() -> None:

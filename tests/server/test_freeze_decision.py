@@ -167,6 +167,14 @@ def test_plain_bn_ends_with_a_line_of_advice(
     assert said[0].endswith(advice)
 
 
+def test_a_run_that_freezes_after_round_1_ends_without_advice(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO, "flwr.fixbn"):
+        federate(fixbn(freeze_after=1), "identical clients")
+    assert "likely to" not in caplog.text
+
+
 @pytest.mark.parametrize("stop", [5, 15, 18])
 def test_a_run_resumes_before_and_after_the_decision_with_the_same_bits(
     stop: int, tmp_path: Path

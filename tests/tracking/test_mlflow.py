@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fixbn_flwr.tracking.tracker import TrackedRun
 from tests.support.tracked import logged_values, tracked_run
 
 pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
@@ -25,6 +26,16 @@ def runs_of(folder: Path) -> tuple[Any, list[Any]]:
 
 def history(client: Any, run: Any, name: str) -> list[tuple[int, float]]:
     return [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
+
+
+def test_a_clients_name_may_have_characters_that_mlflow_refuses(tmp_path: Path) -> None:
+    from fixbn_flwr.tracking.mlflow import MLflow
+
+    folder = tmp_path / "run"
+    tracker = MLflow(TrackedRun(folder, {}, 1, "identity"))
+    tracker.log(1, {"validation-by-client/Köln, Nord (42)": 0.5})
+    client, (run,) = runs_of(folder)
+    assert history(client, run, "validation-by-client/Köln_ Nord _42_") == [(1, 0.5)]
 
 
 def test_a_run_and_what_it_adds_when_resumed_are_one_run(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from fixbn_flwr.app.inference.formats import onnx_file, torchscript_file
 from fixbn_flwr.app.inference.loading import EXPORTED, Which, default_model, load
 from fixbn_flwr.app.inference.model_card import model_card
 from fixbn_flwr.app.inference.trained_model import TrainedModel
-from fixbn_flwr.app.runs.reader import CONFIG, read_config, read_metrics
+from fixbn_flwr.app.runs.reader import CONFIG, METRICS, read_config, read_metrics
 from fixbn_flwr.app.runs.writer import json_bytes
 from fixbn_flwr.errors import ConfigError
 from fixbn_flwr.log import logger
@@ -104,6 +104,11 @@ def export(
             content = (folder / f"{which}.safetensors").read_bytes()
     target = output.expanduser() if output else folder / f"export-{which}"
     path = target / FILES[file_format]
+    if (target / METRICS).exists():
+        raise ConfigError(
+            f"{target} is the folder of a run, whose config.json would be lost: choose another "
+            "folder with --output."
+        )
     try:
         write_atomically(path, content)
         write_atomically(target / CONFIG, json_bytes(_public(config, model, which)))

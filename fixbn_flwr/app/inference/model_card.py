@@ -111,7 +111,8 @@ def model_card(
     channels, height, width = model.input_size
     images = f"{'grey' if channels == 1 else 'colour'}, {height}x{width} pixels"
     method = _METHODS.get(config["method"], f"federated learning, {config['method']}")
-    freeze_round = freeze_round_of(metrics)
+    given_up = bool(metrics) and metrics[-1].phase is Phase.EXPLORATION  # after calibration, if any
+    freeze_round = None if given_up else freeze_round_of(metrics)
     here = next(reversed(metrics), None)
     if which == "best":
         here = best_round(metrics) or best_tested_round(metrics)

@@ -56,7 +56,7 @@ def read_metrics(folder: Path) -> list[RoundMetrics]:
     path = folder / METRICS
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{folder} is not the folder of a run: cannot read {path.name} ({error}); name a run "
             "that has completed a round"

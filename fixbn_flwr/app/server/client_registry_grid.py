@@ -67,11 +67,12 @@ class ClientRegistryGrid(DelegatingGrid):
         self._connected: list[int] = []
         self._short_since: float | None = None
 
-    def assemble(self, own_data: int = 1) -> list[ClientProperties]:
+    def assemble(self, own_data: int = 1, at_least: int | None = None) -> list[ClientProperties]:
         """Wait until each partition has its client, and return all clients in their order.
 
         Args:
             own_data: The number of clients to wait for if they train on their own data. Default: 1.
+            at_least: The number of them that is enough after a while. Default: all.
 
         Raises:
             ClientsMissingError: If some do not connect in time.
@@ -81,6 +82,14 @@ class ClientRegistryGrid(DelegatingGrid):
         while True:
             present = [self._clients[node_id] for node_id in self._meet_new_nodes()]
             expected = max((client.partitions or own_data for client in present), default=1)
+            late = time.monotonic() - started > self._patience
+            if late and at_least and not any(client.partitions for client in present):
+                if at_least <= len(present) < expected:
+                    logger.warning(
+                        "%s of %s clients are connected: the run goes on without the others, who "
+                        "can join later", len(present), expected,
+                    )  # fmt: skip
+                expected = at_least
             if len(present) >= expected:
                 self._assembled = True
                 for client in sorted(present):
@@ -89,7 +98,7 @@ class ClientRegistryGrid(DelegatingGrid):
                         logger.info("client %s is %s, with %s images", *who)
                 _warn_of_duplicate_names(present)
                 return sorted(present)
-            if time.monotonic() - started > self._patience:
+            if late:
                 raise self._missing(len(present), expected)
             time.sleep(_POLL)
 

@@ -112,7 +112,8 @@ def _assemble(
     Returns:
         The number of clients, whether they train on their own data, and the size of an image.
     """
-    clients = registry.assemble((resumed and resumed.clients) or settings.min_clients)
+    before = resumed and resumed.clients
+    clients = registry.assemble(before or settings.min_clients, settings.min_clients)
     settings.check_partitions(
         [client.examples for client in clients], [client.name for client in clients]
     )

@@ -59,6 +59,7 @@ class ResumedRun:
     checkpoint: Tree
     settings: Settings
     clients: int | None
+    _own_data: bool | None  # None in runs of older versions
     _given: Settings
     _lock: ExitStack
 
@@ -87,7 +88,8 @@ class ResumedRun:
         server_round, checkpoint = Checkpoints(path / CHECKPOINTS).newest()
         _check_rounds_left(path, server_round, checkpoint["phase"], fixed, config["run_config"])
         clients = None if CLIENTS in changeable else config["clients"]
-        return cls(path, server_round, checkpoint, fixed, clients, settings, lock)
+        own_data = config.get("own_data")
+        return cls(path, server_round, checkpoint, fixed, clients, own_data, settings, lock)
 
     @property
     def arrays(self) -> ArrayRecord:
@@ -129,9 +131,15 @@ class ResumedRun:
             own_data: Whether they train on their own data. Their number may then differ.
 
         Raises:
-            ConfigError: If the number of clients differs, so that each would have other images.
+            ConfigError: If the clients would have other images than before.
             CheckpointError: If the folder cannot be written.
         """
+        if self._own_data not in (None, own_data):
+            now, before = ("their own data", "parts of the task's data")[:: 1 if own_data else -1]
+            raise ConfigError(
+                f"resume: the clients of {self.path} trained on {before}, and these would train on "
+                f"{now}: start the clients as before, or a new run"
+            )
         if not own_data:
             self.check_clients(clients)
         return reopen_run_folder(

@@ -89,6 +89,10 @@ def test_what_cannot_be_exported_is_refused(run_folder: Path, tmp_path: Path) ->
     exported = export(run_folder, "safetensors", output=tmp_path / "there").parent
     with pytest.raises(ConfigError, match=r"is not the folder of a run: .*; name a run that"):
         export(exported, "onnx")
+    config = (run_folder / "config.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"is the folder of a run, whose config.json would be lo"):
+        export(run_folder, "safetensors", output=run_folder)
+    assert (run_folder / "config.json").read_bytes() == config
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"file cannot be written .*: choose another folder with"):
         export(run_folder, "safetensors", output=tmp_path / "file")

@@ -113,6 +113,14 @@ def test_a_run_that_froze_nothing_has_no_freeze(run_folder: Path) -> None:
     assert "by federated learning, BN, using" in card
 
 
+def test_a_run_that_gave_up_freezing_has_no_freeze(run_folder: Path) -> None:
+    *before, last = read_metrics(run_folder)
+    assert last.phase is Phase.CALIBRATION
+    card = card_of(run_folder, metrics=[*before, replace(last, phase=Phase.EXPLORATION)])
+    assert rows_of(card)["T\\*, the last round before the statistics freeze"] == "none"
+    assert "froze" not in card
+
+
 def test_a_model_that_was_not_tested_has_no_result(run_folder: Path) -> None:
     hub = pytest.importorskip("huggingface_hub")
     *before, last = read_metrics(run_folder)

@@ -108,14 +108,16 @@ def test_a_resumed_run_has_not_failed(runs: Path, tmp_path: Path) -> None:
 
 def test_a_damaged_run_is_named_beside_the_others(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
-    for name in ("good", "bad"):
+    for name in ("good", "worse", "bad"):
         folder = tmp_path / "runs" / name
         folder.mkdir()
         (folder / "config.json").write_bytes((runs / "the-oldest" / "config.json").read_bytes())
     (folder / "metrics.jsonl").write_text("not json\n")
+    (tmp_path / "runs" / "worse" / "metrics.jsonl").write_bytes(b"\xff\xfe")
     lines = listed(str(tmp_path / "runs"))
     assert [row[0] for row in rows(lines)[1:]] == ["good"]
-    assert lines[-1].startswith(f"Not listed: {folder / 'metrics.jsonl'}, line 1: not a round's")
+    assert f"Not listed: {folder / 'metrics.jsonl'}, line 1: not a round's" in "\n".join(lines)
+    assert "worse is not the folder of a run: cannot read metrics.jsonl ('utf-8'" in lines[-1]
 
 
 def test_ctrl_c_leaves_a_stopped_run(tmp_path: Path) -> None:

@@ -243,6 +243,21 @@ def test_the_registry_waits_for_min_clients_with_their_own_data(nodes: Nodes) ->
         with_own_data(nodes, "a", "b", "c").assemble(3)
 
 
+def test_a_run_goes_on_without_some_of_its_earlier_clients_after_a_while(
+    nodes: Nodes, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes.connected = ids(0, 1)
+    assert len(with_own_data(nodes, "a", "b", "c").assemble(3, at_least=2)) == 2
+    assert "2 of 3 clients are connected: the run goes on without the others" in caplog.text
+    nodes.connected = ids(0)
+    partitions = Nodes(3)
+    partitions.connected = ids(0)
+    with pytest.raises(ClientsMissingError, match="1 of 2 clients"):
+        with_own_data(nodes, "a", "b", "c").assemble(3, at_least=2)
+    with pytest.raises(ClientsMissingError, match="1 of 3 clients"):  # on parts of the same data
+        ClientRegistryGrid(partitions, patience=0.0).assemble(3, at_least=1)
+
+
 def test_the_error_names_a_disconnected_node_when_the_superlink_replies_for_it(
     nodes: Nodes,
 ) -> None:
