@@ -56,7 +56,7 @@ class Guard:
     def observe(self, signals: Signals) -> None:
         """Take the signals of a round of exploration."""
         self._norms = [*self._norms, signals.update_norm][-RECENT:]
-        if signals.train_loss is not None:
+        if signals.train_loss is not None and math.isfinite(signals.train_loss):
             self._losses = [*self._losses, signals.train_loss][-RECENT:]
 
     def watches(self, server_round: int, last_exploration_round: int) -> bool:

@@ -76,6 +76,13 @@ def test_a_loss_that_is_not_finite_is_a_failure(loss: float) -> None:
     assert failed(guard(), signals(loss)) == [True]
 
 
+def test_a_round_of_exploration_without_a_finite_loss_does_not_count() -> None:
+    watching = guard(losses=(0.9, math.nan, math.inf, math.nan))
+    assert failed(watching, signals(0.5), signals(0.9), signals(0.9)) == [False] * 3
+    watching = guard(losses=(0.5, math.inf))
+    assert failed(watching, signals(0.5), signals(0.9), signals(0.9)) == [False, False, True]
+
+
 def test_without_a_loss_the_updates_tell() -> None:
     watching = guard(losses=(None, None, None))
     assert failed(watching, signals(None, 1.0), signals(None, 3.0), signals(None, 4.1)) == [
