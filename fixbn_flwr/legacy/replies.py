@@ -148,7 +148,7 @@ def select_results(
 
 
 def _defined(server_round: int, checked: Sequence[CheckedReply[Result]]) -> list[Result]:
-    """Return results whose metrics, and loss, are all finite."""
+    """Return results whose metrics, and loss, are those of ``define_metrics``."""
     weights = [reply.update.weight for reply in checked]
     contents = [reply.content for reply in checked]
     losses = [{"loss": c.loss} if isinstance(c, EvaluateRes) else {} for c in contents]

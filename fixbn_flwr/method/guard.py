@@ -56,7 +56,7 @@ class Guard:
     def observe(self, signals: Signals) -> None:
         """Take the signals of a round of exploration."""
         self._norms = [*self._norms, signals.update_norm][-RECENT:]
-        if signals.train_loss is not None:
+        if signals.train_loss is not None and math.isfinite(signals.train_loss):
             self._losses = [*self._losses, signals.train_loss][-RECENT:]
 
     def watches(self, server_round: int, last_exploration_round: int) -> bool:
@@ -86,10 +86,10 @@ class Guard:
         if self._first_loss is None:
             self._first_loss = loss
         self._lowest_loss = min(self._lowest_loss, loss)
-        worse = loss > WORSE * max([self._first_loss, *self._losses])
+        worse = loss > _times(WORSE, max([self._first_loss, *self._losses]))
         self._worse = self._worse + 1 if worse else 0
         # All that was learned since the switch is lost again.
-        risen = loss > self._first_loss and loss > RISEN * self._lowest_loss
+        risen = loss > self._first_loss and loss > _times(RISEN, self._lowest_loss)
         return risen or self._worse == IN_A_ROW or not math.isfinite(loss)
 
     def go_back(self, server_round: int, last_exploration_round: int) -> str:
@@ -116,3 +116,13 @@ class Guard:
         """Take what ``state`` returned."""
         vars(self).update(state)
         self.discarded = state["discarded"] and tuple(state["discarded"])
+
+
+def _times(factor: float, loss: float) -> float:
+    """Return a loss that is worse by a factor. Below zero it is as much worse as above zero.
+
+    Examples:
+        >>> _times(1.5, 10.0), _times(1.5, -10.0)
+        (15.0, -5.0)
+    """
+    return (factor if loss > 0 else 2 - factor) * loss

@@ -24,6 +24,7 @@ from fixbn_flwr.method.averaging import (
     pooled_statistics,
     weighted_mean,
 )
+from fixbn_flwr.method.narrow_types import is_same_or_rounded
 from fixbn_flwr.method.options import StatisticsAverage, check_options
 from fixbn_flwr.method.round_config import MOMENTUM, Momentum, MomentumMode, RoundConfig
 from fixbn_flwr.method.schedule import FreezeAfter, Phase
@@ -142,13 +143,13 @@ class ServerState:
         return self.phase is Phase.EXPLORATION and every > 0 and server_round % every == 0
 
     def check_unmoved(self, client: int | str, update: Update, *, strict: bool) -> None:
-        """Warn when a client returned frozen statistics changed.
+        """Warn when a client returned frozen statistics changed, other than by its model's type.
 
         Raises:
             StatisticsMovedError: If they changed and ``strict`` is set.
         """
         frozen = (self.frozen_statistics or {}) if self.phase is Phase.CALIBRATION else {}
-        moved = [n for n, value in frozen.items() if not np.array_equal(update.arrays[n], value)]
+        moved = [n for n, v in frozen.items() if not is_same_or_rounded(update.arrays[n], v)]
         if not moved:
             return
         warning = (

@@ -12,7 +12,6 @@ product of a client's deviations in two of its rounds has an expectation without
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,13 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fixbn_flwr.method.averaging import Array, Arrays, mean_of_variance
-from fixbn_flwr.method.round_config import GRADIENT_COSINE, GRADIENT_NORM_RATIO
+from fixbn_flwr.method.reported_metrics import median_loss, medians
 from fixbn_flwr.method.update import Update
 
 _EPSILON = 1e-5  # torch's default in batch normalization, added to every variance
 _SAMPLED = 2**17  # values of a large model that are compared
 _LARGEST = 2**24  # bytes of clients' deviations that are kept
-_HELD_OUT = {"val", "valid", "validation", "eval", "evaluation", "test"}
 
 Rows = NDArray[np.float64]
 """One row per client, one column per channel of all layers."""
@@ -52,7 +50,8 @@ class Signals:
         update_agreement: The squared length of the averaged update, divided by what it would be for
             unrelated updates of the same lengths. It is 1 for these, the number of clients for
             equal updates of equal clients, and below 1 where updates oppose each other.
-        train_loss: The clients' training loss, a median. None if no client reported one.
+        train_loss: The clients' training loss, a median of those that are finite. NaN if most are
+            not; None if no client reported one.
         gradients: What clients reported of their gradients, medians by the names of the metrics.
         by_layer: ``variance_disagreement`` by the name of the layer.
     """
@@ -113,9 +112,8 @@ class SignalTracker:
         signals: dict[str, Any] = {
             "update_norm": norm,
             "update_agreement": agreement,
-            # A median, so that a few hostile clients cannot feign a run that falls apart.
-            "train_loss": float(np.median(losses)) if losses else None,
-            "gradients": _medians([update.gradients for update in listed]),
+            "train_loss": median_loss(losses),
+            "gradients": medians([update.gradients for update in listed]),
         }
         pairs = mean_of_variance(listed[0].arrays)
         if pairs and not frozen:
@@ -164,40 +162,6 @@ class SignalTracker:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take what ``state`` returned."""
         self._mean, self._deviations = state["mean"], dict(state["deviations"])
-
-
-def training_loss(metrics: Mapping[str, object]) -> float | None:
-    """Return the training loss among a client's metrics, or None.
-
-    It is the first number whose name has both "train" and "loss" in it, or else "loss" and no word
-    for held-out data, such as "val".
-    """
-    losses = {
-        name: float(value)
-        for name, value in metrics.items()
-        if "loss" in name.lower() and isinstance(value, int | float)
-    }
-    of_training = [loss for name, loss in losses.items() if "train" in name.lower()]
-    others = [loss for name, loss in losses.items() if not _HELD_OUT & _words(name)]
-    return next(iter([*of_training, *others]), None)
-
-
-def _words(name: str) -> set[str]:
-    """Return the words of a name such as "val_loss", "val/loss" or "valLoss"."""
-    return {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)}
-
-
-def reported_gradients(report: Mapping[str, object]) -> dict[str, float]:
-    """Return what a client reported of its gradients; nothing of it if it is not sound."""
-    names = (GRADIENT_COSINE, GRADIENT_NORM_RATIO)
-    values = [report.get(name) for name in names]
-    sound = [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
-    return dict(zip(names, sound, strict=True)) if len(sound) == len(names) else {}
-
-
-def _medians(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    names = dict.fromkeys(name for report in reports for name in report)
-    return {n: float(np.median([r[n] for r in reports if n in r])) for n in names}
 
 
 def _rows(updates: Sequence[Update], names: Sequence[str]) -> Rows:

@@ -1,4 +1,4 @@
-"""The usable replies of a round with metrics that are all finite."""
+"""The usable replies of a round, with metrics that can be averaged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fixbn_flwr.server.undefined_metrics import define_metrics
 def with_defined_metrics(
     server_round: int, selection: Selection[int, Message, RecordDict]
 ) -> tuple[Selection[int, Message, RecordDict], int]:
-    """Return a selection in which every metric is finite, and how many values were undefined."""
+    """Return a selection with ``define_metrics``, and how many values were undefined."""
     checked = list(selection.checked.values())
     weights = [reply.update.weight for reply in checked]
     contents, undefined = [RecordDict({**reply.content}) for reply in checked], 0

@@ -2,7 +2,7 @@
 
 Flower averages a metric over all replies, and one NaN makes the average NaN. Here an undefined
 value is replaced by the average of the other clients', so that the average is over those that have
-the metric. A metric that no client has is left out.
+the metric. A metric that no client has stays as it is: a user's own aggregation may need its name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Metrics = dict[str, Any]
 def define_metrics(
     server_round: int, replies: Sequence[Metrics], weights: Sequence[float]
 ) -> tuple[list[Metrics], int]:
-    """Return metrics in which every number is finite.
+    """Return metrics in which every number is finite, but for those that no client has.
 
     Examples:
         >>> define_metrics(1, [{"auc": math.nan, "n": 1.0}, {"auc": 0.5, "n": 3.0}], [1.0, 3.0])
@@ -44,12 +44,11 @@ def define_metrics(
         count += len(missing)
         others = [place for place in range(len(defined)) if place not in missing]
         logger.warning(
-            "round %s: metric %r is undefined at %s of %s clients, averaged over the others",
+            "round %s: metric %r is undefined at %s of %s clients%s",
             server_round, name, len(missing), len(defined),
+            ", averaged over the others" if others else "",
         )  # fmt: skip
         if not others:
-            for metrics in defined:
-                del metrics[name]
             continue
         average = np.average(
             [defined[place][name] for place in others],

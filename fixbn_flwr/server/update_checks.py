@@ -8,8 +8,8 @@ import numpy as np
 
 from fixbn_flwr.errors import NotFiniteError, ReplyError
 from fixbn_flwr.method.averaging import Array, Arrays, Kind, is_spoilt, kind_of, of_kind
+from fixbn_flwr.method.reported_metrics import reported_gradients, training_loss
 from fixbn_flwr.method.round_config import MOMENTUM
-from fixbn_flwr.method.signals import reported_gradients, training_loss
 from fixbn_flwr.method.update import Update
 from fixbn_flwr.server.model_names import check_names
 from fixbn_flwr.server.reply_limits import check_weight

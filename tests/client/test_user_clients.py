@@ -13,7 +13,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from fixbn_flwr import FixBN, local_training
 from fixbn_flwr.array_records import arrays_from, load_arrays
-from fixbn_flwr.errors import ConfigError, RoundsFailedError
+from fixbn_flwr.errors import ConfigError, RoundsFailedError, StatisticsMovedError
 from fixbn_flwr.method.freezable_layers import check_freezable
 from fixbn_flwr.method.weight_slots import without_weights
 from fixbn_flwr.testing import SerializingGrid
@@ -254,8 +254,8 @@ def test_sparse_gradients_keep_their_momentum() -> None:
     assert torch.equal(model.weight, uninterrupted.weight)
 
 
-@pytest.mark.parametrize("momentum", ["reset", "local", "global"])
-def test_a_bfloat16_model_is_sent_as_float32(momentum: Any) -> None:
+def bfloat16_app(*, freezes: bool = True) -> ClientApp:
+    """Return clients that train in bfloat16, inside ``local_training`` or without it."""
     app = ClientApp()
 
     @app.train()
@@ -265,20 +265,34 @@ def test_a_bfloat16_model_is_sent_as_float32(momentum: Any) -> None:
         assert next(model.parameters()).dtype == torch.bfloat16
         optimizer = SGD(model.parameters(), 0.05, momentum=0.9)
         images, targets = batches(int(context.node_config["partition-id"]), 1)[0]
-        with local_training(model, optimizer, message.content, context) as local:
+        received = message.content if freezes else RecordDict()
+        with local_training(model, optimizer, received, context) as local:
             train(model, optimizer, (images.to(torch.bfloat16), targets))
         content = {"arrays": arrays_from(model), **local.records}
         metrics = MetricRecord({"num-examples": 1})
         return Message(RecordDict({**content, "metrics": metrics}), reply_to=message)
 
-    strategy = FixBN(fedavg(), freeze_after=1, momentum=momentum)
+    return app
+
+
+def run_bfloat16(app: ClientApp, **options: Any) -> Any:
+    strategy = FixBN(fedavg(), freeze_after=1, strict=True, **options)
     arrays = arrays_from(network().to(torch.bfloat16))
-    result, of_round = federation(
-        strategy, grid=SerializingGrid(app, CLIENTS), arrays=arrays, rounds=3
-    )
+    return federation(strategy, grid=SerializingGrid(app, CLIENTS), arrays=arrays, rounds=3)
+
+
+@pytest.mark.parametrize("momentum", ["reset", "local", "global"])
+def test_a_bfloat16_model_is_sent_as_float32(momentum: Any) -> None:
+    """The average of its statistics is no bfloat16 number, and no client is accused of that."""
+    result, of_round = run_bfloat16(bfloat16_app(), momentum=momentum)
     assert result.train_metrics_clientapp[3]["fixbn-clients"] == CLIENTS
     assert (of_round[3]["norm.running_var"] == of_round[1]["norm.running_var"]).all()
     assert {str(array.dtype) for array in of_round[3].values()} == {"float32", "int64"}
+
+
+def test_a_bfloat16_model_that_is_not_frozen_is_noticed() -> None:
+    with pytest.raises(StatisticsMovedError, match="2 of 2 frozen statistics changed"):
+        run_bfloat16(bfloat16_app(freezes=False), momentum="reset")
 
 
 def test_a_client_without_steps_causes_no_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -71,9 +71,32 @@ def test_losing_what_was_learned_since_the_switch_is_a_failure() -> None:
     assert failed(guard(), signals(0.9), signals(0.6), signals(0.95)) == [False] * 3  # noise
 
 
+NEGATIVE = (-0.2, -0.88, -0.9, -0.89)
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [(-0.9, -0.91, -0.92, -0.93), (-0.6, -0.7, -0.8, -0.9), (-0.9, -0.8, -0.8), (1.0, -0.5, 0.9)],
+)
+def test_a_loss_below_zero_that_falls_or_is_noisy_is_no_failure(losses: tuple[float, ...]) -> None:
+    assert failed(guard(losses=NEGATIVE), *map(signals, losses)) == [False] * len(losses)
+
+
+@pytest.mark.parametrize("losses", [(-0.9, -0.7, -0.7), (-0.6, -0.9, 0.1), (1.0, -0.5, 1.05)])
+def test_a_loss_below_zero_that_rises_is_a_failure(losses: tuple[float, ...]) -> None:
+    assert failed(guard(losses=NEGATIVE), *map(signals, losses)) == [False, False, True]
+
+
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_a_failure(loss: float) -> None:
     assert failed(guard(), signals(loss)) == [True]
+
+
+def test_a_round_of_exploration_without_a_finite_loss_does_not_count() -> None:
+    watching = guard(losses=(0.9, math.nan, math.inf, math.nan))
+    assert failed(watching, signals(0.5), signals(0.9), signals(0.9)) == [False] * 3
+    watching = guard(losses=(0.5, math.inf))
+    assert failed(watching, signals(0.5), signals(0.9), signals(0.9)) == [False, False, True]
 
 
 def test_without_a_loss_the_updates_tell() -> None:

@@ -110,6 +110,17 @@ def test_moved_statistics_are_reported_only_in_calibration(
             server.check_unmoved("c", update(mean, 1), strict=True)
 
 
+def test_statistics_that_a_narrower_model_rounds_have_not_moved() -> None:
+    server = state(1)
+    server.start(3, NAMES)
+    server.begin_round(2, rest(0.1))
+    server.check_unmoved("bfloat16", update(0.10009765625, 1), strict=True)
+    server.check_unmoved("float16", update(float(np.float16(0.1)), 1), strict=True)
+    with pytest.raises(StatisticsMovedError, match="client c returned 1 of 2"):
+        server.check_unmoved("c", update(0.10058594, 1), strict=True)  # the next bfloat16
+    assert server.end_round([update(0.10009765625, 1)], rest(0.1)) == rest(0.1)
+
+
 def test_global_momentum_is_the_weighted_mean_in_both_phases() -> None:
     server = state(1, momentum="global")
     server.start(3, NAMES)

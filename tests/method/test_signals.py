@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fixbn_flwr.method.signals import SignalTracker, training_loss
+from fixbn_flwr.method.signals import SignalTracker
 from fixbn_flwr.method.update import Update
 
 SENT = {"w": np.zeros(2, np.float32)}
@@ -159,6 +159,12 @@ def test_one_client_cannot_feign_a_loss_or_a_long_update() -> None:
     assert (signals.train_loss, signals.update_norm) == (1.0, 5.0)
 
 
+def test_the_loss_is_that_of_the_clients_that_have_one_unless_most_have_none() -> None:
+    lost = update(loss=math.nan)
+    assert observed(update(loss=1.0), update(loss=3.0), lost, update()).train_loss == 2.0
+    assert math.isnan(observed(update(loss=1.0), lost, lost).train_loss)
+
+
 def test_half_precision_does_not_overflow() -> None:
     sent = {"w": np.zeros(2, np.float16)}
     large = Update({}, {}, 1.0, {"w": np.full(2, 3e4, np.float16)})
@@ -204,27 +210,6 @@ def test_a_restored_tracker_goes_on_with_the_same_bits() -> None:
     observed(*rounds[0], tracker=first)
     second.restore(first.state())
     assert observed(*rounds[1], tracker=second) == observed(*rounds[1], tracker=whole)
-
-
-@pytest.mark.parametrize(
-    ("metrics", "loss"),
-    [
-        ({"num-examples": 8, "train-loss": 0.5}, 0.5),
-        ({"loss": 1, "train_loss": 2.0}, 2.0),
-        ({"eval_loss": 1.0, "TrainLoss": 3}, 3.0),
-        ({"accuracy": 0.5, "loss": 0.25}, 0.25),
-        ({"val_loss": 1.0, "loss": 0.25}, 0.25),
-        ({"Test-Loss": 1.0, "eval.loss": 1.0, "interval_loss": 0.25}, 0.25),
-        ({"validation_loss": 1.0}, None),
-        ({"valLoss": 9.0, "lossOfTest": 9.0, "Loss": 0.25}, 0.25),
-        ({"loss": [1.0, 2.0], "accuracy": 0.5}, None),
-        ({}, None),
-    ],
-)
-def test_the_training_loss_is_found_by_its_name(
-    metrics: dict[str, object], loss: float | None
-) -> None:
-    assert training_loss(metrics) == loss
 
 
 def test_a_huge_finite_update_has_a_finite_length() -> None:

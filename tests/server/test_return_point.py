@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,6 +41,11 @@ def absurd(content: RecordDict) -> None:
 def not_a_number(content: RecordDict) -> None:
     record = content.array_records["arrays"]
     record["first.weight"] = type(record["first.weight"])(np.full((5, 6), np.nan, np.float32))
+
+
+def without_loss(content: RecordDict) -> None:
+    """Turn a reply into that of a client whose loader has no batch."""
+    content.metric_records["metrics"]["train-loss"] = math.nan
 
 
 def run(
@@ -167,17 +173,31 @@ def test_a_failure_after_the_watch_is_left_alone() -> None:
     assert not same(models[13], models[T])
 
 
-def test_one_client_alone_cannot_turn_a_run_back() -> None:
+@pytest.mark.parametrize("fault", [absurd, without_loss])
+def test_one_client_alone_cannot_turn_a_run_back(fault: Fault) -> None:
     calls = []
 
     def one_only(content: RecordDict) -> None:
         calls.append(1)
         if len(calls) % CLIENTS == 1:
-            absurd(content)
+            fault(content)
 
     result, models = run(fixbn(), 3, fail_in=(3,), fault=one_only)
     assert "fixbn-retries" not in result.train_metrics_clientapp[3]
     assert not same(models[3], models[T])
+
+
+def test_most_clients_without_a_finite_loss_turn_a_run_back() -> None:
+    calls = []
+
+    def three_of_four(content: RecordDict) -> None:
+        calls.append(1)
+        if len(calls) % CLIENTS:
+            without_loss(content)
+
+    result, models = run(fixbn(), 3, fail_in=(3,), fault=three_of_four)
+    assert result.train_metrics_clientapp[3]["fixbn-retries"] == 1
+    assert same(models[3], models[T])
 
 
 def test_clients_keep_a_second_momentum_only_while_the_run_may_go_back() -> None:

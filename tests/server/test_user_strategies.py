@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -256,38 +255,6 @@ def changed(change: Any, client: int = 1) -> Any:
             change(content)
 
     return on_reply
-
-
-def metric(name: str, values: list[float]) -> Any:
-    def on_reply(partition: int, _: int, __: nn.Module, content: RecordDict) -> None:
-        content.metric_records["metrics"][name] = values[partition]
-
-    return on_reply
-
-
-def test_an_undefined_metric_is_averaged_over_the_clients_that_have_it(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """All clients have equally many examples, so the mean of 0.1 and 0.2 is 0.15."""
-    values = [0.1, math.nan, 0.2, math.nan]
-    on_reply = metric("auc", values)
-    result, _ = federation(FixBN(fedavg(), freeze_after=1), on_reply=on_reply, rounds=1)
-    metrics = result.train_metrics_clientapp[1]
-    plain, _ = federation(FixBN(fedavg(), freeze_after=1), rounds=1)
-    assert metrics["auc"] == pytest.approx(0.15)
-    assert metrics["fixbn-clients"] == CLIENTS
-    assert metrics["fixbn-undefined"] == 2
-    assert "metric 'auc' is undefined at 2 of 4 clients" in caplog.text
-    assert same(
-        {n: a.numpy() for n, a in result.arrays.items()},
-        {n: a.numpy() for n, a in plain.arrays.items()},
-    )
-
-
-def test_a_metric_that_no_client_defines_is_omitted() -> None:
-    on_reply = metric("auc", [math.nan] * CLIENTS)
-    result, _ = federation(FixBN(fedavg(), freeze_after=1), on_reply=on_reply, rounds=1)
-    assert "auc" not in result.train_metrics_clientapp[1]
 
 
 def renamed(prefix: str) -> Any:

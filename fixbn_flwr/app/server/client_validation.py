@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from statistics import pstdev
 from typing import Any
@@ -36,7 +37,7 @@ def validation_metrics(
         label = label_of(node)
         by_client[f"{label} ({node})" if label in by_client else label] = accuracy
     return {
-        "validation_loss": averages.get("loss"),  # left out if it is undefined at all clients
+        "validation_loss": averages["loss"] if math.isfinite(averages["loss"]) else None,
         "validation_accuracy": averages["accuracy"],
         "validation_worst": min(by_client.values()),
         "validation_spread": pstdev(by_client.values()),

@@ -146,6 +146,11 @@ def test_a_loss_that_is_not_finite_is_left_out_of_the_mean(
     assert all(0 < line["validation_loss"] < 10 for line in rounds)
 
 
+def test_a_loss_that_is_finite_at_no_client_is_not_recorded() -> None:
+    record = MetricRecord({"loss": math.nan, "accuracy": 0.5, "accuracies": [0.5], "nodes": [7]})
+    assert validation_metrics(record, str)["validation_loss"] is None
+
+
 def test_clients_of_one_name_are_told_apart() -> None:
     record = MetricRecord({"loss": 1.0, "accuracy": 0.5, "accuracies": [0.4, 0.6], "nodes": [7, 8]})
     fields = validation_metrics(record, {7: "a", 8: "a"}.__getitem__)
