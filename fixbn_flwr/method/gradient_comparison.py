@@ -53,10 +53,10 @@ def compare_gradients(model: nn.Module, loss: Callable[[], Tensor]) -> GradientC
             numbers.
 
     Returns:
-        The comparison; None if the model has no running statistics, or a gradient is zero or not
-        finite.
+        The comparison; None if the model has no running statistics or no trained parameters, or a
+        gradient is zero or not finite.
     """
-    if not statistics_layers(model):
+    if not statistics_layers(model) or not any(p.requires_grad for p in model.parameters()):
         return None
     modes = {layer: layer.training for layer in model.modules()}
     try:
@@ -100,7 +100,7 @@ def _gradient(model: nn.Module, loss: Callable[[], Tensor]) -> Tensor:
         parts = torch.autograd.grad(loss(), parameters, allow_unused=True)
     return torch.cat(
         [
-            (torch.zeros_like(p) if part is None else part).detach().flatten().double()
+            (torch.zeros_like(p) if part is None else part.to_dense()).detach().flatten().double()
             for p, part in zip(parameters, parts, strict=True)
         ]
     )

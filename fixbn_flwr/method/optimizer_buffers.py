@@ -14,13 +14,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, Adagrad, Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from fixbn_flwr.errors import MomentumError
+from fixbn_flwr.method.optimizer_slots import missing_slot, state_when_built
 
 Buffers = dict[str, Tensor]
 _SGD_SLOT = "momentum_buffer"
@@ -134,8 +134,8 @@ def write_buffers(model: nn.Module, optimizer: Optimizer, buffers: Mapping[str, 
         buffers: The buffers, as ``read_buffers`` or ``read_momentum`` returns them.
 
     Raises:
-        MomentumError: If a buffer's name or shape matches no parameter of the model. The optimizer
-            is then unchanged.
+        MomentumError: If a buffer's name or shape matches no parameter of the model, or one of
+            torch's optimizers needs more slots. The optimizer is then unchanged.
     """
     of_model = named_parameters(model)
     parameters = _trained_parameters(model, optimizer, of_model)
@@ -155,7 +155,7 @@ def write_buffers(model: nn.Module, optimizer: Optimizer, buffers: Mapping[str, 
             )
         if name in parameters:
             kept.setdefault(name, {})[slot] = buffer
-    state = _state_when_built(optimizer)
+    state = state_when_built(optimizer)
     for name, slots in kept.items():
         parameter = parameters[name]
         if not _fit(slots, parameter):
@@ -168,6 +168,12 @@ def write_buffers(model: nn.Module, optimizer: Optimizer, buffers: Mapping[str, 
             slot: _placed(slot, buffer, parameter, parameter in steps_on_device)
             for slot, buffer in slots.items()
         }
+    if missing := missing_slot(optimizer, {parameters[name]: kept[name] for name in kept}):
+        raise MomentumError(
+            f"the momentum is not that of {type(optimizer).__name__} with these options: it has no "
+            f'{missing[1]!r}. If the optimizer changed on purpose, use momentum="reset" or start '
+            "a new run."
+        )
     optimizer.state.clear()
     optimizer.state.update(state)
 
@@ -198,14 +204,6 @@ def _fit(slots: Mapping[str, Tensor], parameter: Tensor) -> bool:
 def _shapes(slots: Mapping[str, Tensor]) -> str:
     distinct = {tuple(buffer.shape) for slot, buffer in slots.items() if slot not in _NUMBERS}
     return ", ".join(str(shape) for shape in sorted(distinct))
-
-
-def _state_when_built(optimizer: Optimizer) -> dict[Tensor, dict[str, Any]]:
-    """Return the state of a newly built optimizer of this kind: empty except for Adagrad."""
-    if not isinstance(optimizer, Adagrad):
-        return {}
-    first_sum, groups = optimizer.defaults["initial_accumulator_value"], optimizer.param_groups
-    return dict(Adagrad(map(dict, groups), initial_accumulator_value=first_sum).state)
 
 
 def _only_momentum(optimizer: Optimizer, what: str) -> MomentumError:

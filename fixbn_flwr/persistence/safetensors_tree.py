@@ -8,12 +8,13 @@ file never runs code.
 from __future__ import annotations
 
 import json
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
-from flwr.common import ArrayRecord
+from flwr.common import ArrayRecord, ConfigRecord, MetricRecord
 from safetensors import SafetensorError
 
 from fixbn_flwr.array_records import arrays_of, record_of
@@ -23,9 +24,14 @@ from fixbn_flwr.persistence.atomic_files import safetensors_metadata
 
 Tree = Any
 """None, bool, int, float, str, numpy array or number, or ArrayRecord; or a dict with string keys,
-list or tuple of these."""
+list or tuple of these; or an OrderedDict, MetricRecord, ConfigRecord, or defaultdict of a builtin
+type. Other subclasses of these would come back as another type."""
 
 _JSON = "tree"
+_MAPPINGS: dict[str, Any] = {
+    "$ordered": OrderedDict, "$metrics": MetricRecord, "$config": ConfigRecord
+}  # fmt: skip
+_FACTORIES: dict[str, Any] = {kind.__name__: kind for kind in (dict, float, int, list, str)}
 _DTYPES = frozenset("?bBhHiIlLqQefd")  # dtype.char of the types that safetensors supports
 
 
@@ -83,24 +89,37 @@ def is_same(one: Tree, other: Tree) -> bool:
 def _encoded(tree: Tree, where: str, arrays: dict[str, Array]) -> Any:
     if tree is None or type(tree) in (bool, int, float, str):
         return tree
-    if isinstance(tree, np.ndarray) and tree.dtype.char in _DTYPES:
+    if type(tree) is np.ndarray and tree.dtype.char in _DTYPES:
         return {"$array": _put(np.asarray(tree, order="C"), where, arrays)}
     if isinstance(tree, np.generic) and tree.dtype.char in _DTYPES:
         return {"$number": _put(np.asarray(tree), where, arrays)}
-    if isinstance(tree, ArrayRecord):
-        return {"$record": _encoded(arrays_of(tree), where, arrays)}
-    if isinstance(tree, Mapping) and all(isinstance(k, str) and k[:1] != "$" for k in tree):
-        return {key: _encoded(tree[key], f"{where}/{key}".lstrip("/"), arrays) for key in tree}
-    if isinstance(tree, list | tuple):
+    if isinstance(tree, Mapping) and (encoded := _encoded_mapping(tree, where, arrays)) is not None:
+        return encoded
+    if type(tree) in (list, tuple):
         items = [
             _encoded(item, f"{where}/{place}".lstrip("/"), arrays)
             for place, item in enumerate(tree)
         ]
-        return {"$tuple": items} if isinstance(tree, tuple) else items
+        return {"$tuple": items} if type(tree) is tuple else items
     dtype = f" of {tree.dtype}" if isinstance(tree, np.ndarray | np.generic) else ""
     raise CheckpointError(
         f"{where or 'it'} is a {type(tree).__name__}{dtype}, which a checkpoint cannot hold"
     )
+
+
+def _encoded_mapping(tree: Mapping[Any, Any], where: str, arrays: dict[str, Array]) -> Any:
+    """Return a mapping whose type ``_decoded`` restores, encoded; None if it is another one."""
+    if type(tree) is ArrayRecord:
+        return {"$record": _encoded(arrays_of(tree), where, arrays)}
+    if type(tree) is dict and all(isinstance(k, str) and k[:1] != "$" for k in tree):
+        return {key: _encoded(tree[key], f"{where}/{key}".lstrip("/"), arrays) for key in tree}
+    for mark, kind in _MAPPINGS.items():
+        if type(tree) is kind:
+            return {mark: _encoded(dict(tree), where, arrays)}
+    for name, factory in _FACTORIES.items():
+        if type(tree) is defaultdict and tree.default_factory is factory:
+            return {"$default": name, "$items": _encoded(dict(tree), where, arrays)}
+    return None
 
 
 def _put(array: Array, where: str, arrays: dict[str, Array]) -> str:
@@ -123,6 +142,10 @@ def _decoded(tree: Any, arrays: Mapping[str, Array]) -> Tree:
             decoded = record_of(_decoded(record, arrays))
         case {"$tuple": items}:
             decoded = tuple(_decoded(items, arrays))
+        case {"$default": factory, "$items": items}:
+            decoded = defaultdict(_FACTORIES[factory], _decoded(items, arrays))
+        case dict() if len(tree) == 1 and (mark := next(iter(tree))) in _MAPPINGS:
+            decoded = _MAPPINGS[mark](_decoded(tree[mark], arrays))
         case dict():
             decoded = {key: _decoded(value, arrays) for key, value in tree.items()}
         case _:

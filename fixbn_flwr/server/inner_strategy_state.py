@@ -16,6 +16,8 @@ import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from flwr.common import Array
+
 from fixbn_flwr.errors import CheckpointError
 from fixbn_flwr.log import logger
 from fixbn_flwr.persistence.safetensors_tree import can_be_kept, is_same
@@ -135,7 +137,8 @@ def _is_data(value: Any) -> bool:
                 return all(map(_is_data, value))
             case _:  # torch is not imported here
                 is_tensor = type(value).__name__ == "Tensor" and value.grad_fn is None
-                return is_tensor or can_be_kept(value)
+                # An Array of Flower is in every ArrayRecord.
+                return is_tensor or isinstance(value, Array) or can_be_kept(value)
     except RecursionError:  # a list that contains itself
         return False
 

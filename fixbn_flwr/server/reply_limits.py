@@ -64,7 +64,8 @@ def check_sizes(sizes: Mapping[str, int], sent: Arrays) -> None:
         ReplyError: If one is larger.
     """
     for name, size in sizes.items():
-        if size > 8 * sent[name].size + HEADER:  # as float64, which is converted
+        # As float64, which is converted, or as complex128.
+        if size > max(8, sent[name].itemsize) * sent[name].size + HEADER:
             raise ReplyError(
                 f"array {name!r} takes {size:,} bytes and was sent with "
                 f"{sent[name].nbytes:,}: return the arrays of the model that was sent. It was not "

@@ -5,7 +5,8 @@ for minutes if necessary, while all other replies wait. It accepts a reply of an
 that it cannot parse ends the run. ``BoundedGrid`` sends the same requests (flwr 1.41,
 ``flwr/superlink/grid/http_grid.py``) but never blocks: it fetches the objects that are there and
 leaves the rest to the next call. A reply that is too large or cannot be parsed becomes an error
-reply of its client.
+reply of its client. Flower's older generation sends and receives in one thread per client, so
+several threads may use one grid at a time, each for its own messages.
 """
 
 from __future__ import annotations
@@ -56,13 +57,16 @@ class BoundedGrid(DelegatingGrid):
         self._http = grid
         self._limits: dict[str, int] = {}  # bytes a reply may have, by the id of its message
         self._incoming: list[_IncomingReply] = []
+        self._lock = threading.Lock()  # of the list; held during no request
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages and set the size limit of each reply."""
         messages = list(messages)
         sizes = [_bytes_of_arrays(message) for message in messages]
         message_ids = list(self._http.push_messages(messages))
-        for incoming in self._incoming:  # of an earlier round, so most likely too late
+        with self._lock:
+            late = [incoming for incoming in self._incoming if not incoming.is_awaited()]
+        for incoming in late:
             incoming.discard()
         # Flower returns an empty list if sending failed, or None for a single message that failed.
         for message_id, size in zip(message_ids, sizes, strict=False):
@@ -74,19 +78,21 @@ class BoundedGrid(DelegatingGrid):
         """Return the replies that have arrived in full; a bad one is returned as an error reply."""
         message_ids = set(message_ids)
         # The SuperLink announces a reply once and then forgets its message.
-        announced = {incoming.metadata.reply_to_message_id for incoming in self._incoming}
-        if message_ids - announced:
-            self._incoming += self._announced(message_ids - announced)
-        replies, unfinished = [], []
-        for incoming in self._incoming:
-            wanted = incoming.metadata.reply_to_message_id in message_ids
-            reply = self._fetch(incoming) if wanted else None
-            if reply is None:
-                unfinished.append(incoming)
-            else:
-                replies.append(reply)
-        self._incoming = unfinished
-        return replies
+        with self._lock:
+            announced = {incoming.metadata.reply_to_message_id for incoming in self._incoming}
+        new = self._announced(message_ids - announced) if message_ids - announced else []
+        with self._lock:
+            self._incoming += new
+            wanted = [
+                incoming
+                for incoming in self._incoming
+                if incoming.metadata.reply_to_message_id in message_ids
+            ]
+        fetched = [(incoming, self._fetch(incoming)) for incoming in wanted]
+        replies = {incoming: reply for incoming, reply in fetched if reply is not None}
+        with self._lock:
+            self._incoming = [incoming for incoming in self._incoming if incoming not in replies]
+        return list(replies.values())
 
     def _announced(self, message_ids: set[str]) -> list[_IncomingReply]:
         """Return the replies to these messages that the SuperLink announces."""
@@ -110,6 +116,7 @@ class BoundedGrid(DelegatingGrid):
             self._http._runtime_client.PullObject, self._http.node, metadata.run_id
         )
         incoming.unavailable = False
+        incoming.thread = threading.current_thread()
         try:
             pull_objects(
                 [name for name in incoming.object_ids if name not in incoming.contents],
@@ -134,7 +141,7 @@ class BoundedGrid(DelegatingGrid):
         return reply
 
 
-@dataclass
+@dataclass(eq=False)
 class _IncomingReply:
     """A reply that the SuperLink has announced, and the part of it that has been fetched.
 
@@ -144,6 +151,7 @@ class _IncomingReply:
         limit: The bytes that its objects may have together.
         contents: The objects fetched so far, by id.
         unavailable: Whether an object was missing at the last attempt.
+        thread: The thread that made the last attempt, or got the announcement.
     """
 
     metadata: Metadata
@@ -151,6 +159,7 @@ class _IncomingReply:
     limit: int
     contents: dict[str, bytes] = field(default_factory=dict)
     unavailable: bool = False
+    thread: threading.Thread = field(default_factory=threading.current_thread)
     _fetched_bytes: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -177,6 +186,13 @@ class _IncomingReply:
                     "metrics. The rest was not fetched."
                 )
         return content
+
+    def is_awaited(self) -> bool:
+        """Return whether another thread may wait for the reply.
+
+        A thread that sends its next messages, or has ended, waits no longer.
+        """
+        return self.thread is not threading.current_thread() and self.thread.is_alive()
 
     def discard(self) -> None:
         """Free the objects fetched so far. They can be fetched again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -43,6 +44,12 @@ class DelegatingGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         """See ``Grid.get_node_ids``."""
         return self._grid.get_node_ids()
+
+    if hasattr(Grid, "get_nodes"):  # later releases of Flower
+
+        def get_nodes(self) -> Iterable[Any]:
+            """See ``Grid.get_nodes``."""
+            return self._grid.get_nodes()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """See ``Grid.push_messages``."""

@@ -140,3 +140,19 @@ def test_there_is_no_angle_without_two_finite_gradients(value: float) -> None:
 def test_a_model_without_statistics_has_nothing_to_compare() -> None:
     model, x = nn.Linear(4, 2), torch.randn(8, 4)
     assert compare_gradients(model, lambda: model(x).sum()) is None
+
+
+def test_a_model_without_trained_parameters_has_nothing_to_compare() -> None:
+    model, x = network().requires_grad_(False), torch.randn(8, 4)
+    assert compare_gradients(model, lambda: model(x).square().sum()) is None
+
+
+def test_a_sparse_gradient_counts_like_a_dense_one() -> None:
+    def compared(*, sparse: bool) -> object:
+        torch.manual_seed(0)
+        words = nn.Embedding(10, 4, sparse=sparse)
+        model = nn.Sequential(words, nn.Flatten(), nn.BatchNorm1d(8), nn.Linear(8, 2))
+        x = torch.arange(12).reshape(6, 2) % 10
+        return compare_gradients(model, lambda: model(x).square().sum())
+
+    assert compared(sparse=True) == compared(sparse=False) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,33 @@ def test_a_stopped_run_gives_the_same_bits(tmp_path: Path, stop: int) -> None:
     assert list(resumed.evaluate_metrics_serverapp) == [*range(stop - 1, ROUNDS + 1)]
     expected = values(uninterrupted)
     assert all(np.array_equal(array, expected[n]) for n, array in values(resumed).items())
+
+
+class Remembering(FedAvg):
+    """Keeps what it learns in mappings of several types."""
+
+    def __init__(self) -> None:
+        super().__init__(fraction_evaluate=0.0)
+        self.history: dict[str, list[int]] = defaultdict(list)
+        self.last = MetricRecord()
+        self.types: set[type] = set()
+
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        self.types = {type(self.history), type(self.last)}
+        self.history[f"round {server_round}"].append(server_round)
+        self.last = MetricRecord({"round": server_round})
+        return super().aggregate_train(server_round, replies)
+
+
+def test_a_resumed_strategy_has_attributes_of_the_same_types(tmp_path: Path) -> None:
+    for rounds in (2, 4):
+        strategy = Remembering()
+        grid = SerializingGrid(training_app(network, batches), CLIENTS)
+        arrays = initial_arrays(network())
+        start_or_resume(FixBN(strategy, freeze_after=1), tmp_path, grid, arrays, rounds)
+        assert strategy.types == {defaultdict, MetricRecord}
+    assert strategy.history == {f"round {n}": [n] for n in range(1, 5)}
+    assert strategy.last == MetricRecord({"round": 4})
 
 
 def test_a_finished_run_returns_its_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import safetensors.numpy
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
 from fixbn_flwr.array_records import record_of
 from fixbn_flwr.errors import CheckpointError
@@ -23,6 +25,13 @@ TREES: dict[str, Any] = {
     "one number": np.float32(0.1),
     "one array": np.arange(3),
     "order": {"f": np.asfortranarray(np.arange(6).reshape(2, 3)), "cut": np.arange(9)[::2]},
+    "mappings": [
+        OrderedDict(z=1, a=np.ones(2)),
+        defaultdict(list, a=[np.ones(1)]),
+        defaultdict(float),
+        {"last": MetricRecord({"loss": [0.5, 1.0], "n": 3})},
+        ConfigRecord({"name": "x", "on": [True, False]}),
+    ],
     "names alike": {"a/b": np.ones(1), "a": {"b": np.zeros(1)}, "__metadata__": np.ones(2)},
 }
 
@@ -32,7 +41,8 @@ def assert_same(one: Any, other: Any) -> None:
     if isinstance(one, np.ndarray | np.generic):
         assert one.dtype == other.dtype
         assert np.array_equal(one, other)
-    elif isinstance(one, dict):
+    elif isinstance(one, Mapping):
+        assert getattr(one, "default_factory", None) is getattr(other, "default_factory", None)
         assert list(one) == list(other)
         for key in one:
             assert_same(one[key], other[key])
@@ -63,9 +73,23 @@ def test_a_record_keeps_its_order() -> None:
     assert [array.data for array in restored.values()] == [array.data for array in record.values()]
 
 
+class Best(NamedTuple):
+    server_round: int
+
+
+class Scores(dict[str, float]):
+    """A user's dictionary."""
+
+
 @pytest.mark.parametrize(
     ("tree", "where"),
     [
+        ({"best": Best(3)}, "best is a Best"),
+        (Scores(a=1.0), "it is a Scores"),
+        (Counter("a"), "it is a Counter"),
+        (defaultdict(lambda: 0, a=1), "it is a defaultdict"),
+        ({"a": np.ma.masked_array([1.0], [True])}, "a is a MaskedArray"),
+        (ConfigRecord({"key": b"x"}), "key is a bytes"),
         ({"a": {"b": object()}}, "a/b is a object"),
         ([1, {2}], "1 is a set"),
         ({"a": {1: 2}}, "a is a dict"),
@@ -99,6 +123,10 @@ def of_json(text: str) -> bytes:
         of_json(json.dumps({"$array": ["x"]})),
         of_json(json.dumps({"$record": [1]})),
         of_json(json.dumps({"$tuple": 3})),
+        of_json(json.dumps({"$metrics": {"loss": "low"}})),
+        of_json(json.dumps({"$ordered": 3})),
+        of_json(json.dumps({"$default": "eval", "$items": {}})),
+        of_json(json.dumps({"$default": ["list"], "$items": {}})),
         of_json("[" * 100_000),
     ],
 )

@@ -9,6 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fixbn_flwr.errors import ReplyError
 from fixbn_flwr.server.reply_checks import check_reply, check_update, form_of
+from fixbn_flwr.server.reply_limits import check_sizes
 
 SENT: dict[str, np.ndarray[Any, Any]] = {
     "w": np.float32([1, 2]),
@@ -146,6 +147,13 @@ def test_invalid_weights_are_refused(weight: Any) -> None:
 def test_the_error_names_a_missing_weight() -> None:
     with pytest.raises(ReplyError, match="'num-examples' is None"):
         read(content(metrics=MetricRecord({"examples": 3})))
+
+
+def test_complex_arrays_may_be_as_large_as_those_that_were_sent() -> None:
+    sent: dict[str, Any] = {"w": np.full(200, 1j, np.complex128)}
+    check_sizes({"w": len(Array(sent["w"]).data)}, sent)
+    with pytest.raises(ReplyError, match="was sent with 3,200"):
+        check_sizes({"w": 2 * sent["w"].nbytes}, sent)
 
 
 def test_the_form_of_a_reply_depends_only_on_its_names_and_types() -> None:

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg, FedAvgM, FedYogi, Strategy
 from torch import nn
 
 from fixbn_flwr import FixBN, Phase
 from fixbn_flwr.method.server_rules import ServerState
 from fixbn_flwr.persistence.checkpoints import Checkpoints
-from fixbn_flwr.server.inner_strategy_state import attributes_of, copied
+from fixbn_flwr.server.inner_strategy_state import attributes_of, copied, put_back
 from fixbn_flwr.server.resumption import Resumption
 from fixbn_flwr.testing import SerializingGrid
 from tests.support.clients import initial_arrays, training_app
@@ -285,6 +285,21 @@ def test_state_that_no_checkpoint_can_hold_goes_back_too() -> None:
         assert strategy.accountant is accountant
     kept = resumption.state(server)["return_point"]
     assert kept["strategy"] == [{}]
+
+
+def test_a_record_that_is_changed_in_place_goes_back() -> None:
+    """A strategy may average its models into a record of its own."""
+    strategy = Scaffold()
+    average = initial_arrays(network())
+    strategy.average, strategy.all = average, [average, {1: average}]  # type: ignore[attr-defined]
+    kept = copied(attributes_of([strategy]))
+    before = {name: array.numpy() for name, array in average.items()}
+    for name, array in before.items():
+        average[name] = Array(np.asarray(array + 1))
+    put_back([strategy], kept)
+    records = [strategy.average, strategy.all[0], strategy.all[1][1]]  # type: ignore[attr-defined]
+    for record in records:
+        assert same({name: array.numpy() for name, array in record.items()}, before)
 
 
 def test_it_goes_back_after_a_resume_too() -> None:

@@ -6,7 +6,10 @@ tests/deploy/test_faults.py tests the limit between real processes.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import numpy as np
@@ -73,6 +76,78 @@ def test_a_late_reply_uses_no_memory(
     assert not arriving.contents
     (late,) = grid.pull_messages(["message-5"])  # it can still be pulled
     assert late.content == reply_of(5).content
+
+
+# Flower's older generation sends and receives in one thread per client.
+
+
+def in_a_thread(function: Callable[..., Any], *args: object) -> Any:
+    """Return what a function returns in another thread, which has then ended."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(function, *args).result(timeout=60)
+
+
+def before(
+    monkeypatch: pytest.MonkeyPatch, superlink: SuperLink, name: str, run: Callable[[], object]
+) -> None:
+    """Make the SuperLink run something in another thread before it answers its next request."""
+    answer, is_next = getattr(superlink, name), threading.Lock()
+
+    def answer_later(request: object) -> object:
+        response = answer(request)
+        if is_next.acquire(blocking=False):
+            in_a_thread(run)
+        return response
+
+    monkeypatch.setattr(superlink, name, answer_later)
+
+
+@pytest.mark.parametrize("request_name", ["PullMessages", "PullObject", "ConfirmMessageReceived"])
+def test_a_thread_neither_blocks_another_nor_loses_its_replies(
+    superlink: SuperLink, grid: BoundedGrid, monkeypatch: pytest.MonkeyPatch, request_name: str
+) -> None:
+    def pull_others() -> None:
+        superlink.upload(reply_of(6))
+        (six,) = grid.pull_messages(["message-6"])
+        assert six.content == reply_of(6).content
+        superlink.polls_until_uploaded[superlink.upload(reply_of(7))[-1]] = 1
+        assert list(grid.pull_messages(["message-7"])) == []
+
+    superlink.upload(reply_of(5))
+    before(monkeypatch, superlink, request_name, pull_others)
+    (five,) = grid.pull_messages(["message-5"])
+    assert five.content == reply_of(5).content
+    (seven,) = grid.pull_messages(["message-7"])
+    assert seven.content == reply_of(7).content
+    assert list(grid.pull_messages(["message-8"])) == []
+    assert len(superlink.confirmed) == 3
+
+
+def test_a_thread_that_sends_frees_only_replies_that_no_thread_awaits(
+    superlink: SuperLink, grid: BoundedGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HttpGrid, "push_messages", lambda _, messages: ["message-6"])
+    superlink.polls_until_uploaded[superlink.upload(reply_of(5))[-1]] = 1
+    with ThreadPoolExecutor(1) as thread:
+        pulled: Future[Any] = thread.submit(grid.pull_messages, ["message-5"])
+        assert list(pulled.result(timeout=60)) == []
+        (arriving,) = grid._incoming
+        grid.push_messages([message_to(6)])
+        assert arriving.contents
+    grid.push_messages([message_to(6)])  # the thread has ended
+    assert not arriving.contents
+
+
+def test_a_reply_that_is_fetched_while_another_thread_sends_is_complete(
+    superlink: SuperLink, grid: BoundedGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HttpGrid, "push_messages", lambda _, messages: ["message-6"])
+    *_, last = superlink.upload(reply_of(5))
+    superlink.polls_until_uploaded[last] = 1
+    assert list(grid.pull_messages(["message-5"])) == []
+    before(monkeypatch, superlink, "PullObject", lambda: grid.push_messages([message_to(6)]))
+    (reply,) = grid.pull_messages(["message-5"])
+    assert reply.content == reply_of(5).content
 
 
 def a_wrong_header(reply: Message) -> bytes:
@@ -173,7 +248,8 @@ def test_a_reply_may_be_several_times_as_large_as_its_message(
     superlink: SuperLink, grid: BoundedGrid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arrays = record_of({f"layer{n}": np.full(2**18, n, np.float64) for n in range(6)})
-    message = Message(RecordDict({"arrays": arrays}), dst_node_id=5, message_type="train")
+    message = message_to(5)
+    message.content = RecordDict({"arrays": arrays})
     monkeypatch.setattr(HttpGrid, "push_messages", lambda _, messages: ["message-5"])
     assert grid.push_messages([message]) == ["message-5"]
     large = {f"layer{n}": np.full(2**18, 10 + n, np.float64) for n in range(10)}
