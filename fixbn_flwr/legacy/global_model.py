@@ -62,6 +62,22 @@ class PositionedModel:
             return [named[name] for name in self.parameters]
         return list(arrays[: len(self.parameters)])
 
+    def cut(self, model: Parameters) -> Parameters:
+        """Return the parameters of a whole model; anything else as it is."""
+        if model is self.record:
+            return self.shown
+        if len(model.tensors) != len(self.arrays):
+            return model
+        return ndarrays_to_parameters(self.parameters_of(parameters_to_ndarrays(model)))
+
+    def whole(self, model: Parameters) -> Parameters:
+        """Return parameters with this model's statistics; anything else as it is."""
+        if model is self.shown:
+            return self.record
+        if len(model.tensors) != len(self.parameters):
+            return model
+        return ndarrays_to_parameters(self.joined(parameters_to_ndarrays(model), self.rest))
+
     def wholes(self, instructed: Iterable[Parameters]) -> list[Parameters]:
         """Return, for each client's parameters, the whole model with them in place of its own."""
         listed = list(instructed)

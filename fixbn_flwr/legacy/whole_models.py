@@ -31,7 +31,8 @@ def _below(flowers: Any, view: PositionedView) -> type[Strategy]:
         def configure_fit(
             self, server_round: int, parameters: Parameters, client_manager: ClientManager
         ) -> Fits:
-            fits = super().configure_fit(server_round, view.current.shown, client_manager)
+            shown = view.current.cut(parameters)
+            fits = super().configure_fit(server_round, shown, client_manager)
             wholes = view.current.wholes(fit.parameters for _, fit in fits)
             return [
                 (client, FitIns(whole, fit.config))
@@ -67,7 +68,8 @@ def _above(own_class: Any, view: PositionedView) -> type[Strategy]:
         def configure_fit(
             self, server_round: int, parameters: Parameters, client_manager: ClientManager
         ) -> Fits:
-            fits: Fits = super().configure_fit(server_round, view.current.record, client_manager)
+            whole = view.current.whole(parameters)
+            fits: Fits = super().configure_fit(server_round, whole, client_manager)
             return fits
 
         def configure_evaluate(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.common import parameters_to_ndarrays
+from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server.strategy import FedAvg, FedMedian
 
 from tests.support.older_federation import CLIENTS, NAMES, ROUNDS, fedavg, fixbn
@@ -60,6 +60,31 @@ def test_saving_does_not_change_the_run() -> None:
     saving = run_older(fixbn(Saving(initial_parameters=fedavg().initial_parameters)), app(), ROUNDS)
     for server_round in range(ROUNDS + 1):
         assert all(map(np.array_equal, plain[server_round], saving[server_round]))
+
+
+class Zeroing(FedAvg):
+    """Trains from a changed model."""
+
+    def configure_fit(self, server_round: int, parameters: Any, client_manager: Any) -> Any:
+        first, *others = parameters_to_ndarrays(parameters)
+        changed = ndarrays_to_parameters([0 * first, *others])
+        return super().configure_fit(server_round, changed, client_manager)
+
+
+def test_clients_train_from_the_model_that_a_strategy_sends() -> None:
+    received: list[list[np.ndarray]] = []
+
+    class Recording(Trainer):
+        def fit(self, parameters: Any, config: Any) -> Any:
+            received.append(parameters)
+            return super().fit(parameters, config)
+
+    strategy = fixbn(Zeroing(initial_parameters=fedavg().initial_parameters))
+    of_round = run_older(strategy, app(client=Recording), 1)
+    assert len(received) == CLIENTS
+    for first, *others in received:
+        assert not first.any()
+        assert all(map(np.array_equal, others, of_round[0][1:]))
 
 
 def test_an_undefined_metric_is_averaged_over_the_clients_that_have_it() -> None:
