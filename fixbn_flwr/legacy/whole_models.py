@@ -39,18 +39,6 @@ def _below(flowers: Any, view: PositionedView) -> type[Strategy]:
                 for (client, fit), whole in zip(fits, wholes, strict=True)
             ]
 
-        def configure_evaluate(
-            self, server_round: int, parameters: Parameters, client_manager: ClientManager
-        ) -> Evaluations:
-            evaluations = super().configure_evaluate(
-                server_round, view.current.shown, client_manager
-            )
-            wholes = view.current.wholes(evaluation.parameters for _, evaluation in evaluations)
-            return [
-                (client, EvaluateIns(whole, evaluation.config))
-                for (client, evaluation), whole in zip(evaluations, wholes, strict=True)
-            ]
-
         def aggregate_fit(
             self, server_round: int, results: Results, failures: Failures
         ) -> Aggregated:
@@ -75,8 +63,9 @@ def _above(own_class: Any, view: PositionedView) -> type[Strategy]:
         def configure_evaluate(
             self, server_round: int, parameters: Parameters, client_manager: ClientManager
         ) -> Evaluations:
+            whole = view.current.whole(parameters)
             evaluations: Evaluations = super().configure_evaluate(
-                server_round, view.current.record, client_manager
+                server_round, whole, client_manager
             )
             return evaluations
 

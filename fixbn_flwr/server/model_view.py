@@ -51,9 +51,10 @@ class ModelView:
         self._others = None
         self.flower_failed = False
 
-    def put_into(self, messages: Iterable[Message]) -> None:
-        """Put the whole model into the contents of messages."""
-        self.model.put_into(contents_of(messages), self._arrays_key)
+    def put_into(self, messages: Iterable[Message], *, own_statistics: bool = False) -> None:
+        """Put whole models into the contents of messages; see ``GlobalModel.put_into``."""
+        contents = contents_of(messages)
+        self.model.put_into(contents, self._arrays_key, own_statistics=own_statistics)
 
     def flower_reply(self, reply: Message) -> Message:
         """Return a reply with what Flower's code may see of it; an error reply as it is."""

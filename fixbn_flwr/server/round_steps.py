@@ -134,13 +134,16 @@ class RoundSteps(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return the inner strategy's messages, with the whole model."""
+        """Return the inner strategy's messages, with whole models.
+
+        A whole model of the user's code, such as the best one, keeps its own statistics.
+        """
         self._take(arrays)
         model = self._view.model
         messages = copies_of(
             self.strategy.configure_evaluate(server_round, model.parameters, config, grid)
         )
-        self._view.put_into(messages)
+        self._view.put_into(messages, own_statistics=True)
         self._messages = RoundMessages(messages, grid.get_node_ids())
         return messages
 

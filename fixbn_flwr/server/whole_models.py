@@ -43,14 +43,6 @@ def _below(flowers: Any, view: ModelView) -> type[Strategy]:
             view.put_into(messages)
             return messages
 
-        def configure_evaluate(
-            self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-        ) -> Iterable[Message]:
-            parameters = view.parameters(arrays)
-            messages = list(super().configure_evaluate(server_round, parameters, config, grid))
-            view.put_into(messages)
-            return messages
-
         def aggregate_train(
             self, server_round: int, replies: Iterable[Message]
         ) -> tuple[ArrayRecord | None, MetricRecord | None]:
@@ -70,7 +62,7 @@ def _above(own_class: Any, view: ModelView) -> type[Strategy]:
             self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
         ) -> Iterable[Message]:
             messages: Iterable[Message] = super().configure_train(
-                server_round, view.model.record, config, grid
+                server_round, view.model.whole(arrays), config, grid
             )
             return messages
 
@@ -78,7 +70,7 @@ def _above(own_class: Any, view: ModelView) -> type[Strategy]:
             self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
         ) -> Iterable[Message]:
             messages: Iterable[Message] = super().configure_evaluate(
-                server_round, view.model.record, config, grid
+                server_round, view.model.whole(arrays), config, grid
             )
             return messages
 

@@ -87,6 +87,37 @@ def test_clients_train_from_the_model_that_a_strategy_sends() -> None:
         assert all(map(np.array_equal, others, of_round[0][1:]))
 
 
+class Best(FedAvg):
+    """Lets clients evaluate the best model, here the first round's."""
+
+    def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
+        parameters, metrics = super().aggregate_fit(server_round, results, failures)
+        if server_round == 1:
+            self.best = parameters
+        return parameters, metrics
+
+    def configure_evaluate(self, server_round: int, parameters: Any, client_manager: Any) -> Any:
+        return super().configure_evaluate(server_round, self.best, client_manager)
+
+
+@pytest.mark.parametrize("freeze_after", [2, 1.0])
+def test_a_model_is_evaluated_with_its_own_statistics(freeze_after: Any) -> None:
+    received: list[list[np.ndarray]] = []
+
+    class Recording(Trainer):
+        def evaluate(self, parameters: Any, config: Any) -> Any:
+            received.append(parameters)
+            return super().evaluate(parameters, config)
+
+    strategy = Best(initial_parameters=fedavg().initial_parameters)
+    fixed = fixbn(strategy, freeze_after=freeze_after)
+    of_round = run_older(fixed, app(client=Recording), ROUNDS)
+    assert len(received) == CLIENTS * ROUNDS
+    variance = NAMES.index("norm.running_var")
+    assert not np.array_equal(of_round[1][variance], of_round[2][variance])
+    assert all(all(map(np.array_equal, arrays, of_round[1])) for arrays in received)
+
+
 def test_an_undefined_metric_is_averaged_over_the_clients_that_have_it() -> None:
     """All clients have equally many examples, so the mean of 0.1 and 0.2 is 0.15."""
     values = [0.1, math.nan, 0.2, math.nan]
