@@ -50,8 +50,19 @@ class PositionedModel:
         self.rest = of_kind(self.arrays, Kind.STATISTIC, Kind.COUNTER)
 
     def joined(self, parameters: Sequence[Array], rest: Arrays) -> NDArrays:
-        """Return the whole model, in the same order and types, from new parts."""
+        """Return the whole model, in the same order and types, from new parts.
+
+        Raises:
+            ConfigError: If a parameter has another shape.
+        """
         parts = {**rest, **dict(zip(self.parameters, parameters, strict=True))}
+        for name, own in self.parameters.items():
+            if np.shape(parts[name]) != own.shape:
+                raise ConfigError(
+                    f"the strategy's model has {name!r} with shape {np.shape(parts[name])} instead "
+                    f"of {own.shape}: aggregate_fit must return all arrays in the order in which "
+                    "clients send them."
+                )
         # Some strategies, such as FedAdam, turn float32 into float64.
         return [np.asarray(parts[name]).astype(a.dtype) for name, a in self.arrays.items()]
 

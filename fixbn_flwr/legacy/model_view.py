@@ -64,7 +64,8 @@ class PositionedView:
 
     def whole_result(self, client: str, result: FitRes) -> FitRes:
         """Return what Flower's code saw of a result as a whole result."""
-        parameters = self.current.parameters_of(parameters_to_ndarrays(result.parameters))
+        # What defends sees more than parameters, which may be as many arrays as a whole model.
+        parameters = parameters_to_ndarrays(result.parameters)[: len(self.current.parameters)]
         rest = self._results[client].update.arrays
         return _with_arrays(result, self.current.joined(parameters, rest))
 

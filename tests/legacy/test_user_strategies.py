@@ -10,9 +10,10 @@ import pytest
 import torch
 from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server.strategy import FedAvg, FedMedian
+from torch import nn
 
 from tests.support.older_federation import CLIENTS, NAMES, ROUNDS, fedavg, fixbn
-from tests.support.older_generation import Trainer, numpy_app, run_older
+from tests.support.older_generation import Trainer, arrays_of, numpy_app, run_older
 from tests.support.small_federation import batches, network
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -53,6 +54,40 @@ def test_a_strategy_saves_the_complete_model(make: type[Saving], momentum: Any) 
             np.array_equal(one, other)
             for one, other in zip(saved, of_round[server_round], strict=True)
         )
+
+
+class WithoutCounter(nn.Module):
+    """Batch normalization written by hand, without ``num_batches_tracked``."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(features))
+        self.bias = nn.Parameter(torch.zeros(features))
+        self.register_buffer("running_mean", torch.zeros(features))
+        self.register_buffer("running_var", torch.ones(features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training
+        )
+
+
+class OwnMedian(FedMedian):
+    """Sees as many arrays from FixBN as a whole model without counters has."""
+
+
+def test_a_subclass_of_a_defending_strategy_is_right_without_counters() -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 5), WithoutCounter(5), nn.ReLU(), nn.Linear(5, 3))
+
+    def run(make: type[FedMedian]) -> list[np.ndarray]:
+        initial = ndarrays_to_parameters(arrays_of(build()))
+        strategy = make(initial_parameters=initial, fraction_evaluate=0.0)
+        fixed = fixbn(strategy, parameter_names=list(build().state_dict()))
+        return run_older(fixed, numpy_app(build, batches), 3)[3]
+
+    assert all(map(np.array_equal, run(OwnMedian), run(FedMedian)))
 
 
 def test_saving_does_not_change_the_run() -> None:
