@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 
 from flwr.common import (
     FitRes,
@@ -70,14 +71,18 @@ class PositionedView:
         return _with_arrays(result, self.current.joined(parameters, rest))
 
     def whole_model(
-        self, aggregated: Parameters | None, clients: Iterable[str]
+        self, aggregated: Parameters | None, results: Mapping[str, FitRes]
     ) -> Parameters | None:
-        """Return the whole model for what Flower's code made of these clients' results."""
+        """Return the whole model for what Flower's code made of these results, by client."""
         if aggregated is None:
             self.flower_failed = True
             return None
-        named = {*clients}
-        self._averaged = [c.update for client, c in self._results.items() if client in named]
+        # With the weights that Flower's code saw, which the user's code may have changed.
+        self._averaged = [
+            replace(checked.update, weight=results[client].num_examples)
+            for client, checked in self._results.items()
+            if client in results
+        ]
         arrays = parameters_to_ndarrays(aggregated)
         self._others = arrays[len(self.current.parameters) :]
         return ndarrays_to_parameters(self._joined(arrays))

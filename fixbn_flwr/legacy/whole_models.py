@@ -44,7 +44,8 @@ def _below(flowers: Any, view: PositionedView) -> type[Strategy]:
         ) -> Aggregated:
             shown = [(client, view.flower_result(client.cid, fit)) for client, fit in results]
             parameters, metrics = super().aggregate_fit(server_round, shown, failures)
-            return view.whole_model(parameters, [client.cid for client, _ in results]), metrics
+            averaged = {client.cid: fit for client, fit in results}
+            return view.whole_model(parameters, averaged), metrics
 
     return Below
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
 
 from flwr.common import ArrayRecord, Message, RecordDict
 
@@ -28,17 +30,21 @@ class ModelView:
         state: FixBN's rules, which average what Flower's code does not see.
         defends: Whether Flower's code must see the statistics and momentum buffers too.
         arrays_key: The key of the model's record in messages.
+        weighted_by: The metric that clients are weighted by.
 
     Attributes:
         model: The global model at the start of the round.
         flower_failed: Whether Flower's code under a user's class made no model of the replies.
     """
 
-    def __init__(self, state: ServerState, *, defends: bool, arrays_key: str) -> None:
+    def __init__(
+        self, state: ServerState, *, defends: bool, arrays_key: str, weighted_by: str
+    ) -> None:
         self.model = GlobalModel(ArrayRecord())
         self._state = state
         self._defends = defends
         self._arrays_key = arrays_key
+        self._weighted_by = weighted_by
         self._replies: Replies = {}
         self._averaged: list[Update] = []
         self.flower_failed = False
@@ -83,9 +89,14 @@ class ModelView:
         if aggregated is None:
             self.flower_failed = True
             return None
-        clients = {reply.metadata.src_node_id for reply in replies}
-        # In the order of the round, whatever order the user's code passed them in.
-        self._averaged = [c.update for client, c in self._replies.items() if client in clients]
+        passed = {reply.metadata.src_node_id: reply for reply in replies if not reply.has_error()}
+        # In the order of the round, whatever order the user's code passed them in, and with the
+        # weights that Flower's code saw.
+        self._averaged = [
+            self._with_weight_in(passed[client], checked.update)
+            for client, checked in self._replies.items()
+            if client in passed
+        ]
         self._others = self._not_parameters(aggregated)
         return self.model.joined(aggregated, self._rest(aggregated))
 
@@ -107,6 +118,11 @@ class ModelView:
             return self.model.parameters
         names = self.model.parameters.keys()
         return record_with({name: array for name, array in arrays.items() if name in names})
+
+    def _with_weight_in(self, reply: Message, update: Update) -> Update:
+        records = reply.content.metric_records.values()
+        metrics: dict[str, Any] = {key: value for r in records for key, value in r.items()}
+        return replace(update, weight=metrics.get(self._weighted_by, update.weight))
 
     def _rest(self, aggregated: ArrayRecord) -> dict[str, Array]:
         defended = self._not_parameters(aggregated) if self._defends else None

@@ -59,7 +59,12 @@ class RoundSteps(Strategy):
         self._inner = inner
         self._state = state
         self._max_extra_bytes = max_extra_bytes
-        self._view = ModelView(state, defends=inner.defends, arrays_key=inner.arrays_key)
+        self._view = ModelView(
+            state,
+            defends=inner.defends,
+            arrays_key=inner.arrays_key,
+            weighted_by=inner.weighted_by,
+        )
         for layer in inner.layers:
             show_whole_models(layer, self._view)
         self._resumption = Resumption(inner.layers)

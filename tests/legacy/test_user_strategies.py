@@ -97,6 +97,22 @@ def test_saving_does_not_change_the_run() -> None:
         assert all(map(np.array_equal, plain[server_round], saving[server_round]))
 
 
+class Weighting(FedAvg):
+    """Counts the last client more than its examples."""
+
+    def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
+        results[-1][1].num_examples = 1000
+        return super().aggregate_fit(server_round, results, failures)
+
+
+@pytest.mark.parametrize("momentum", ["local", "global"])
+def test_statistics_and_momentum_have_the_weights_that_a_strategy_sets(momentum: Any) -> None:
+    strategy = Weighting(initial_parameters=fedavg().initial_parameters, fraction_evaluate=0.0)
+    own = run_older(fixbn(strategy, momentum=momentum), app(), 2)[2]
+    weighted = app(examples=[8, 8, 8, 1000])
+    assert all(map(np.array_equal, own, run_older(fixbn(momentum=momentum), weighted, 2)[2]))
+
+
 class Zeroing(FedAvg):
     """Trains from a changed model."""
 

@@ -18,6 +18,7 @@ from tests.support.small_federation import (
     CLIENTS,
     ROUNDS,
     batches,
+    fedavg,
     federation,
     network,
     same,
@@ -77,6 +78,29 @@ def test_a_model_is_evaluated_with_its_own_statistics(around: Any, freeze_after:
     assert not np.array_equal(of_round[1]["norm.running_var"], of_round[2]["norm.running_var"])
     for model in evaluated:
         assert all(np.allclose(model[n], array, rtol=1e-6) for n, array in of_round[1].items())
+
+
+class Weighting(FedAvg):
+    """Counts the last client more than its examples."""
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+        *others, last = replies
+        last.content["metrics"]["num-examples"] = 1000
+        return super().aggregate_train(server_round, [last, *others])
+
+
+@pytest.mark.parametrize("momentum", ["local", "global"])
+def test_statistics_and_momentum_have_the_weights_that_a_strategy_sets(momentum: Any) -> None:
+    def models(strategy: Strategy, examples: list[int]) -> dict[int, Arrays]:
+        grid = SerializingGrid(training_app(network, batches, examples=examples), CLIENTS)
+        fixbn = FixBN(strategy, freeze_after=2, momentum=momentum)
+        return federation(fixbn, grid=grid, rounds=2)[1]
+
+    own = models(Weighting(fraction_evaluate=0.0), [8, 8, 8, 8])
+    expected = models(fedavg(), [8, 8, 8, 1000])
+    for server_round, arrays in expected.items():
+        for name, array in arrays.items():
+            assert np.allclose(own[server_round][name], array, rtol=1e-5, atol=1e-6), name
 
 
 class Zeroing(FedAvg):
