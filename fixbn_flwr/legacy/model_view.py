@@ -17,6 +17,7 @@ from fixbn_flwr.legacy.global_model import PositionedModel
 from fixbn_flwr.method.averaging import Array
 from fixbn_flwr.method.server_rules import ServerState
 from fixbn_flwr.method.update import Update
+from fixbn_flwr.server.inserted_classes import RunningCode
 from fixbn_flwr.server.reply_collection import CheckedReply
 
 Results = Mapping[str, CheckedReply[FitRes]]
@@ -32,6 +33,7 @@ class PositionedView:
     Attributes:
         model: The global model at the start of the round; None before the first.
         flower_failed: Whether Flower's code under a user's class made no model of the results.
+        code: Whose code runs.
     """
 
     def __init__(self, state: ServerState, *, defends: bool) -> None:
@@ -41,6 +43,7 @@ class PositionedView:
         self._results: Results = {}
         self._averaged: list[Update] = []
         self.flower_failed = False
+        self.code = RunningCode()
         self._others: NDArrays | None = None
 
     @property

@@ -60,8 +60,7 @@ class RoundSteps(Strategy):
         self._max_extra_bytes = max_extra_bytes
         self._view = PositionedView(state, defends=inner.defends)
         self._initial = take_over(strategy, names, self._whole)
-        for layer in inner.layers:
-            show_whole_models(layer, self._view)
+        show_whole_models(inner.layers, self._view)
         self._return_point: ReturnPoint[Parameters] = ReturnPoint(inner.layers)
         self._begin_run()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from flwr.common import EvaluateIns, FitIns, FitRes, Parameters, Scalar
@@ -19,9 +20,14 @@ Failures = list[tuple[ClientProxy, FitRes] | BaseException]
 Aggregated = tuple[Parameters | None, dict[str, Scalar]]
 
 
-def show_whole_models(strategy: Strategy, view: PositionedView) -> None:
-    """Give a strategy of the user's own class whole models; leave one of Flower's as it is."""
-    put_classes_around(strategy, lambda own: _above(own, view), lambda base: _below(base, view))
+def show_whole_models(layers: Iterable[Strategy], view: PositionedView) -> None:
+    """Give strategies of the user's own classes whole models, and Flower's inside them parameters.
+
+    Args:
+        layers: The inner strategy and those that it wraps in turn.
+        view: The model and the results of a round.
+    """
+    put_classes_around(layers, lambda own: _above(own, view), lambda base: _below(base, view))
 
 
 def _below(flowers: Any, view: PositionedView) -> type[Strategy]:
@@ -42,8 +48,12 @@ def _below(flowers: Any, view: PositionedView) -> type[Strategy]:
         def aggregate_fit(
             self, server_round: int, results: Results, failures: Failures
         ) -> Aggregated:
+            if not view.code.is_users:  # the layer outside is Flower's, and sees parameters
+                aggregated: Aggregated = super().aggregate_fit(server_round, results, failures)
+                return aggregated
             shown = [(client, view.flower_result(client.cid, fit)) for client, fit in results]
-            parameters, metrics = super().aggregate_fit(server_round, shown, failures)
+            with view.code.switched(users=False):
+                parameters, metrics = super().aggregate_fit(server_round, shown, failures)
             averaged = {client.cid: fit for client, fit in results}
             return view.whole_model(parameters, averaged), metrics
 
@@ -73,8 +83,12 @@ def _above(own_class: Any, view: PositionedView) -> type[Strategy]:
         def aggregate_fit(
             self, server_round: int, results: Results, failures: Failures
         ) -> Aggregated:
+            if view.code.is_users:  # the layer outside is the user's too, and sees whole models
+                aggregated: Aggregated = super().aggregate_fit(server_round, results, failures)
+                return aggregated
             whole = [(client, view.whole_result(client.cid, fit)) for client, fit in results]
-            parameters, metrics = super().aggregate_fit(server_round, whole, failures)
+            with view.code.switched(users=True):
+                parameters, metrics = super().aggregate_fit(server_round, whole, failures)
             return view.flower_model(parameters), metrics
 
     return Above

@@ -14,6 +14,7 @@ from fixbn_flwr.method.averaging import Array
 from fixbn_flwr.method.server_rules import ServerState
 from fixbn_flwr.method.update import Update
 from fixbn_flwr.server.global_model import GlobalModel
+from fixbn_flwr.server.inserted_classes import RunningCode
 from fixbn_flwr.server.outgoing_messages import contents_of
 from fixbn_flwr.server.reply_collection import CheckedReply
 
@@ -35,6 +36,7 @@ class ModelView:
     Attributes:
         model: The global model at the start of the round.
         flower_failed: Whether Flower's code under a user's class made no model of the replies.
+        code: Whose code runs.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class ModelView:
         self._replies: Replies = {}
         self._averaged: list[Update] = []
         self.flower_failed = False
+        self.code = RunningCode()
         self._others: dict[str, Array] | None = None
 
     def begin_aggregation(self, replies: Replies) -> None:

@@ -65,8 +65,7 @@ class RoundSteps(Strategy):
             arrays_key=inner.arrays_key,
             weighted_by=inner.weighted_by,
         )
-        for layer in inner.layers:
-            show_whole_models(layer, self._view)
+        show_whole_models(inner.layers, self._view)
         self._resumption = Resumption(inner.layers)
         self._statistics: dict[str, Array] = {}  # as the last round left them
         self._messages = RoundMessages((), ())
