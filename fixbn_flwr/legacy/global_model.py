@@ -50,8 +50,19 @@ class PositionedModel:
         self.rest = of_kind(self.arrays, Kind.STATISTIC, Kind.COUNTER)
 
     def joined(self, parameters: Sequence[Array], rest: Arrays) -> NDArrays:
-        """Return the whole model, in the same order and types, from new parts."""
+        """Return the whole model, in the same order and types, from new parts.
+
+        Raises:
+            ConfigError: If a parameter has another shape.
+        """
         parts = {**rest, **dict(zip(self.parameters, parameters, strict=True))}
+        for name, own in self.parameters.items():
+            if np.shape(parts[name]) != own.shape:
+                raise ConfigError(
+                    f"the strategy's model has {name!r} with shape {np.shape(parts[name])} instead "
+                    f"of {own.shape}: aggregate_fit must return all arrays in the order in which "
+                    "clients send them."
+                )
         # Some strategies, such as FedAdam, turn float32 into float64.
         return [np.asarray(parts[name]).astype(a.dtype) for name, a in self.arrays.items()]
 
@@ -61,6 +72,22 @@ class PositionedModel:
             named = dict(zip(self.arrays, arrays, strict=True))
             return [named[name] for name in self.parameters]
         return list(arrays[: len(self.parameters)])
+
+    def cut(self, model: Parameters) -> Parameters:
+        """Return the parameters of a whole model; anything else as it is."""
+        if model is self.record:
+            return self.shown
+        if len(model.tensors) != len(self.arrays):
+            return model
+        return ndarrays_to_parameters(self.parameters_of(parameters_to_ndarrays(model)))
+
+    def whole(self, model: Parameters) -> Parameters:
+        """Return parameters with this model's statistics; anything else as it is."""
+        if model is self.shown:
+            return self.record
+        if len(model.tensors) != len(self.parameters):
+            return model
+        return ndarrays_to_parameters(self.joined(parameters_to_ndarrays(model), self.rest))
 
     def wholes(self, instructed: Iterable[Parameters]) -> list[Parameters]:
         """Return, for each client's parameters, the whole model with them in place of its own."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 
 from flwr.common import (
     FitRes,
@@ -16,6 +17,7 @@ from fixbn_flwr.legacy.global_model import PositionedModel
 from fixbn_flwr.method.averaging import Array
 from fixbn_flwr.method.server_rules import ServerState
 from fixbn_flwr.method.update import Update
+from fixbn_flwr.server.inserted_classes import RunningCode
 from fixbn_flwr.server.reply_collection import CheckedReply
 
 Results = Mapping[str, CheckedReply[FitRes]]
@@ -31,6 +33,7 @@ class PositionedView:
     Attributes:
         model: The global model at the start of the round; None before the first.
         flower_failed: Whether Flower's code under a user's class made no model of the results.
+        code: Whose code runs.
     """
 
     def __init__(self, state: ServerState, *, defends: bool) -> None:
@@ -40,6 +43,7 @@ class PositionedView:
         self._results: Results = {}
         self._averaged: list[Update] = []
         self.flower_failed = False
+        self.code = RunningCode()
         self._others: NDArrays | None = None
 
     @property
@@ -64,19 +68,24 @@ class PositionedView:
 
     def whole_result(self, client: str, result: FitRes) -> FitRes:
         """Return what Flower's code saw of a result as a whole result."""
-        parameters = self.current.parameters_of(parameters_to_ndarrays(result.parameters))
+        # What defends sees more than parameters, which may be as many arrays as a whole model.
+        parameters = parameters_to_ndarrays(result.parameters)[: len(self.current.parameters)]
         rest = self._results[client].update.arrays
         return _with_arrays(result, self.current.joined(parameters, rest))
 
     def whole_model(
-        self, aggregated: Parameters | None, clients: Iterable[str]
+        self, aggregated: Parameters | None, results: Mapping[str, FitRes]
     ) -> Parameters | None:
-        """Return the whole model for what Flower's code made of these clients' results."""
+        """Return the whole model for what Flower's code made of these results, by client."""
         if aggregated is None:
             self.flower_failed = True
             return None
-        named = {*clients}
-        self._averaged = [c.update for client, c in self._results.items() if client in named]
+        # With the weights that Flower's code saw, which the user's code may have changed.
+        self._averaged = [
+            replace(checked.update, weight=results[client].num_examples)
+            for client, checked in self._results.items()
+            if client in results
+        ]
         arrays = parameters_to_ndarrays(aggregated)
         self._others = arrays[len(self.current.parameters) :]
         return ndarrays_to_parameters(self._joined(arrays))

@@ -60,8 +60,7 @@ class RoundSteps(Strategy):
         self._max_extra_bytes = max_extra_bytes
         self._view = PositionedView(state, defends=inner.defends)
         self._initial = take_over(strategy, names, self._whole)
-        for layer in inner.layers:
-            show_whole_models(layer, self._view)
+        show_whole_models(inner.layers, self._view)
         self._return_point: ReturnPoint[Parameters] = ReturnPoint(inner.layers)
         self._begin_run()
 
@@ -164,15 +163,17 @@ class RoundSteps(Strategy):
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
-        """Return the inner strategy's instructions, with the whole model."""
+        """Return the inner strategy's instructions, with whole models.
+
+        A whole model of the user's code, such as the best one, keeps its own statistics.
+        """
         if self._stopping:
             return []
         model = self._take(parameters)
         evaluations = self.strategy.configure_evaluate(server_round, model.shown, client_manager)
-        wholes = model.wholes(evaluation.parameters for _, evaluation in evaluations)
         return [
-            (client, EvaluateIns(whole, evaluation.config))
-            for (client, evaluation), whole in zip(evaluations, wholes, strict=True)
+            (client, EvaluateIns(model.whole(evaluation.parameters), evaluation.config))
+            for client, evaluation in evaluations
         ]
 
     def aggregate_evaluate(

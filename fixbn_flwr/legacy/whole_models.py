@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from flwr.common import EvaluateIns, FitIns, FitRes, Parameters, Scalar
@@ -19,9 +20,14 @@ Failures = list[tuple[ClientProxy, FitRes] | BaseException]
 Aggregated = tuple[Parameters | None, dict[str, Scalar]]
 
 
-def show_whole_models(strategy: Strategy, view: PositionedView) -> None:
-    """Give a strategy of the user's own class whole models; leave one of Flower's as it is."""
-    put_classes_around(strategy, lambda own: _above(own, view), lambda base: _below(base, view))
+def show_whole_models(layers: Iterable[Strategy], view: PositionedView) -> None:
+    """Give strategies of the user's own classes whole models, and Flower's inside them parameters.
+
+    Args:
+        layers: The inner strategy and those that it wraps in turn.
+        view: The model and the results of a round.
+    """
+    put_classes_around(layers, lambda own: _above(own, view), lambda base: _below(base, view))
 
 
 def _below(flowers: Any, view: PositionedView) -> type[Strategy]:
@@ -31,31 +37,25 @@ def _below(flowers: Any, view: PositionedView) -> type[Strategy]:
         def configure_fit(
             self, server_round: int, parameters: Parameters, client_manager: ClientManager
         ) -> Fits:
-            fits = super().configure_fit(server_round, view.current.shown, client_manager)
+            shown = view.current.cut(parameters)
+            fits = super().configure_fit(server_round, shown, client_manager)
             wholes = view.current.wholes(fit.parameters for _, fit in fits)
             return [
                 (client, FitIns(whole, fit.config))
                 for (client, fit), whole in zip(fits, wholes, strict=True)
             ]
 
-        def configure_evaluate(
-            self, server_round: int, parameters: Parameters, client_manager: ClientManager
-        ) -> Evaluations:
-            evaluations = super().configure_evaluate(
-                server_round, view.current.shown, client_manager
-            )
-            wholes = view.current.wholes(evaluation.parameters for _, evaluation in evaluations)
-            return [
-                (client, EvaluateIns(whole, evaluation.config))
-                for (client, evaluation), whole in zip(evaluations, wholes, strict=True)
-            ]
-
         def aggregate_fit(
             self, server_round: int, results: Results, failures: Failures
         ) -> Aggregated:
+            if not view.code.is_users:  # the layer outside is Flower's, and sees parameters
+                aggregated: Aggregated = super().aggregate_fit(server_round, results, failures)
+                return aggregated
             shown = [(client, view.flower_result(client.cid, fit)) for client, fit in results]
-            parameters, metrics = super().aggregate_fit(server_round, shown, failures)
-            return view.whole_model(parameters, [client.cid for client, _ in results]), metrics
+            with view.code.switched(users=False):
+                parameters, metrics = super().aggregate_fit(server_round, shown, failures)
+            averaged = {client.cid: fit for client, fit in results}
+            return view.whole_model(parameters, averaged), metrics
 
     return Below
 
@@ -67,22 +67,28 @@ def _above(own_class: Any, view: PositionedView) -> type[Strategy]:
         def configure_fit(
             self, server_round: int, parameters: Parameters, client_manager: ClientManager
         ) -> Fits:
-            fits: Fits = super().configure_fit(server_round, view.current.record, client_manager)
+            whole = view.current.whole(parameters)
+            fits: Fits = super().configure_fit(server_round, whole, client_manager)
             return fits
 
         def configure_evaluate(
             self, server_round: int, parameters: Parameters, client_manager: ClientManager
         ) -> Evaluations:
+            whole = view.current.whole(parameters)
             evaluations: Evaluations = super().configure_evaluate(
-                server_round, view.current.record, client_manager
+                server_round, whole, client_manager
             )
             return evaluations
 
         def aggregate_fit(
             self, server_round: int, results: Results, failures: Failures
         ) -> Aggregated:
+            if view.code.is_users:  # the layer outside is the user's too, and sees whole models
+                aggregated: Aggregated = super().aggregate_fit(server_round, results, failures)
+                return aggregated
             whole = [(client, view.whole_result(client.cid, fit)) for client, fit in results]
-            parameters, metrics = super().aggregate_fit(server_round, whole, failures)
+            with view.code.switched(users=True):
+                parameters, metrics = super().aggregate_fit(server_round, whole, failures)
             return view.flower_model(parameters), metrics
 
     return Above

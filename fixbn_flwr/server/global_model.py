@@ -34,7 +34,6 @@ class GlobalModel:
             {name: record[name] for name in of_kind(self.arrays, Kind.PARAMETER)}
         )
         self.rest = of_kind(self.arrays, Kind.STATISTIC, Kind.COUNTER)
-        self._keys = (self.parameters.keys(), self.record.keys())
 
     def joined(self, parameters: ArrayRecord, rest: Arrays) -> ArrayRecord:
         """Return the whole model, in the same order and types, from new parts.
@@ -65,22 +64,35 @@ class GlobalModel:
         """Return the first array of a new model that is not finite where this model is."""
         return first_spoilt({name: view_of(array) for name, array in record.items()}, self.arrays)
 
-    def put_into(self, contents: Iterable[RecordDict], arrays_key: str) -> None:
-        """Put the whole model in place of parameters, or of a whole model that was changed.
+    def whole(self, record: ArrayRecord) -> ArrayRecord:
+        """Return parameters with this model's statistics; any other record as it is."""
+        if record is self.parameters:
+            return self.record
+        if record.keys() == self.parameters.keys():
+            return self.joined(record, self.rest)
+        return record
+
+    def put_into(
+        self, contents: Iterable[RecordDict], arrays_key: str, *, own_statistics: bool
+    ) -> None:
+        """Put this model's statistics into records of parameters, and into whole models.
 
         Args:
             contents: The contents of messages, changed in place.
             arrays_key: The key of the model's record. Other records stay as they are, unless there
                 is none under this key.
+            own_statistics: Whether whole models keep their own statistics.
         """
         for content in contents:
             records = content.array_records
             for key in [arrays_key] if arrays_key in records else list(records):
                 record = records[key]
-                if record is self.parameters:
-                    content[key] = self.record
-                elif record is not self.record and record.keys() in self._keys:
+                if record is self.record:
+                    continue
+                if record.keys() == self.arrays.keys() and not own_statistics:
                     content[key] = self.joined(record, self.rest)
+                else:
+                    content[key] = self.whole(record)
 
     def check_statistics(self, expected: Arrays) -> None:
         """Check that nothing has changed the statistics since the last round.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
 
 from flwr.common import ArrayRecord, Message, RecordDict
 
@@ -12,6 +14,7 @@ from fixbn_flwr.method.averaging import Array
 from fixbn_flwr.method.server_rules import ServerState
 from fixbn_flwr.method.update import Update
 from fixbn_flwr.server.global_model import GlobalModel
+from fixbn_flwr.server.inserted_classes import RunningCode
 from fixbn_flwr.server.outgoing_messages import contents_of
 from fixbn_flwr.server.reply_collection import CheckedReply
 
@@ -28,20 +31,26 @@ class ModelView:
         state: FixBN's rules, which average what Flower's code does not see.
         defends: Whether Flower's code must see the statistics and momentum buffers too.
         arrays_key: The key of the model's record in messages.
+        weighted_by: The metric that clients are weighted by.
 
     Attributes:
         model: The global model at the start of the round.
         flower_failed: Whether Flower's code under a user's class made no model of the replies.
+        code: Whose code runs.
     """
 
-    def __init__(self, state: ServerState, *, defends: bool, arrays_key: str) -> None:
+    def __init__(
+        self, state: ServerState, *, defends: bool, arrays_key: str, weighted_by: str
+    ) -> None:
         self.model = GlobalModel(ArrayRecord())
         self._state = state
         self._defends = defends
         self._arrays_key = arrays_key
+        self._weighted_by = weighted_by
         self._replies: Replies = {}
         self._averaged: list[Update] = []
         self.flower_failed = False
+        self.code = RunningCode()
         self._others: dict[str, Array] | None = None
 
     def begin_aggregation(self, replies: Replies) -> None:
@@ -51,9 +60,10 @@ class ModelView:
         self._others = None
         self.flower_failed = False
 
-    def put_into(self, messages: Iterable[Message]) -> None:
-        """Put the whole model into the contents of messages."""
-        self.model.put_into(contents_of(messages), self._arrays_key)
+    def put_into(self, messages: Iterable[Message], *, own_statistics: bool = False) -> None:
+        """Put whole models into the contents of messages; see ``GlobalModel.put_into``."""
+        contents = contents_of(messages)
+        self.model.put_into(contents, self._arrays_key, own_statistics=own_statistics)
 
     def flower_reply(self, reply: Message) -> Message:
         """Return a reply with what Flower's code may see of it; an error reply as it is."""
@@ -82,9 +92,14 @@ class ModelView:
         if aggregated is None:
             self.flower_failed = True
             return None
-        clients = {reply.metadata.src_node_id for reply in replies}
-        # In the order of the round, whatever order the user's code passed them in.
-        self._averaged = [c.update for client, c in self._replies.items() if client in clients]
+        passed = {reply.metadata.src_node_id: reply for reply in replies if not reply.has_error()}
+        # In the order of the round, whatever order the user's code passed them in, and with the
+        # weights that Flower's code saw.
+        self._averaged = [
+            self._with_weight_in(passed[client], checked.update)
+            for client, checked in self._replies.items()
+            if client in passed
+        ]
         self._others = self._not_parameters(aggregated)
         return self.model.joined(aggregated, self._rest(aggregated))
 
@@ -106,6 +121,11 @@ class ModelView:
             return self.model.parameters
         names = self.model.parameters.keys()
         return record_with({name: array for name, array in arrays.items() if name in names})
+
+    def _with_weight_in(self, reply: Message, update: Update) -> Update:
+        records = reply.content.metric_records.values()
+        metrics: dict[str, Any] = {key: value for r in records for key, value in r.items()}
+        return replace(update, weight=metrics.get(self._weighted_by, update.weight))
 
     def _rest(self, aggregated: ArrayRecord) -> dict[str, Array]:
         defended = self._not_parameters(aggregated) if self._defends else None

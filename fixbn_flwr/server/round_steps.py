@@ -59,9 +59,13 @@ class RoundSteps(Strategy):
         self._inner = inner
         self._state = state
         self._max_extra_bytes = max_extra_bytes
-        self._view = ModelView(state, defends=inner.defends, arrays_key=inner.arrays_key)
-        for layer in inner.layers:
-            show_whole_models(layer, self._view)
+        self._view = ModelView(
+            state,
+            defends=inner.defends,
+            arrays_key=inner.arrays_key,
+            weighted_by=inner.weighted_by,
+        )
+        show_whole_models(inner.layers, self._view)
         self._resumption = Resumption(inner.layers)
         self._statistics: dict[str, Array] = {}  # as the last round left them
         self._messages = RoundMessages((), ())
@@ -134,13 +138,16 @@ class RoundSteps(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return the inner strategy's messages, with the whole model."""
+        """Return the inner strategy's messages, with whole models.
+
+        A whole model of the user's code, such as the best one, keeps its own statistics.
+        """
         self._take(arrays)
         model = self._view.model
         messages = copies_of(
             self.strategy.configure_evaluate(server_round, model.parameters, config, grid)
         )
-        self._view.put_into(messages)
+        self._view.put_into(messages, own_statistics=True)
         self._messages = RoundMessages(messages, grid.get_node_ids())
         return messages
 

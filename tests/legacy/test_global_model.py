@@ -30,6 +30,11 @@ def test_parts_are_joined_in_the_models_order_and_types() -> None:
     assert [str(array.dtype) for array in joined] == ["float32", "float32", "float32", "int64"]
 
 
+def test_parameters_in_another_order_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"has 'w' with shape \(1,\) instead of \(2,\)"):
+        model().joined([np.float32([9]), np.float32([7, 8])], model().rest)
+
+
 def test_a_model_for_all_clients_is_joined_only_once() -> None:
     positioned = model()
     other = ndarrays_to_parameters([np.float32([7, 8]), np.float32([9])])

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.common import parameters_to_ndarrays
+from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server.strategy import FedAvg, FedMedian
+from torch import nn
 
 from tests.support.older_federation import CLIENTS, NAMES, ROUNDS, fedavg, fixbn
-from tests.support.older_generation import Trainer, numpy_app, run_older
+from tests.support.older_generation import Trainer, arrays_of, numpy_app, run_older
 from tests.support.small_federation import batches, network
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -55,11 +56,117 @@ def test_a_strategy_saves_the_complete_model(make: type[Saving], momentum: Any) 
         )
 
 
+class WithoutCounter(nn.Module):
+    """Batch normalization written by hand, without ``num_batches_tracked``."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(features))
+        self.bias = nn.Parameter(torch.zeros(features))
+        self.register_buffer("running_mean", torch.zeros(features))
+        self.register_buffer("running_var", torch.ones(features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training
+        )
+
+
+class OwnMedian(FedMedian):
+    """Sees as many arrays from FixBN as a whole model without counters has."""
+
+
+def test_a_subclass_of_a_defending_strategy_is_right_without_counters() -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 5), WithoutCounter(5), nn.ReLU(), nn.Linear(5, 3))
+
+    def run(make: type[FedMedian]) -> list[np.ndarray]:
+        initial = ndarrays_to_parameters(arrays_of(build()))
+        strategy = make(initial_parameters=initial, fraction_evaluate=0.0)
+        fixed = fixbn(strategy, parameter_names=list(build().state_dict()))
+        return run_older(fixed, numpy_app(build, batches), 3)[3]
+
+    assert all(map(np.array_equal, run(OwnMedian), run(FedMedian)))
+
+
 def test_saving_does_not_change_the_run() -> None:
     plain = run_older(fixbn(), app(), ROUNDS)
     saving = run_older(fixbn(Saving(initial_parameters=fedavg().initial_parameters)), app(), ROUNDS)
     for server_round in range(ROUNDS + 1):
         assert all(map(np.array_equal, plain[server_round], saving[server_round]))
+
+
+class Weighting(FedAvg):
+    """Counts the last client more than its examples."""
+
+    def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
+        results[-1][1].num_examples = 1000
+        return super().aggregate_fit(server_round, results, failures)
+
+
+@pytest.mark.parametrize("momentum", ["local", "global"])
+def test_statistics_and_momentum_have_the_weights_that_a_strategy_sets(momentum: Any) -> None:
+    strategy = Weighting(initial_parameters=fedavg().initial_parameters, fraction_evaluate=0.0)
+    own = run_older(fixbn(strategy, momentum=momentum), app(), 2)[2]
+    weighted = app(examples=[8, 8, 8, 1000])
+    assert all(map(np.array_equal, own, run_older(fixbn(momentum=momentum), weighted, 2)[2]))
+
+
+class Zeroing(FedAvg):
+    """Trains from a changed model."""
+
+    def configure_fit(self, server_round: int, parameters: Any, client_manager: Any) -> Any:
+        first, *others = parameters_to_ndarrays(parameters)
+        changed = ndarrays_to_parameters([0 * first, *others])
+        return super().configure_fit(server_round, changed, client_manager)
+
+
+def test_clients_train_from_the_model_that_a_strategy_sends() -> None:
+    received: list[list[np.ndarray]] = []
+
+    class Recording(Trainer):
+        def fit(self, parameters: Any, config: Any) -> Any:
+            received.append(parameters)
+            return super().fit(parameters, config)
+
+    strategy = fixbn(Zeroing(initial_parameters=fedavg().initial_parameters))
+    of_round = run_older(strategy, app(client=Recording), 1)
+    assert len(received) == CLIENTS
+    for first, *others in received:
+        assert not first.any()
+        assert all(map(np.array_equal, others, of_round[0][1:]))
+
+
+class Best(FedAvg):
+    """Lets clients evaluate the best model, here the first round's."""
+
+    def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
+        parameters, metrics = super().aggregate_fit(server_round, results, failures)
+        if server_round == 1:
+            self.best = parameters
+        return parameters, metrics
+
+    def configure_evaluate(self, server_round: int, parameters: Any, client_manager: Any) -> Any:
+        return super().configure_evaluate(server_round, self.best, client_manager)
+
+
+@pytest.mark.parametrize("freeze_after", [2, 1.0])
+def test_a_model_is_evaluated_with_its_own_statistics(freeze_after: Any) -> None:
+    received: list[list[np.ndarray]] = []
+
+    class Recording(Trainer):
+        def evaluate(self, parameters: Any, config: Any) -> Any:
+            received.append(parameters)
+            return super().evaluate(parameters, config)
+
+    strategy = Best(initial_parameters=fedavg().initial_parameters)
+    fixed = fixbn(strategy, freeze_after=freeze_after)
+    of_round = run_older(fixed, app(client=Recording), ROUNDS)
+    assert len(received) == CLIENTS * ROUNDS
+    variance = NAMES.index("norm.running_var")
+    assert not np.array_equal(of_round[1][variance], of_round[2][variance])
+    assert all(all(map(np.array_equal, arrays, of_round[1])) for arrays in received)
 
 
 @pytest.mark.parametrize(
