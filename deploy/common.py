@@ -112,9 +112,14 @@ def address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def local_host(host: str) -> str:
+    """Return the name or address at which this machine reaches a server that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
 def local_address(host: str, port: int) -> str:
-    """Return the address at which this machine reaches a server that listens there."""
-    return address({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port)
+    """Return the HOST:PORT at which this machine reaches a server that listens there."""
+    return address(local_host(host), port)
 
 
 def check_port(host: str, port: int) -> None:

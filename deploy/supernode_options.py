@@ -16,7 +16,8 @@ def check_encryption(superlink: str, ca: Path | None) -> None:
     """Check that the SuperLink, if it is running, uses TLS exactly if we do.
 
     Raises:
-        DeployError: If it does not, or if its certificate is not valid for us.
+        DeployError: If it does not, if its certificate is not valid for us, or if its address
+            cannot be one.
     """
     host, _, port = superlink.rpartition(":")
     host = host.strip("[]")
@@ -41,6 +42,11 @@ def check_encryption(superlink: str, ca: Path | None) -> None:
         ) from error
     except ssl.SSLError:
         encrypted = False
+    except ValueError as error:  # such as an empty label in the host
+        raise DeployError(
+            f"--superlink {superlink!r} has no valid host ({error}): write HOST:PORT, such as "
+            "10.0.0.1:8000."
+        ) from error
     except OSError:
         return  # it is not running yet; flower-supernode waits for it
     if encrypted and ca is None:

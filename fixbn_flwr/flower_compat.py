@@ -35,6 +35,13 @@ from fixbn_flwr.log import logger
 
 if TYPE_CHECKING:
     from flwr.app.message.message import make_message
+    from flwr.cli.constant import (
+        DEFAULT_FLOWER_CONFIG_TOML,
+        FLOWER_CONFIG_FILE,
+        LOCAL_SUPERLINK_ADDRESS_MAGIC_VALUE,
+        LOCAL_SUPERLINK_ADDRESS_MAGIC_VALUE_IN_MEMORY,
+    )
+    from flwr.cli.flower_config import parse_superlink_connection
     from flwr.common.serde import recorddict_to_proto
     from flwr.common.serde_utils import metadata_from_proto
     from flwr.proto.control_pb2 import ListNodesRequest, UnregisterNodeRequest
@@ -51,6 +58,7 @@ if TYPE_CHECKING:
     )
     from flwr.supercore.run import Run
     from flwr.supercore.task_identity import TaskIdentity
+    from flwr.supercore.utils import get_flwr_home
     from flwr.superlink.grid import HttpGrid
 else:
     try:  # 1.34 and later
@@ -70,22 +78,32 @@ Mod = Callable[[Message, Context, ClientAppCallable], Message]
 _RECENT = {
     "ConfirmMessageReceivedRequest": "flwr.proto.message_pb2",
     "ControlHttpClient": "flwr.supercore.control",
+    "DEFAULT_FLOWER_CONFIG_TOML": "flwr.cli.constant",
+    "FLOWER_CONFIG_FILE": "flwr.cli.constant",
     "HttpGrid": "flwr.superlink.grid",
+    "LOCAL_SUPERLINK_ADDRESS_MAGIC_VALUE": "flwr.cli.constant",
+    "LOCAL_SUPERLINK_ADDRESS_MAGIC_VALUE_IN_MEMORY": "flwr.cli.constant",
     "ListNodesRequest": "flwr.proto.control_pb2",
     "ObjectPullError": "flwr.supercore.inflatable.inflatable_utils",
     "ObjectUnavailableError": "flwr.supercore.inflatable.inflatable_utils",
     "PullAppMessagesRequest": "flwr.proto.runtime_pb2",
     "TaskIdentity": "flwr.supercore.task_identity",
     "UnregisterNodeRequest": "flwr.proto.control_pb2",
+    "get_flwr_home": "flwr.supercore.utils",
     "inflate_object_from_contents": "flwr.supercore.inflatable.inflatable_utils",
     "iterate_object_tree": "flwr.supercore.inflatable.inflatable_object",
     "make_pull_object_fn_protobuf": "flwr.supercore.inflatable.inflatable_protobuf_utils",
     "metadata_from_proto": "flwr.common.serde_utils",
+    "parse_superlink_connection": "flwr.cli.flower_config",
     "pull_objects": "flwr.supercore.inflatable.inflatable_utils",
     "recorddict_to_proto": "flwr.common.serde",
 }
 
 __all__ = [
+    "DEFAULT_FLOWER_CONFIG_TOML",
+    "FLOWER_CONFIG_FILE",
+    "LOCAL_SUPERLINK_ADDRESS_MAGIC_VALUE",
+    "LOCAL_SUPERLINK_ADDRESS_MAGIC_VALUE_IN_MEMORY",
     "RECORD_KEY_STATE",
     "TESTED",
     "ClientAppCallable",
@@ -106,6 +124,7 @@ __all__ = [
     "context_from_bytes",
     "context_to_bytes",
     "error_reply",
+    "get_flwr_home",
     "inflate_object_from_contents",
     "is_http_grid",
     "iterate_object_tree",
@@ -116,6 +135,7 @@ __all__ = [
     "message_from_bytes",
     "message_to_bytes",
     "metadata_from_proto",
+    "parse_superlink_connection",
     "pull_objects",
     "recorddict_to_proto",
     "set_task_identity",

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from fixbn_flwr.app.config.rules import Value
+from fixbn_flwr.app.flower_connection import refuse_simulation
 from fixbn_flwr.app.flower_processes import flower_environment
 from fixbn_flwr.errors import SuperLinkError
+from fixbn_flwr.flower_compat import get_flwr_home
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class FlowerCommands:
     """
 
     def __init__(self, superlink: str = "", environment: Mapping[str, str] | None = None) -> None:
+        self._name = superlink
         self._superlink = [superlink] if superlink else []
         self._environment = environment or flower_environment()
 
@@ -107,6 +110,15 @@ class FlowerCommands:
         """
         (run,) = self._call("ls", *self._superlink, "--run-id", run_id)["runs"]
         return RunStatus(str(run["status"]), str(run["status-details"]))
+
+    def refuse_simulation(self) -> None:
+        """Refuse a connection for which these commands would start a simulation.
+
+        Raises:
+            SuperLinkError: If the connection is a local simulation.
+        """
+        home = Path(self._environment.get("FLWR_HOME") or get_flwr_home())
+        refuse_simulation(home, self._name)
 
     def check(self) -> None:
         """Check that the SuperLink answers.

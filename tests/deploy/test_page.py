@@ -60,6 +60,13 @@ def test_the_page_names_every_script_and_only_existing_files() -> None:
         assert (ROOT / "deploy" / link).exists(), link
 
 
+@pytest.mark.parametrize("script", ["register", "revoke"])
+def test_the_example_of_a_script_has_the_address_that_the_page_uses(script: str) -> None:
+    example = rf"deploy/{script} \S+ --superlink (\S+) --ca certificates/ca.crt"
+    (address,) = set(re.findall(example, PAGE))
+    assert re.findall(example, (ROOT / "deploy" / script).read_text()) == [address]
+
+
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Machine]]:
     folder = tmp_path_factory.mktemp("machines")

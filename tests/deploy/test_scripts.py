@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import socket
 import ssl
 import stat
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,68 +22,23 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from fixbn_flwr.app.process_cleanup import processes_with
-from tests.support.machines import PROGRAMS, ROOT, free_port
+from tests.support.machines import ROOT, free_port
+from tests.support.scripts import Run, refusal, run_script, running
 from tests.support.waiting import TIMEOUT, wait_for_line, wait_until
 
 SCRIPTS = sorted(
     path for path in (ROOT / "deploy").iterdir() if path.suffix == "" and path.is_file()
 )
 
-Run = Callable[[str], "subprocess.CompletedProcess[str]"]
-
-
-def environment(home: Path) -> dict[str, str]:
-    path = os.pathsep.join([str(ROOT / "deploy"), str(PROGRAMS), os.environ["PATH"]])
-    return {"HOME": str(home), "PATH": path}
-
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """Run a shell line with a script of deploy/, in an empty folder that is also its home."""
-
-    def run(line: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["sh", "-c", line],
-            cwd=tmp_path,
-            env=environment(tmp_path),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=TIMEOUT,
-        )
-
-    return run
-
-
-@contextmanager
-def running(line: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a script of deploy/ in the background, in the folder of its log; stop it afterwards."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            shlex.split(line),
-            cwd=log.parent,
-            env=environment(log.parent) | {"PYTHONUNBUFFERED": "1"},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait(TIMEOUT)
+    return partial(run_script, tmp_path)
 
 
 def mode(path: Path) -> str:
     return f"{stat.S_IMODE(path.stat().st_mode):o}"
-
-
-def refusal(result: subprocess.CompletedProcess[str]) -> str:
-    """Return the error message of a script that fails."""
-    assert result.returncode == 1, result
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("Error: ")
-    return line.removeprefix("Error: ")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -131,7 +86,7 @@ def test_a_certificate_is_valid_only_for_its_hosts_and_keys_are_private(
         "ca.key": "600", "ca.crt": "644", "superlink.key": "600", "superlink.crt": "644"
     }  # fmt: skip
     assert mode(folder) == "700"
-    for host in ("10.0.0.1", "link.example.org", "localhost", "127.0.0.1"):
+    for host in ("10.0.0.1", "link.example.org", "localhost", "127.0.0.1", "::1"):
         handshake(folder, host)
     with pytest.raises(ssl.SSLCertVerificationError, match=r"10\.0\.0\.2"):
         handshake(folder, "10.0.0.2")
@@ -228,6 +183,10 @@ NODE = "start-supernode --superlink 127.0.0.1:9 --ca certificates/ca.crt --key k
         ),
         ("start-supernode --superlink a --insecure --data data", "'a' is not HOST:PORT, such as"),
         (
+            "start-supernode --superlink a..b:80 --insecure --data data",
+            "--superlink 'a..b:80' has no valid host (",
+        ),
+        (
             f"{NODE} --key keys/b --data data",
             "the key keys/b does not exist or cannot be read: create",
         ),
@@ -280,6 +239,10 @@ NODE = "start-supernode --superlink 127.0.0.1:9 --ca certificates/ca.crt --key k
             "the SuperLink at 10.0.0.1:port does not answer (Invalid port: 'port'): start it",
         ),
         (
+            "revoke keys/a.pub --superlink a..b:80 --ca certificates/ca.crt",
+            "the SuperLink at a..b:80 does not answer (",
+        ),
+        (
             "revoke keys/a.pub --superlink 127.0.0.1:9 --ca keys/a.pub",
             "--ca keys/a.pub is not a certificate (",
         ),
@@ -309,10 +272,16 @@ def test_a_port_in_use_is_refused(made: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "address"), [("0.0.0.0", "127.0.0.1"), ("::1", "[::1]"), ("::", "[::1]")]
+    ("options", "host", "url"),
+    [
+        ("--insecure", "0.0.0.0", "http://127.0.0.1"),
+        ("--insecure", "::1", "http://[::1]"),
+        ("--insecure", "::", "http://[::1]"),
+        ("--certificates certificates", "::", "https://[::1]"),
+    ],
 )
 def test_check_health_finds_the_superlinks_address(
-    run: Run, tmp_path: Path, host: str, address: str
+    made: Run, tmp_path: Path, options: str, host: str, url: str
 ) -> None:
     try:
         port = free_port(host)
@@ -321,14 +290,14 @@ def test_check_health_finds_the_superlinks_address(
     answers: list[subprocess.CompletedProcess[str]] = []
 
     def is_healthy() -> bool:
-        answers.append(run("check-health --home home"))
+        answers.append(made("check-health --home home"))
         return answers[-1].returncode == 0
 
     log = tmp_path / "log"
-    line = f"start-superlink --insecure --host {host} --port {port} --home home"
+    line = f"start-superlink {options} --host {host} --port {port} --home home"
     with running(line, log) as superlink:
         wait_until(is_healthy, "the SuperLink was healthy", process=superlink, log=log)
-    assert answers[-1].stdout == f"http://{address}:{port}/health responds.\n"
+    assert answers[-1].stdout == f"{url}:{port}/health responds.\n"
 
 
 def test_two_nodes_cannot_share_a_home(run: Run, tmp_path: Path) -> None:

@@ -53,7 +53,8 @@ class Supervisor:
         """Return when the run is finished, or somebody has stopped it with `flwr stop`.
 
         Raises:
-            SuperLinkError: If the connection to the SuperLink is not configured.
+            SuperLinkError: If the connection to the SuperLink is not configured, or is a local
+                simulation.
             FixBNError: If the run fails three times in a row without a new checkpoint, or its
                 folder is not on this machine.
         """
@@ -150,6 +151,7 @@ class Supervisor:
 
     def _problem(self) -> str | None:
         """Return why the SuperLink does not answer; None if it does."""
+        self._commands.refuse_simulation()  # Flower's default: any command would start it
         try:
             self._commands.check()
         except SuperLinkError as error:
