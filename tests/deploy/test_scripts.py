@@ -183,6 +183,10 @@ NODE = "start-supernode --superlink 127.0.0.1:9 --ca certificates/ca.crt --key k
         ),
         ("start-supernode --superlink a --insecure --data data", "'a' is not HOST:PORT, such as"),
         (
+            "start-supernode --superlink a:99999 --insecure --data data",
+            "'a:99999' is not HOST:PORT",
+        ),
+        (
             "start-supernode --superlink a..b:80 --insecure --data data",
             "--superlink 'a..b:80' has no valid host (",
         ),
