@@ -44,4 +44,4 @@ def test_the_result_beside_the_figure_is_the_data() -> None:
     plain, fixbn, same_rate = (f"{100 * values[-1]:.1f} %" for values in accuracy.values())
     best = f"{100 * max(accuracy['BN']):.1f} %"
     assert f"plain BN reaches {plain} test accuracy ({best} at its best) and FixBN {fixbn}" in words
-    assert f"with the rate unchanged it reaches {same_rate}" in words
+    assert f"At the same constant rate FixBN reaches {same_rate}" in words
