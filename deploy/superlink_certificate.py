@@ -10,9 +10,6 @@ from pathlib import Path
 from common import DeployError
 from cryptography import x509
 
-# OpenSSL's numbers for a name and for an address that a certificate does not have.
-HOSTNAME_MISMATCH, ADDRESS_MISMATCH = 62, 64
-
 
 class EncryptedKeyError(Exception):
     """A private key has a password."""
@@ -28,7 +25,8 @@ def check_certificate(certificate: Path, key: Path, ca: Path, host: str) -> None
         host: The name or address at which programs of this machine reach the SuperLink.
 
     Raises:
-        DeployError: If a file is damaged, or the certificate has expired or is not for the host.
+        DeployError: If a file is damaged, or the certificate has expired, is of another authority
+            or is not for the host.
     """
     renew = f"move {certificate.name} and {key.name} away, and run make-certificates again"
     try:
@@ -56,11 +54,11 @@ def check_certificate(certificate: Path, key: Path, ca: Path, host: str) -> None
         raise DeployError(
             f"{ca} is not a certificate ({error}): copy it from a node, which has the same."
         ) from error
-    if not _is_valid_for(host, server, client):
+    if reason := _refusal(host, server, client):
         raise DeployError(
             f"{certificate} is not valid for {host!r}, where programs of this machine reach the "
-            f"SuperLink, so no run could start: {renew} with all names and addresses, each after "
-            f"--host, also --host {host}."
+            f"SuperLink, so no run could start ({reason}): {renew} with all names and addresses, "
+            f"each after --host, also --host {host}."
         )
 
 
@@ -68,10 +66,11 @@ def _refuse_password() -> str:
     raise EncryptedKeyError
 
 
-def _is_valid_for(host: str, server: ssl.SSLContext, client: ssl.SSLContext) -> bool:
-    """Return False if a client that connects to this host refuses the certificate as another's.
+def _refusal(host: str, server: ssl.SSLContext, client: ssl.SSLContext) -> str:
+    """Return why a client that connects to this host refuses the certificate; empty if it does not.
 
-    The two shake hands in memory, so that OpenSSL compares the names, as it does for a connection.
+    The two shake hands in memory, so that OpenSSL checks the authority and the name, as it does for
+    a connection.
     """
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     try:
@@ -81,9 +80,9 @@ def _is_valid_for(host: str, server: ssl.SSLContext, client: ssl.SSLContext) -> 
             with suppress(ssl.SSLWantReadError):
                 side.do_handshake()
     except ssl.SSLCertVerificationError as error:
-        return error.verify_code not in (HOSTNAME_MISMATCH, ADDRESS_MISMATCH)
+        return error.verify_message
     except ssl.SSLError:
-        return True  # not because of the host
-    except ValueError:  # no certificate can be for such a host
-        return False
-    return True
+        return ""  # not because of the certificate
+    except ValueError as error:  # no certificate can be for such a host
+        return str(error)
+    return ""

@@ -108,8 +108,8 @@ def new_app(folder: Path, task_file: Path | None) -> Path:
         task_file: A Python file that defines ``TASK``, to copy. Default: a file to start from.
 
     Raises:
-        ConfigError: If the folder is in use, cannot be written or has a name that is no new Python
-            name, or there is no such file.
+        ConfigError: If the folder is in use, cannot be written or has a name that no new package
+            can have, or there is no such file.
     """
     module = folder.name.replace("-", "_").lower()
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,30}", module):
@@ -120,7 +120,7 @@ def new_app(folder: Path, task_file: Path | None) -> Path:
     known = find_spec(module)
     if keyword.iskeyword(module) or (known and known.origin):  # a folder has no origin
         raise ConfigError(
-            f"{folder.name!r} would hide the Python word or package {module!r}: choose another "
+            f"{module!r} is a Python keyword, or the name of an installed package: choose another "
             "name for the folder."
         )
     target = folder / module / "task.py"

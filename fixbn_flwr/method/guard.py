@@ -119,7 +119,7 @@ class Guard:
 
 
 def _times(factor: float, loss: float) -> float:
-    """Return a loss that is worse by a factor. Below zero it is as much worse as above zero.
+    """Return the loss that is worse by (factor - 1) times its size, whatever its sign.
 
     Examples:
         >>> _times(1.5, 10.0), _times(1.5, -10.0)

@@ -148,9 +148,9 @@ def examine(strategy: object, statistics: str, kinds: StrategyKinds) -> InnerStr
             "arrays: there are no statistics to freeze. Use the strategy without FixBN."
         )
     defends = isinstance(innermost, kinds.defending)
-    if defends:
-        _check_defending(layers, statistics)
     private = [type(layer).__name__ for layer in layers if isinstance(layer, kinds.private)]
+    if defends:
+        _check_defending(type(innermost).__name__, private, statistics)
     mods = [
         mod
         for kind, mod in kinds.clipping_mods.items()
@@ -169,13 +169,12 @@ def examine(strategy: object, statistics: str, kinds: StrategyKinds) -> InnerStr
     )
 
 
-def _check_defending(layers: Sequence[object], statistics: str) -> None:
-    name, outermost = type(layers[-1]).__name__, type(layers[0]).__name__
-    if len(layers) > 1:
+def _check_defending(name: str, private: Sequence[str], statistics: str) -> None:
+    if private:
         raise ConfigError(
-            f"FixBN got {outermost} around {name}: a defending strategy must judge the statistics "
-            f"too, and {outermost} would clip or add noise to them. Use one of the two: "
-            f"FixBN({name}(...)), or {outermost} around FedAvg."
+            f"FixBN got {private[0]} around {name}: a defending strategy must judge the statistics "
+            f"too, and {private[0]} would clip or add noise to them. Use one of the two: "
+            f"FixBN({name}(...)), or {private[0]} around FedAvg."
         )
     if statistics != "mean":
         raise ConfigError(

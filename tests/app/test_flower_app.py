@@ -64,7 +64,7 @@ def test_a_folder_that_cannot_name_a_package_is_refused(name: str, tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["random", "class", "Torch"])
 def test_a_folder_named_like_a_package_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"'{name}' would hide the Python word or package"):
+    with pytest.raises(ConfigError, match=f"'{name.lower()}' is a Python keyword, or the name of"):
         new_app(tmp_path / name, None)
     assert not any(tmp_path.iterdir())
 

@@ -107,9 +107,9 @@ def test_a_superlink_that_its_own_machine_could_not_reach_does_not_start(
         message = refusal(run(start))
     assert message == (
         f"{folder}/superlink.crt is not valid for '{own}', where programs of this machine reach "
-        "the SuperLink, so no run could start: move superlink.crt and superlink.key away, and run "
-        "make-certificates again with all names and addresses, each after --host, also "
-        f"--host {own}."
+        f"the SuperLink, so no run could start (IP address mismatch, certificate is not valid for "
+        f"'{own}'.): move superlink.crt and superlink.key away, and run make-certificates again "
+        f"with all names and addresses, each after --host, also --host {own}."
     )
 
 
@@ -148,12 +148,13 @@ def test_another_host_is_refused(folder: Path, hosts: list[str], host: str) -> N
         check(folder, host)
 
 
-def test_only_the_host_is_compared_not_the_authority(folder: Path) -> None:
+def test_a_certificate_of_another_authority_is_refused(folder: Path) -> None:
     issue(folder, OLD)
     for name in ("superlink.crt", "superlink.key"):
         (folder / name).unlink()
     issue(folder, OLD, authority="another")
-    check(folder, "127.0.0.1")
+    with pytest.raises(import_module("common").DeployError, match=r"could start \(unable to"):
+        check(folder, "127.0.0.1")
 
 
 def test_a_key_with_a_password_is_left_to_flower_which_asks_for_it(folder: Path) -> None:

@@ -12,6 +12,7 @@ from flwr.server.strategy import (
     FedAdam,
     FedAvg,
     FedAvgM,
+    FedMedian,
     QFedAvg,
     Strategy,
 )
@@ -80,6 +81,7 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "FedAvg": fedavg,
     "FedAvgM": lambda: FedAvgM(server_momentum=0.9, **choices()),
     "FedAdam": lambda: FedAdam(**choices()),
+    "FedMedian": lambda: FedMedian(**choices()),
     "QFedAvg": lambda: QFedAvg(qffl_learning_rate=0.05, evaluate_fn=no_loss, **choices()),
     "privacy": lambda: DifferentialPrivacyServerSideFixedClipping(fedavg(), 0.0, 0.1, CLIENTS),
     "a subclass of privacy": lambda: OwnPrivacy(fedavg(), 0.0, 0.1, CLIENTS),

@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideFixedClipping,
     FedAdam,
     FedAvg,
+    FedMedian,
     QFedAvg,
     Strategy,
 )
@@ -73,6 +74,7 @@ def private(strategy: Strategy, kind: Any = DifferentialPrivacyServerSideFixedCl
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "FedAvg": fedavg,
     "FedAdam": lambda: FedAdam(fraction_evaluate=0.0),
+    "FedMedian": lambda: FedMedian(fraction_evaluate=0.0),
     "QFedAvg": lambda: QFedAvg(fraction_evaluate=0.0, client_learning_rate=0.05),
     "privacy": lambda: private(fedavg()),
     "a subclass": lambda: Saving(fraction_evaluate=0.0),

@@ -40,8 +40,8 @@ OLDER = [
     *(
         f"tests/method/test_{name}.py"
         for name in (
-            "averaging", "batch_norm", "batch_norm_layers", "learning_rate", "optimizer_buffers",
-            "schedule", "server_rules",
+            "averaging", "batch_norm", "batch_norm_layers", "guard", "learning_rate",
+            "narrow_types", "optimizer_buffers", "reported_metrics", "schedule", "server_rules",
         )
     ),
 ]  # fmt: skip

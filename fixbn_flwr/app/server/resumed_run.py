@@ -135,7 +135,8 @@ class ResumedRun:
             CheckpointError: If the folder cannot be written.
         """
         if self._own_data not in (None, own_data):
-            now, before = ("their own data", "parts of the task's data")[:: 1 if own_data else -1]
+            before = "their own data" if self._own_data else "parts of the task's data"
+            now = "their own data" if own_data else "parts of the task's data"
             raise ConfigError(
                 f"resume: the clients of {self.path} trained on {before}, and these would train on "
                 f"{now}: start the clients as before, or a new run"

@@ -150,7 +150,11 @@ class Supervisor:
             time.sleep(_POLL)
 
     def _problem(self) -> str | None:
-        """Return why the SuperLink does not answer; None if it does."""
+        """Return why the SuperLink does not answer; None if it does.
+
+        Raises:
+            SuperLinkError: If the connection is a simulation on this machine.
+        """
         self._commands.refuse_simulation()  # Flower's default: any command would start it
         try:
             self._commands.check()

@@ -218,12 +218,12 @@ def test_the_error_of_a_client_has_no_traceback(nodes: Nodes) -> None:
     assert "Traceback" not in (reply.error.reason or "")
 
 
-def with_own_data(nodes: Nodes, *names: str) -> ClientRegistryGrid:
+def with_own_data(nodes: Nodes, *names: str, patience: float = 0.0) -> ClientRegistryGrid:
     for node, name in enumerate(names):
         node_config = nodes.node_config(node)
         node_config.clear()
         node_config.update({"data-dir": "/data", "name": name})
-    return ClientRegistryGrid(nodes, patience=0.0)
+    return ClientRegistryGrid(nodes, patience=patience)
 
 
 def test_clients_with_their_own_data_are_listed_by_name_then_by_node_id(nodes: Nodes) -> None:
@@ -241,6 +241,15 @@ def test_the_registry_waits_for_min_clients_with_their_own_data(nodes: Nodes) ->
     assert len(with_own_data(nodes, "a", "b", "c").assemble(2)) == 2
     with pytest.raises(ClientsMissingError, match=r"2 of 3 clients .* min-clients if they"):
         with_own_data(nodes, "a", "b", "c").assemble(3)
+
+
+def test_a_run_waits_for_its_earlier_clients_although_fewer_are_enough(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes.connected = ids(0, 1)
+    monkeypatch.setattr(time, "sleep", lambda _: setattr(nodes, "connected", ids(0, 1, 2)))
+    registry = with_own_data(nodes, "a", "b", "c", patience=600.0)
+    assert len(registry.assemble(3, at_least=2)) == 3
 
 
 def test_a_run_goes_on_without_some_of_its_earlier_clients_after_a_while(

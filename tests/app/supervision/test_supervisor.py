@@ -50,6 +50,7 @@ def test_a_connection_that_becomes_a_simulation_is_refused_too(
         raise SuperLinkError("away")
 
     monkeypatch.setattr(FlowerCommands, "check", check)
+    monkeypatch.setattr("fixbn_flwr.app.supervision.supervisor._POLL", 0.0)
     said = list[str]()
     here = FlowerCommands("here", flower_environment(tmp_path))
     with pytest.raises(SuperLinkError, match="'here' has the address ':local:', which starts"):
