@@ -30,7 +30,9 @@ def difference(name: str, one: Place, other: Place, word: str) -> Callable[[], s
     """
 
     def text() -> str:
-        found = place(shown(name), one[1], one[0]).minus(place(shown(name), other[1], other[0]))
+        results = shown(name)
+        cell, subtracted = (place(results, setting, method) for method, setting in (one, other))
+        found = cell.minus(subtracted)
         if found.word != word:
             where = ", ".join([name, one[0], *one[1].values()])
             raise ValueError(f"{where}: the page says {word}, the data {found.word}")
@@ -48,8 +50,10 @@ def of_momentum(
     method: str, participation: str, one: str, other: str, word: str
 ) -> Callable[[], str]:
     """Return the block with the difference of two places of momentum."""
-    places = [(method, {"participation": participation, "momentum": kept}) for kept in (one, other)]
-    return difference("momentum", places[0], places[1], word)
+    first, second = (
+        (method, {"participation": participation, "momentum": kept}) for kept in (one, other)
+    )
+    return difference("momentum", first, second, word)
 
 
 SETTINGS = {

@@ -13,6 +13,7 @@ from simulation.experiments.matching_results import recorded_results
 from simulation.experiments.result_log import RESULTS, Result, read, results_file
 from simulation.reporting.differences import differences, differences_along
 from simulation.reporting.gradient_figure import updates_table
+from simulation.reporting.grid_figures import View
 from simulation.reporting.grouping import Cell, as_numbers, methods, place, results_of, values
 from simulation.reporting.intervals import interval
 from simulation.reporting.tables import markdown, table
@@ -35,32 +36,29 @@ def shown(name: str, grid: str = "main") -> list[Result]:
 
 def accuracies(name: str, grid: str = "main") -> Callable[[], str]:
     """Return the block with the accuracies of a grid."""
-
-    def text() -> str:
-        results = of_grid(name, grid)
-        return table(results, Experiment(name, Scale.CPU).views[grid].x) if results else NOT_YET
-
-    return text
+    return _of_results(name, grid, lambda results, view: table(results, view.x))
 
 
 def comparisons(name: str, grid: str = "main") -> Callable[[], str]:
     """Return the block with the differences between the methods of a grid."""
-
-    def text() -> str:
-        results, view = of_grid(name, grid), Experiment(name, Scale.CPU).views[grid]
-        return differences(results, view.x, view.pairs) if results else NOT_YET
-
-    return text
+    return _of_results(name, grid, lambda results, view: differences(results, view.x, view.pairs))
 
 
 def compared_along(
     name: str, grid: str, axis: str, pairs: Sequence[tuple[str, str]]
 ) -> Callable[[], str]:
     """Return the block with the differences between values of an axis of a grid."""
+    return _of_results(name, grid, lambda results, _: differences_along(results, axis, pairs))
+
+
+def _of_results(
+    name: str, grid: str, write: Callable[[Sequence[Result], View], str]
+) -> Callable[[], str]:
+    """Return the block that `write` makes of a grid's results and its view."""
 
     def text() -> str:
-        results = of_grid(name, grid)
-        return differences_along(results, axis, pairs) if results else NOT_YET
+        results, view = of_grid(name, grid), Experiment(name, Scale.CPU).views[grid]
+        return write(results, view) if results else NOT_YET
 
     return text
 

@@ -93,6 +93,12 @@ def export(
     metrics = read_metrics(folder)  # not in an exported folder
     config = _without_path(read_config(folder))
     which = which or default_model(folder)
+    target = output.expanduser() if output else folder / f"export-{which}"
+    if (target / METRICS).exists():
+        raise ConfigError(
+            f"{target} is the folder of a run, whose config.json would be lost: choose another "
+            "folder with --output."
+        )
     model = load(folder, which)
     card = model_card(folder.resolve().name, config, metrics, model, which)
     match file_format:
@@ -102,13 +108,7 @@ def export(
             content = torchscript_file(model)
         case "safetensors":
             content = (folder / f"{which}.safetensors").read_bytes()
-    target = output.expanduser() if output else folder / f"export-{which}"
     path = target / FILES[file_format]
-    if (target / METRICS).exists():
-        raise ConfigError(
-            f"{target} is the folder of a run, whose config.json would be lost: choose another "
-            "folder with --output."
-        )
     try:
         write_atomically(path, content)
         write_atomically(target / CONFIG, json_bytes(_public(config, model, which)))

@@ -111,8 +111,9 @@ def model_card(
     channels, height, width = model.input_size
     images = f"{'grey' if channels == 1 else 'colour'}, {height}x{width} pixels"
     method = _METHODS.get(config["method"], f"federated learning, {config['method']}")
-    given_up = bool(metrics) and metrics[-1].phase is Phase.EXPLORATION  # after calibration, if any
-    freeze_round = None if given_up else freeze_round_of(metrics)
+    # A run that gave up freezing ends in exploration.
+    frozen = bool(metrics) and metrics[-1].phase is Phase.CALIBRATION
+    freeze_round = freeze_round_of(metrics) if frozen else None
     here = next(reversed(metrics), None)
     if which == "best":
         here = best_round(metrics) or best_tested_round(metrics)
